@@ -1,0 +1,62 @@
+"""What arrives: a request is immutable data, all of it known before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen from the logits. Control carries it and never looks inside.
+
+    The order of operations is the one clients know: logit_bias, min_tokens (bans `stop_ids`), repetition, presence
+    and frequency penalties, temperature, top_k, top_p, min_p.
+    """
+
+    temperature: float = 1.0
+    """0 is greedy: the largest logit, ties to the lowest id."""
+    top_k: int = 0
+    """0: all."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    """Tokens below min_p x the largest probability are dropped."""
+    repetition_penalty: float = 1.0
+    """Over prompt and output (Keskar et al., 2019, CTRL)."""
+    presence_penalty: float = 0.0
+    """Over output only, as is frequency_penalty."""
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    """With a seed, token i of a request depends on (seed, i) and the logits alone, whatever else is in the batch."""
+    logprobs: int | None = None
+    """None: none. k >= 0: the chosen token's, and those of the k most likely."""
+    stop_ids: tuple[int, ...] = ()
+    """End-of-sequence ids and the client's stop_token_ids; empty when ignore_eos was asked for."""
+    min_tokens: int = 0
+    """No stop id before this many output tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt to continue. `n` > 1 is that many requests."""
+
+    id: str
+    prompt: Tokens[int]
+    """Token ids. Anything sliceable: a tuple of real ids, or a range in a simulation."""
+    max_tokens: int
+    """Bound on output tokens, `output` included."""
+    output: tuple[int, ...] = ()
+    """Tokens already produced elsewhere (a restarted worker, another replica): computed again, not emitted again."""
+    tenant: str = ""
+    """Whose share it counts against; also part of the border that cached prefixes do not cross."""
+    salt: str = ""
+    """Client's cache_salt: prefixes are shared inside (tenant, salt) only."""
+    priority: int = 0
+    """Lower goes first."""
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens to compute before the first new one appears."""
+        return len(self.prompt) + len(self.output)
