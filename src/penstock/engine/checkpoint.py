@@ -1,0 +1,222 @@
+"""safetensors on disk: what is in a checkpoint, from the headers alone, and its tensors one by one.
+
+`model_footprint` answers what a model will need before anything heavy is imported or read. `Checkpoint` hands out
+tensors by name and shape; each is copied out of the memory-mapped file in the dtype asked for, so a load holds one
+copy of the weights, and what nobody asked for is an error rather than a surprise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from penstock.engine.architecture import read_architecture
+from penstock.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2}
+"""What the engine computes in, and the bytes of one element."""
+
+_FLOATS: Final = ("F64", "F32", "F16", "BF16")
+_HEADER_LIMIT_BYTES: Final = 100_000_000
+# Buffers that old versions of transformers saved; they are functions of config.json.
+_DERIVED: Final = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a model needs and how it is shaped, known from config.json and the safetensors headers."""
+
+    parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    max_sequence_tokens: int
+    architecture: str
+    vocab_size: int
+
+
+def model_footprint(path: Path | str, dtype: str = "float32") -> Footprint:
+    """The footprint of the checkpoint in directory `path`, computed in `dtype` (float32 or bfloat16).
+
+    Reads no weights and imports no torch. Raises UnsupportedModel.
+    """
+    element = dtype_bytes(dtype)
+    architecture = read_architecture(path)
+    headers = read_headers(path)
+    tied = {"lm_head.weight"} if architecture.tied_embeddings else set()
+    parameters = sum(
+        prod(entry.shape) for name, entry in headers.items() if name not in tied and not _DERIVED.search(name)
+    )
+    return Footprint(
+        parameters=parameters,
+        weight_bytes=parameters * element,
+        kv_bytes_per_token=architecture.kv_elements_per_token * element,
+        max_sequence_tokens=architecture.max_positions,
+        architecture=architecture.name,
+        vocab_size=architecture.vocab_size,
+    )
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of one element. Raises UnsupportedModel for anything but float32 and bfloat16."""
+    if dtype not in DTYPE_BYTES:
+        raise UnsupportedModel(
+            field="dtype", value=dtype, why="the engine does not compute in it", remedy="float32 or bfloat16"
+        )
+    return DTYPE_BYTES[dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor lies."""
+
+    file: Path
+    shape: tuple[int, ...]
+
+
+def read_headers(path: Path | str) -> dict[str, Entry]:
+    """Every tensor of the checkpoint in directory `path`: its file and shape. Sharded or not; reads headers only.
+
+    Raises: UnsupportedModel: there are no safetensors (pickles are named and refused), a shard is missing, a header
+    is damaged, or a tensor is not of a floating-point dtype.
+    """
+    entries: dict[str, Entry] = {}
+    for file in _files(Path(path)):
+        for name, tensor in _header(file).items():
+            if name == "__metadata__":
+                continue
+            if tensor["dtype"] not in _FLOATS and not _DERIVED.search(name):
+                raise UnsupportedModel(
+                    field=name,
+                    value=tensor["dtype"],
+                    why="this dtype is not implemented (quantized weights?)",
+                    remedy="a checkpoint in float32, float16 or bfloat16",
+                )
+            entries[name] = Entry(file, tuple(tensor["shape"]))
+    return entries
+
+
+def _files(path: Path) -> list[Path]:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(index, f"the index cannot be read ({error!r})") from None
+        files = [path / Path(name).name for name in names]
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern))
+        raise UnsupportedModel(
+            field="model",
+            value=str(path),
+            why=f"it holds pickles ({', '.join(pickles[:3])}): reading them can run code from elsewhere"
+            if pickles
+            else "there is no *.safetensors file in it",
+            remedy="the checkpoint's safetensors version (transformers' save_pretrained writes one)",
+        )
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise _damaged(index, f"these shards are missing: {', '.join(missing)}")
+    return files
+
+
+def _header(file: Path) -> dict[str, dict[str, Any]]:
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= _HEADER_LIMIT_BYTES:
+            raise _damaged(file, "it does not start with a safetensors header")
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise _damaged(file, "its header is not what safetensors writes") from None
+    size = file.stat().st_size
+    if size < 8 + length + end:
+        raise _damaged(file, f"it ends early: {size} bytes, the header promises {8 + length + end}")
+    return header
+
+
+def _damaged(file: Path, why: str) -> UnsupportedModel:
+    return UnsupportedModel(field="model", value=str(file), why=why, remedy="download the checkpoint again")
+
+
+class Checkpoint:
+    """The tensors of one checkpoint, each taken once, by name and shape.
+
+    A `prefix` that the whole checkpoint carries or lacks (GPT-2 exists with and without "transformer.") is resolved
+    here, so that model files name tensors one way.
+    """
+
+    def __init__(self, path: Path | str, dtype: torch.dtype, device: torch.device, *, prefix: str = "") -> None:
+        self._entries = read_headers(path)
+        self._dtype, self._device, self._prefix = dtype, device, prefix
+        if prefix and not any(name.startswith(prefix) for name in self._entries):
+            self._entries = {
+                name if name == "lm_head.weight" else prefix + name: e for name, e in self._entries.items()
+            }
+            self._stored_prefix = ""
+        else:
+            self._stored_prefix = prefix
+        self._taken: set[str] = set()
+        self._open: dict[Path, Any] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def take(self, name: str, *shape: int) -> torch.Tensor:
+        """The tensor of that name: a copy of its own, in this checkpoint's dtype, on its device.
+
+        Raises: UnsupportedModel: it is missing or has another shape.
+        """
+        from safetensors import safe_open
+
+        entry = self._entries.get(name)
+        if entry is None:
+            raise UnsupportedModel(
+                field="model", value=name, why="the checkpoint lacks this tensor", remedy="a complete checkpoint"
+            )
+        if entry.shape != shape:
+            raise UnsupportedModel(
+                field=name,
+                value=entry.shape,
+                why=f"config.json says its shape is {shape}",
+                remedy="config.json and weights of the same model",
+            )
+        if entry.file not in self._open:
+            self._open[entry.file] = safe_open(entry.file, framework="pt")
+        self._taken.add(name)
+        stored = name
+        if self._prefix and not self._stored_prefix and name != "lm_head.weight":
+            stored = name.removeprefix(self._prefix)
+        return self._open[entry.file].get_tensor(stored).to(self._device, self._dtype, copy=True)
+
+    def take_stacked(self, names: Iterable[tuple[str, tuple[int, ...]]]) -> torch.Tensor:
+        """Several tensors, one below the other along dimension 0, as one."""
+        import torch
+
+        return torch.cat([self.take(name, *shape) for name, shape in names])
+
+    def finish(self, *, unused: Iterable[str] = ()) -> None:
+        """Close the files. Raises UnsupportedModel if the checkpoint holds tensors no one took, `unused` aside."""
+        self._open.clear()
+        left = set(self._entries) - self._taken - set(unused)
+        left = {name for name in left if not _DERIVED.search(name)}
+        if left:
+            raise UnsupportedModel(
+                field="model",
+                value=sorted(left)[:3],
+                why=f"config.json has no place for {len(left)} tensor(s) of the checkpoint, these among them",
+                remedy="config.json and weights of the same model",
+            )

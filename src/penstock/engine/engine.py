@@ -1,0 +1,343 @@
+"""The engine: `run(step) -> StepResult`, the only way in.
+
+A step is a delta, so the engine keeps what it changes: sequences.py holds the admitted sequences and the decode set
+as arrays, pool.py their KV. A run applies the step's fields in order, lays its rows out (batch.py), puts them through
+the model (models/), samples, and says which sequences are complete.
+
+Steps may be planned before the result of the last one is known. So a decode's input is the token this engine sampled
+itself, and a sequence that has ended stays silent, whatever later steps still say of it, until it is released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Numbers
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from penstock.control.request import Request
+from penstock.control.step import Chunk, Finish, Step, StepResult
+from penstock.engine.batch import Batch, Rows, make_batch
+from penstock.engine.loader import LoadedModel, load_model
+from penstock.engine.ops.kernels import Kernels, kernels_for
+from penstock.engine.ops.rope import RopeAngles
+from penstock.engine.pool import KVPool
+from penstock.engine.greedy import Sampler
+from penstock.engine.sequences import DecodeSet, Sequence, Slots
+from penstock.errors import InvalidRequest, ProtocolError
+
+
+class Engine:
+    """Computes the steps of one replica (the Executor of runtime/executor.py). Not thread-safe: one caller."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        blocks: int,
+        block_tokens: int,
+        host_blocks: int = 0,
+        max_seqs: int,
+        max_step_tokens: int | None = None,
+        kernels: Kernels | None = None,
+    ) -> None:
+        """Reserve KV for `blocks` blocks of `block_tokens` tokens, and `host_blocks` more for what is swapped out.
+
+        Args:
+            max_seqs: sequences that hold blocks at one time. max_step_tokens: bound on the rows of one step.
+            kernels: default is the fastest that works on the model's device.
+        """
+        architecture = model.architecture
+        self.max_sequence_tokens = min(architecture.max_positions, blocks * block_tokens)
+        self.architecture = architecture
+        self._model, self._device = model.model, model.device
+        self._pool = KVPool(
+            architecture,
+            blocks=blocks,
+            block_tokens=block_tokens,
+            host_blocks=host_blocks,
+            dtype=model.dtype,
+            device=model.device,
+        )
+        self._kernels = kernels if kernels is not None else kernels_for(model.device)
+        self._rope: RopeAngles | None = None
+        if architecture.rope is not None:
+            self._rope = RopeAngles(
+                architecture.rope,
+                architecture.head_dim,
+                architecture.max_positions,
+                self.max_sequence_tokens,
+                model.device,
+            )
+        self._by_length = self._rope is not None and self._rope.depends_on_length
+        self._max_step_tokens = max_step_tokens
+        self._sequences: dict[str, Sequence] = {}
+        self._slots = Slots(max_seqs, self.max_sequence_tokens, block_tokens)
+        self._decoding = DecodeSet(max_seqs)
+        self._sampler = Sampler(max_seqs, architecture.vocab_size)
+        self._last_step: int | None = None
+
+    @classmethod
+    def load(
+        cls, path: Path | str, *, dtype: str = "float32", device: str = "cpu", threads: int | None = None, **sizes: Any
+    ) -> Self:
+        """Load the checkpoint in directory `path` and reserve its KV; `sizes` are the constructor's.
+
+        `threads`: CPU threads of this process's computations. Raises UnsupportedModel.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(load_model(path, dtype=dtype, device=device), **sizes)
+
+    def add(self, request: Request) -> None:
+        """Make a request known before the first step that names it. Raises InvalidRequest; nothing is kept then."""
+        self._validate(request)
+        self._sequences[request.id] = Sequence(request, output=tuple(request.output))
+
+    def run(self, step: Step) -> StepResult:
+        """Run one step to its end. `seconds` of the result is its wall time.
+
+        Raises: ProtocolError: the step breaks the contract of control/step.py.
+        """
+        started = perf_counter()
+        if self._last_step is not None and step.number != self._last_step + 1:
+            raise ProtocolError(f"step {step.number} comes after step {self._last_step}")
+        self._last_step = step.number
+        result = StepResult(step.number)
+        with torch.inference_mode():
+            self._apply(step)
+            rows, slots, ids = self._rows(step)
+            if rows is not None:
+                self._compute(rows, slots, ids, result)
+        result.seconds = perf_counter() - started
+        return result
+
+    def close(self) -> None:
+        """Give back the KV pools and forget all sequences. Safe to call twice."""
+        self._sequences.clear()
+        self._pool.device = self._pool.host = torch.empty(0)
+
+    def statistics(self) -> dict[str, int]:
+        """Sequences known, slots in use, sequences decoding, bytes of KV reserved."""
+        return {
+            "sequences": len(self._sequences),
+            "slots_used": self._slots.used,
+            "decoding": len(self._decoding),
+            "kv_bytes": self._pool.bytes,
+        }
+
+    def check(self) -> None:
+        """Recount slots and decode set from scratch. Raises ProtocolError when they disagree."""
+        self._slots.check()
+        for slot, request_id in zip(self._decoding.slots.tolist(), self._decoding.ids, strict=True):
+            sequence = self._sequences.get(request_id)
+            if sequence is None or sequence.slot != slot or sequence.done:
+                raise ProtocolError(f"{request_id} is in the decode set and must not be")
+
+    def _apply(self, step: Step) -> None:
+        """What the step changes, field by field in the order of the class."""
+        for request_id in step.release:
+            self._detach(self._known(request_id))
+            del self._sequences[request_id]
+        for request_id in step.evict:
+            self._detach(self._known(request_id))
+        for swap in step.swap_out:
+            sequence = self._known(swap.id)
+            self._check_blocks(swap.id, swap.device, swap.host)
+            self._pool.swap_out(swap)
+            self._detach(sequence)
+        for swap in step.swap_in:
+            sequence = self._known(swap.id)
+            self._check_blocks(swap.id, swap.device, swap.host)
+            self._pool.swap_in(swap)
+            self._attach(sequence, swap.device)
+        for admission in step.admit:
+            sequence = self._known(admission.id)
+            self._check_blocks(admission.id, admission.blocks)
+            self._attach(sequence, admission.blocks)
+        for request_id in step.pause:
+            self._decoding.leave(self._slot_of(request_id))
+        for request_id in step.join:
+            slot = self._slot_of(request_id)
+            if not self._known(request_id).done:
+                self._decoding.join(slot, request_id)
+        for request_id, block in step.grow:
+            self._check_blocks(request_id, (block,))
+            self._slots.grow(self._slot_of(request_id), block)
+
+    def _rows(self, step: Step) -> tuple[Rows | None, np.ndarray, list[str]]:
+        """The step's rows, with slot and id of each one that yields a token; None when there are no rows."""
+        slots = self._slots
+        decoding = len(self._decoding) if step.decoding else 0
+        mine = self._decoding.slots.copy() if decoding else np.zeros(0, np.int64)
+        ids = self._decoding.ids.copy() if decoding else []
+        length = slots.length[mine]
+        positions = length - 1
+        token_ids = slots.tokens[mine, positions].astype(np.int64)
+        counts = np.ones(decoding, np.int64)
+        chunks = [chunk for chunk in step.chunks if not self._known(chunk.id).done] if step.chunks else []
+        logit_rows: np.ndarray | None = None
+        yielding = mine
+        if chunks:
+            row = decoding
+            chunk_slots, last_rows, last_slots = [], list(range(decoding)), []
+            for chunk in chunks:
+                slot = self._check_chunk(chunk)
+                chunk_slots.append(slot)
+                row += chunk.tokens
+                if chunk.last:
+                    last_rows.append(row - 1)
+                    last_slots.append(slot)
+                    ids.append(chunk.id)
+            starts_and_ends = [(chunk.start, chunk.start + chunk.tokens) for chunk in chunks]
+            token_ids = np.concatenate(
+                [token_ids, *(slots.tokens[s, a:b] for s, (a, b) in zip(chunk_slots, starts_and_ends, strict=True))]
+            ).astype(np.int64)
+            positions = np.concatenate([positions, *(np.arange(a, b) for a, b in starts_and_ends)])
+            mine = np.concatenate([mine, np.array(chunk_slots, np.int64)])
+            counts = np.concatenate([counts, np.array([chunk.tokens for chunk in chunks], np.int64)])
+            length = np.concatenate([length, np.array([b for _, b in starts_and_ends], np.int64)])
+            yielding = np.concatenate([yielding, np.array(last_slots, np.int64)])
+            logit_rows = np.array(last_rows, np.int64)
+        if not len(token_ids):
+            return None, yielding, ids
+        if self._max_step_tokens is not None and len(token_ids) > self._max_step_tokens:
+            raise ProtocolError(f"step of {len(token_ids)} rows; {self._max_step_tokens} were agreed")
+        if (length > slots.blocks_held[mine] * self._pool.block_tokens).any():
+            late = int(mine[np.argmax(length > slots.blocks_held[mine] * self._pool.block_tokens)])
+            sequence = slots.sequences[late]
+            raise ProtocolError(f"{sequence.request.id if sequence else late} has no block for its next token")
+        rows = Rows(
+            token_ids=token_ids,
+            positions=positions,
+            slots=mine,
+            counts=counts,
+            lengths=length,
+            prompt_lengths=slots.prompt_length[mine],
+            logit_rows=logit_rows,
+        )
+        return rows, yielding, ids
+
+    def _compute(self, rows: Rows, slots: np.ndarray, ids: list[str], result: StepResult) -> None:
+        """Model, sampling, and what ends with it."""
+        batch: Batch = make_batch(
+            rows,
+            self._slots.tables,
+            self._slots.tables_tensor,
+            self._pool.block_tokens,
+            self._device,
+            self._by_length,
+        )
+        hidden = self._model.hidden(batch, self._pool.device, self._kernels, self._rope)
+        if not ids:
+            return
+        logits = self._model.logits(hidden)
+        output_lengths = self._slots.length[slots] - self._slots.prompt_length[slots]
+        sampled = self._sampler.sample(logits, slots, output_lengths)
+        tokens = sampled.tokens
+        if sampled.failed:
+            kept = np.ones(len(ids), bool)
+            for row, why in sampled.failed.items():
+                result.failed[ids[row]] = why
+                self._end(self._sequences[ids[row]])
+                kept[row] = False
+            for row, logprobs in sampled.logprobs.items():
+                if kept[row]:
+                    result.logprobs[ids[row]] = logprobs
+            ids = [request_id for row, request_id in enumerate(ids) if kept[row]]
+            tokens, slots = tokens[kept], slots[kept]
+        elif sampled.logprobs:
+            result.logprobs = {ids[row]: logprobs for row, logprobs in sampled.logprobs.items()}
+        complete = self._slots.append(slots, tokens)
+        result.tokens = dict(zip(ids, tokens.tolist(), strict=True))
+        for row in complete.tolist():
+            sequence = self._sequences[ids[row]]
+            token = int(tokens[row])
+            stopped = token in sequence.request.sampling.stop_ids
+            result.finished[ids[row]] = Finish(
+                "stop" if stopped else "length", self._slots.output(int(slots[row])), token if stopped else None
+            )
+            self._end(sequence)
+
+    def _attach(self, sequence: Sequence, blocks: Numbers[int]) -> None:
+        request = self._slots.bind(sequence, blocks)
+        assert sequence.slot is not None
+        self._sampler.add(sequence.slot, request)
+
+    def _detach(self, sequence: Sequence) -> None:
+        slot = self._slots.unbind(sequence)
+        if slot is not None:
+            self._decoding.leave(slot)
+            self._sampler.remove(slot)
+
+    def _end(self, sequence: Sequence) -> None:
+        sequence.done = True
+        if sequence.slot is not None:
+            self._decoding.leave(sequence.slot)
+
+    def _known(self, request_id: str) -> Sequence:
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            raise ProtocolError(f"a step names {request_id}, which nobody added or which was released")
+        return sequence
+
+    def _slot_of(self, request_id: str) -> int:
+        slot = self._known(request_id).slot
+        if slot is None:
+            raise ProtocolError(f"a step needs {request_id} to hold blocks, and it holds none")
+        return slot
+
+    def _check_blocks(self, request_id: str, device: Numbers[int], host: Numbers[int] | None = None) -> None:
+        bad = [block for block in device if not 0 <= block < self._pool.blocks]
+        if host is not None:
+            bad += [block for block in host if not 0 <= block < self._pool.host_blocks]
+            if len(host) != len(device):
+                raise ProtocolError(f"{request_id} swaps {len(device)} device blocks with {len(host)} host blocks")
+        if bad:
+            raise ProtocolError(f"{request_id} gets block {bad[0]}, which the pool does not have")
+
+    def _check_chunk(self, chunk: Chunk) -> int:
+        slot = self._slot_of(chunk.id)
+        end, length = chunk.start + chunk.tokens, int(self._slots.length[slot])
+        if chunk.start < 0 or chunk.tokens < 1 or end > length or chunk.last != (end == length):
+            raise ProtocolError(f"{chunk} does not fit {chunk.id}, which has {length} tokens")
+        return slot
+
+    def _validate(self, request: Request) -> None:
+        if request.id in self._sequences:
+            raise InvalidRequest(
+                field="id", value=request.id, why="a request with this id is running", remedy="another id"
+            )
+        tokens = np.asarray([*request.prompt, *request.output], np.int64)
+        if not len(request.prompt):
+            raise InvalidRequest(
+                field="prompt", value="", why="it has no tokens", remedy="at least one token", code="empty_prompt"
+            )
+        if tokens.min() < 0 or tokens.max() >= self.architecture.vocab_size:
+            wrong = int(tokens[(tokens < 0) | (tokens >= self.architecture.vocab_size)][0])
+            raise InvalidRequest(
+                field="prompt",
+                value=wrong,
+                why="it is no token id of this model",
+                remedy=f"ids from 0 to {self.architecture.vocab_size - 1}",
+            )
+        if request.max_tokens <= len(request.output):
+            raise InvalidRequest(
+                field="max_tokens",
+                value=request.max_tokens,
+                why=f"{len(request.output)} output tokens are there already",
+                remedy=f"{len(request.output) + 1} or more",
+            )
+        # The last token sampled is never an input, so it needs no position and no KV.
+        needed = len(request.prompt) + request.max_tokens - 1
+        if needed > self.max_sequence_tokens:
+            raise InvalidRequest(
+                field="max_tokens",
+                value=request.max_tokens,
+                why=f"with {len(request.prompt)} prompt tokens the sequence exceeds {self.max_sequence_tokens} tokens",
+                remedy=f"a shorter prompt, or max_tokens up to {self.max_sequence_tokens + 1 - len(request.prompt)}",
+                code="context_length_exceeded",
+            )

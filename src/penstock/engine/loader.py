@@ -1,0 +1,64 @@
+"""From a directory to a model that is ready to run: reads config.json, picks the family, takes the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from penstock.engine.architecture import Architecture, read_architecture
+from penstock.engine.batch import Batch
+from penstock.engine.checkpoint import Checkpoint, dtype_bytes
+from penstock.engine.models import gpt2, llama, mixtral, qwen3_moe
+from penstock.engine.ops.kernels import Kernels
+from penstock.engine.ops.rope import RopeAngles
+
+
+class Model(Protocol):
+    """What a family's file makes of a checkpoint."""
+
+    def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: RopeAngles | None) -> Tensor:
+        """The normed last hidden state [R, D] of the rows that yield a token; writes this step's KV to `pool`."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, D] to [R, V], in float32."""
+
+
+_LOADERS: Final = {
+    "LlamaForCausalLM": llama.load,
+    "MistralForCausalLM": llama.load,
+    "Qwen2ForCausalLM": llama.load,
+    "Qwen3ForCausalLM": llama.load,
+    "MixtralForCausalLM": mixtral.load,
+    "Qwen3MoeForCausalLM": qwen3_moe.load,
+    "GPT2LMHeadModel": gpt2.load,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """Weights in memory. One may serve several engines: it holds no state between steps."""
+
+    model: Model
+    architecture: Architecture
+    dtype: torch.dtype
+    device: torch.device
+
+
+def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+    """Read the checkpoint in directory `path`; its weights become `dtype`, whatever they are stored in.
+
+    Raises: UnsupportedModel: see engine/architecture.py and engine/checkpoint.py.
+    """
+    dtype_bytes(dtype)
+    architecture = read_architecture(path)
+    number_type: torch.dtype = getattr(torch, dtype)
+    place = torch.device(device)
+    prefix = gpt2.PREFIX if architecture.name == "GPT2LMHeadModel" else ""
+    with torch.inference_mode():
+        checkpoint = Checkpoint(path, number_type, place, prefix=prefix)
+        model = _LOADERS[architecture.name](architecture, checkpoint)
+    return LoadedModel(model, architecture, number_type, place)

@@ -1,0 +1,105 @@
+"""The operations behind one interface, with two implementations that tests hold against each other.
+
+T rows of the step, D hidden width, N query heads, K KV heads, H head width, P blocks, L layers, B tokens per block,
+S segments (the rows of one sequence in this step), M the most blocks of one sequence, I inner width of an MLP.
+
+The KV pool is one tensor [P, L, 2, K, B, H], keys at 0 and values at 1: a block is one contiguous piece over all
+layers, so that moving, swapping or sending a block is one copy.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("penstock.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Which rows belong to which sequence, and where its KV lies. int32, on the CPU, contiguous."""
+
+    first_row: Tensor
+    """[S + 1] rows of segment s are first_row[s] to first_row[s + 1]."""
+    lengths: Tensor
+    """[S] tokens of the sequence with this step's rows, which are its last ones."""
+    table_rows: Tensor
+    """[S] the sequence's row in `tables`."""
+    tables: Tensor
+    """[any, M] block numbers; entries past a sequence's last block are never read."""
+    longest_rows: int
+    """Rows of the longest segment: 1 in a step that only decodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Head counts and width: columns of a fused qkv row are N*H queries, K*H keys, K*H values."""
+
+    query: int
+    kv: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class QkNorm:
+    """RMS norms over the head width, applied to every query and key head before RoPE (Qwen3)."""
+
+    query: Tensor
+    key: Tensor
+    eps: float
+
+
+class Kernels(Protocol):
+    """Each in float32 or bfloat16, softmax and norms in float32."""
+
+    name: str
+
+    def add_rms_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        """x [T, D] += delta in place, then the RMS norm of x times weight [D] as a new tensor."""
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """[T, 2I], gate left and up right, to silu(gate) * up [T, I]."""
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        heads: Heads,
+        angles: tuple[Tensor, Tensor] | None,
+        norm: QkNorm | None,
+        pool: Tensor,
+        layer: int,
+        kv_index: Tensor,
+    ) -> None:
+        """Norm and rotate queries and keys in place, then write this step's keys and values to the pool.
+
+        qkv: [T, (N + 2K) * H]. angles: cosine and sine, float32 [T, H / 2] each; None: no RoPE.
+        kv_index: int64 [T], block * B + offset of each row; no two rows share one.
+        """
+
+    def attention(
+        self,
+        qkv: Tensor,
+        heads: Heads,
+        pool: Tensor,
+        layer: int,
+        segments: Segments,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Causal attention of a ragged step over the pool: [T, N * H] in qkv's dtype.
+
+        The keys and values of this step's own rows are already in the pool. A row at position p sees positions
+        p - window + 1 to p (all up to p without a window).
+        Source: PagedAttention, Kwon et al., SOSP 2023, 4.1; grouped heads, Ainslie et al., EMNLP 2023.
+        """
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """The fastest implementation that works on `device`."""
+    from penstock.engine.ops.portable import PortableKernels
+
+    return PortableKernels()

@@ -1,0 +1,43 @@
+"""Mixture of experts: each row goes through the few experts its router prefers, each expert sees its rows at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from penstock.engine.ops.kernels import Kernels
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """E experts: router [E, D], gate_up [E, 2I, D] with gate above up, down [E, D, I]."""
+
+    router: Tensor
+    gate_up: Tensor
+    down: Tensor
+    per_token: int
+    normalize: bool
+
+    def __call__(self, x: Tensor, kernels: Kernels) -> Tensor:
+        """[T, D] to [T, D]: the weighted sum of each row's experts, added in the order of their numbers."""
+        probabilities = torch.softmax(functional.linear(x, self.router), dim=-1, dtype=torch.float32)
+        weight, expert = torch.topk(probabilities, self.per_token, dim=-1)
+        if self.normalize:
+            weight = weight / weight.sum(dim=-1, keepdim=True)
+        order = torch.argsort(expert.flatten(), stable=True)
+        rows = order // self.per_token
+        weight = weight.to(x.dtype).flatten()[order, None]
+        counts = torch.bincount(expert.flatten(), minlength=self.router.shape[0]).tolist()
+        out = torch.zeros_like(x)
+        first = 0
+        for number, count in enumerate(counts):
+            if count == 0:
+                continue
+            mine = rows[first : first + count]
+            inner = kernels.silu_mul(functional.linear(x[mine], self.gate_up[number]))
+            out.index_add_(0, mine, functional.linear(inner, self.down[number]) * weight[first : first + count])
+            first += count
+        return out
