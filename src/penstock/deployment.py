@@ -60,9 +60,7 @@ class Memory(Section):
 
 PolicyName = Literal["sarathi", "splitfuse", "orca", "vllm_prefill_first", "request_level"]
 OrderName = Literal["arrival", "priority", "shortest", "fair_share"]
-ComposeName = Literal[
-    "stall_free", "splitfuse", "mixed_prompts", "prefill_first", "decode_only", "prefill_only", "request_level"
-]
+ComposeName = Literal["stall_free", "splitfuse", "mixed_prompts", "prefill_first", "request_level"]
 EvictName = Literal["recompute", "swap"]
 
 
@@ -76,7 +74,9 @@ class Policy(Section):
     token_budget: int = Field(512, gt=0, description="Tokens in one step, decodes included.")
     max_seqs: int = Field(128, gt=0, le=4096, description="Sequences that hold KV at the same time.")
     ageing_s: Seconds = Field(
-        30.0, gt=0, description="order priority: waiting this long outweighs one priority level; shortest: 1,000 tokens."
+        30.0,
+        gt=0,
+        description="Waiting this long outweighs one priority level, or 1,000 prompt tokens in shortest.",
     )
     plan_ahead: bool = Field(True, description="Plan one step while the one before still runs.")
 
@@ -94,7 +94,7 @@ class Server(Section):
     host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs api_keys.")
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one.")
     api_keys: tuple[str, ...] = Field((), description="Keys that clients must send; none: open, loopback only.")
-    allow_public_without_key: bool = Field(False, description="Listen on a public address with no key. Everyone can use it.")
+    allow_public_without_key: bool = Field(False, description="Listen on a public address with no key, for everyone.")
     drain_timeout: Seconds = Field(30.0, ge=0, description="Time running requests get after SIGTERM.")
     queue: Queue = Queue()
     max_body_bytes: Count = Field(8 * 10**6, gt=0, description="Largest request body.")
@@ -179,7 +179,7 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise InvalidDeployment(
-            field="file", value=str(file), why="its top level is not a mapping", remedy="start with 'model:' or 'policy:'"
+            field="file", value=str(file), why="its top level is not a mapping", remedy="start with 'model:', say"
         )
     return data
 
@@ -202,7 +202,7 @@ def _swap_needs_host_memory(deployment: Deployment) -> None:
     if deployment.policy.evict != "swap" and deployment.memory.host_bytes:
         raise InvalidDeployment(
             field="memory.host_bytes", value=deployment.memory.host_bytes,
-            why="nothing uses host memory unless policy.evict is swap", remedy="policy.evict: swap, or leave the key out",
+            why="nothing uses host memory unless policy.evict is swap", remedy="policy.evict: swap, or leave this out",
         )  # fmt: skip
 
 

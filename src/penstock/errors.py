@@ -1,13 +1,14 @@
 """Every error Penstock raises on purpose, as one tree.
 
-    PenstockError                 exit code 1, HTTP 500
-    ├── BadInput                  exit code 2, HTTP 400: names field, value, reason, remedy
-    │   ├── InvalidRequest
-    │   ├── InvalidDeployment
-    │   └── UnsupportedModel
-    ├── Overloaded                HTTP 429, with the seconds to wait
-    ├── Unavailable               HTTP 503, with the seconds to wait
-    └── ProtocolError             a caller or an executor broke a contract: our own mistake
+PenstockError                 exit code 1, HTTP 500
+├── BadInput                  exit code 2, HTTP 400: names field, value, reason, remedy
+│   ├── InvalidRequest
+│   ├── InvalidDeployment
+│   └── UnsupportedModel
+├── RequestFailed             one request ended without a result; no other is touched
+├── Overloaded                HTTP 429, with the seconds to wait
+├── Unavailable               HTTP 503, with the seconds to wait
+└── ProtocolError             a caller or an executor broke a contract: our own mistake
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ class InvalidDeployment(BadInput):
 
 class UnsupportedModel(BadInput):
     """A checkpoint this engine has no implementation for."""
+
+
+class RequestFailed(PenstockError):
+    """A request that was taken and cannot be finished. It fails alone."""
 
 
 class Overloaded(PenstockError):

@@ -70,6 +70,8 @@ class Step:
     chunks: list[Chunk] = field(default_factory=list)
     decoding: int = 0
     """Size of the decode set if it runs in this step, else 0: then every sequence in it rests."""
+    decode_context: int = 0
+    """Sum of the KV lengths over the decode set before this step, if it runs: what its attention reads."""
 
     @property
     def tokens(self) -> int:

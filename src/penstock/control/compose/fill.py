@@ -1,0 +1,47 @@
+"""What a compose rule asks for: the shape of a step, before any sequence is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that a rule may know."""
+
+    decoding: int
+    """Sequences in the decode set."""
+    prefilling: int
+    """Admitted sequences whose prompt is not yet computed."""
+    waiting: int
+    """Not admitted, swapped out ones included."""
+    running: int
+    """Sequences that hold blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """One shape of a step."""
+
+    decode: bool
+    """The decode set runs."""
+    prefill_tokens: int = 0
+    """Room for prompt tokens."""
+    split: bool = True
+    """A prompt may be cut to fit. If not, whole prompts only, and one alone may exceed the room."""
+    admit: bool = True
+    """Waiting sequences may enter."""
+    gather: bool = False
+    """Admit as many as memory and max_seqs hold, though their prompts will take several steps."""
+
+
+class Compose(Protocol):
+    """A rule. The replica takes the first of `fills` that gives any work."""
+
+    @property
+    def decodes_wait(self) -> bool:
+        """When blocks run out: True, decodes without a block wait; False, a victim is evicted."""
+
+    def fills(self, view: View) -> tuple[Fill, ...]:
+        """Shapes to try, best first."""

@@ -1,0 +1,23 @@
+"""Dynamic SplitFuse: every step has the same number of tokens (DeepSpeed-FastGen, arXiv 2401.08671).
+
+Throughput is concave in the tokens of a pass, so even passes beat uneven ones: decodes first, then prompts, the last
+one cut so that the budget is filled exactly. Differs from stall-free batching where memory is short: a decode without a
+block waits instead of evicting another, and only when nothing at all can run is the newest sequence flushed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.control.compose.fill import Fill, View
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFuse:
+    """A constant budget at the knee of the throughput curve."""
+
+    token_budget: int
+    decodes_wait: bool = True
+
+    def fills(self, view: View) -> tuple[Fill, ...]:
+        return (Fill(decode=True, prefill_tokens=self.token_budget - view.decoding),)

@@ -1,0 +1,71 @@
+"""A sequence's life: its states, and the table of moves between them. Whatever is not in the table cannot happen."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from penstock.errors import ProtocolError
+
+
+class State(Enum):
+    """Where a sequence is. Blocks are held in PREFILLING, DECODING, STALLED and ENDING, and nowhere else."""
+
+    WAITING = "waiting"
+    """Not admitted, or evicted and to be computed again."""
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    """In the decode set: one more token whenever the set runs."""
+    STALLED = "stalled"
+    """Out of the decode set for want of a block; keeps the blocks it has."""
+    ENDING = "ending"
+    """Its last token is planned; only the result is missing."""
+    SWAPPED = "swapped"
+    """Its KV lies in host memory."""
+    FINISHED = "finished"
+
+
+class Event(Enum):
+    """What happens to a sequence."""
+
+    ADMIT = "admit"
+    PROMPT_DONE = "prompt done"
+    LAST_TOKEN = "last token planned"
+    STALL = "stall"
+    RESUME = "resume"
+    EVICT = "evict"
+    SWAP_OUT = "swap out"
+    SWAP_IN = "swap in"
+    END = "end"
+
+
+_LIVE: Final = [state for state in State if state is not State.FINISHED]
+
+MOVES: Final[dict[tuple[State, Event], State]] = {
+    (State.WAITING, Event.ADMIT): State.PREFILLING,
+    (State.PREFILLING, Event.PROMPT_DONE): State.DECODING,
+    (State.PREFILLING, Event.LAST_TOKEN): State.ENDING,
+    (State.DECODING, Event.LAST_TOKEN): State.ENDING,
+    (State.DECODING, Event.STALL): State.STALLED,
+    (State.STALLED, Event.RESUME): State.DECODING,
+    (State.DECODING, Event.SWAP_OUT): State.SWAPPED,
+    (State.STALLED, Event.SWAP_OUT): State.SWAPPED,
+    (State.SWAPPED, Event.SWAP_IN): State.DECODING,
+    **{(state, Event.EVICT): State.WAITING for state in (State.PREFILLING, State.DECODING, State.STALLED)},
+    # A result may arrive for a sequence that the step planned meanwhile has evicted, stalled or swapped out.
+    **{(state, Event.END): State.FINISHED for state in _LIVE},
+}
+
+HOLDS_BLOCKS: Final = frozenset({State.PREFILLING, State.DECODING, State.STALLED, State.ENDING})
+
+
+def move(state: State, event: Event) -> State:
+    """The state after `event`. Raises ProtocolError where the table has no such move.
+
+    >>> move(State.WAITING, Event.ADMIT)
+    <State.PREFILLING: 'prefilling'>
+    """
+    try:
+        return MOVES[state, event]
+    except KeyError:
+        raise ProtocolError(f"a sequence that is {state.value} cannot {event.value}") from None

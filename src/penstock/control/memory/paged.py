@@ -1,0 +1,54 @@
+"""Paged memory: blocks from one pool, given as needed, each with one holder (PagedAttention, SOSP 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from collections.abc import Sequence as Tokens
+
+from penstock.control.memory.blocks import Occupancy, blocks_for, expect
+from penstock.control.sequence import Sequence
+
+
+class Paged:
+    """A stack of free block numbers; the most recently freed is reused first, it may still be in a CPU cache."""
+
+    grows = True
+
+    def __init__(self, blocks: int, block_tokens: int) -> None:
+        self.total = blocks
+        self.block_tokens = block_tokens
+        self._free = list(range(blocks - 1, -1, -1))
+
+    def available(self) -> int:
+        return len(self._free)
+
+    def fits(self, tokens: int) -> bool:
+        return blocks_for(tokens, self.block_tokens) <= self.total
+
+    def admit(self, sequence: Sequence, tokens: int, spare: int) -> int | None:
+        count = blocks_for(tokens, self.block_tokens)
+        if count + spare > len(self._free):
+            return None
+        sequence.blocks = self.take(count)
+        return 0
+
+    def take(self, count: int) -> list[int]:
+        if count == 0:
+            return []
+        taken = self._free[-count:]
+        del self._free[-count:]
+        return taken
+
+    def publish(self, sequence: Sequence, computed: int) -> None:
+        """Nothing is shared."""
+
+    def release(self, sequence: Sequence, tokens: Tokens[int] | None = None) -> None:
+        self._free.extend(sequence.blocks)
+        sequence.blocks = []
+
+    def occupancy(self) -> Occupancy:
+        return Occupancy(free=len(self._free), cached=0, held=self.total - len(self._free))
+
+    def check(self, holders: Collection[Sequence]) -> None:
+        held = [block for sequence in holders for block in sequence.blocks]
+        expect(sorted(held + self._free) == list(range(self.total)), "a block is lost, or has two holders")

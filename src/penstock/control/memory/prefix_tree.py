@@ -1,0 +1,299 @@
+"""Prefix tree: equal prefixes share KV blocks, across requests and turns (RadixAttention, SGLang, arXiv 2312.07104).
+
+Who owns a block, for a sequence whose table has n blocks:
+
+    [0, shared_blocks)    the tree; the sequence keeps the path to `sequence.shared` from being evicted
+    [shared_blocks, n)    the sequence alone
+
+A node is a run of whole blocks. `users` counts the sequences whose path goes through it; a node with users 0 and no
+child may be trimmed from its end, least recently used first. Each (tenant, salt) has a root of its own, so nothing is
+shared, and no timing leaks, across that border. Comparing a prompt with a run is one slice comparison, so a request
+costs O(nodes on its path), not O(blocks).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Tokens
+
+from penstock.control.memory.blocks import Occupancy, blocks_for, expect
+from penstock.control.sequence import Sequence
+
+Border = tuple[str, str]
+BlockKey = tuple[int, ...]
+
+
+class Node:
+    """Tokens [start, end) of `tokens`, whole blocks, below `parent`."""
+
+    __slots__ = ("blocks", "border", "children", "end", "parent", "stamp", "start", "tokens", "users")
+
+    def __init__(
+        self, parent: Node | None, tokens: Tokens[int], start: int, end: int, blocks: list[int], border: Border
+    ) -> None:
+        self.parent = parent
+        self.border = border
+        self.tokens = tokens
+        self.start = start
+        self.end = end
+        self.blocks = blocks
+        self.children: dict[BlockKey, Node] = {}
+        self.users = 0
+        self.stamp = 0
+        """When it was last given up; the newest entry in the heap of idle leaves carries it."""
+
+
+class PrefixTree:
+    """Paged memory whose released blocks stay findable by their content until somebody needs the room."""
+
+    grows = True
+
+    def __init__(self, blocks: int, block_tokens: int) -> None:
+        self.total = blocks
+        self.block_tokens = block_tokens
+        self._free = list(range(blocks - 1, -1, -1))
+        self._roots: dict[Border, Node] = {}
+        self._idle: list[tuple[int, int, Node]] = []
+        self._ticks = 0
+        self._entries = 0
+        self._cached = 0
+
+    # -- the Memory protocol ------------------------------------------------------------------------------------
+
+    def available(self) -> int:
+        return len(self._free) + self._cached
+
+    def fits(self, tokens: int) -> bool:
+        return blocks_for(tokens, self.block_tokens) <= self.total
+
+    def admit(self, sequence: Sequence, tokens: int, spare: int) -> int | None:
+        root = self._roots.get(_border(sequence))
+        node, matched = (root, 0) if root is None else self._match(root, sequence.request.prompt, tokens - 1)
+        idle = sum(len(step.blocks) for step in _path(node) if not step.users)
+        count = blocks_for(tokens, self.block_tokens) - matched
+        if count + spare > self.available() - idle:
+            return None
+        if node is not None:
+            self._hold(node)
+        shared = [block for step in reversed(list(_path(node))) for block in step.blocks]
+        sequence.blocks = shared + self.take(count)
+        sequence.shared, sequence.shared_blocks = node, matched
+        return matched * self.block_tokens
+
+    def take(self, count: int) -> list[int]:
+        while len(self._free) < count:
+            self._trim(count - len(self._free))
+        if count == 0:
+            return []
+        taken = self._free[-count:]
+        del self._free[-count:]
+        return taken
+
+    def publish(self, sequence: Sequence, computed: int) -> None:
+        self._extend(sequence, sequence.request.prompt, min(computed, sequence.prompt_tokens))
+
+    def release(self, sequence: Sequence, tokens: Tokens[int] | None = None) -> None:
+        if tokens is not None:
+            self._extend(sequence, tokens, len(tokens), keep_going=True)
+        node = sequence.shared
+        self._free.extend(sequence.blocks[sequence.shared_blocks :])
+        sequence.blocks, sequence.shared, sequence.shared_blocks = [], None, 0
+        if isinstance(node, Node):
+            self._let_go(node)
+
+    def occupancy(self) -> Occupancy:
+        free = len(self._free)
+        return Occupancy(free=free, cached=self._cached, held=self.total - free - self._cached)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _key(self, tokens: Tokens[int], at: int) -> BlockKey:
+        return tuple(tokens[at : at + self.block_tokens])
+
+    def _match(self, root: Node, tokens: Tokens[int], most: int) -> tuple[Node, int]:
+        """Deepest node that holds a prefix of `tokens`, and its depth in blocks; at most `most` tokens. May split a
+        node so that the match ends at a node's end."""
+        size = self.block_tokens
+        most = min(most, len(tokens)) // size * size
+        node, at = root, 0
+        while at < most:
+            child = node.children.get(self._key(tokens, at))
+            if child is None:
+                break
+            run = min(child.end - child.start, most - at)
+            same = self._common(child, tokens, at, run)
+            if same < child.end - child.start:
+                node = self._split(child, same)
+                at += same
+                break
+            node, at = child, at + same
+        return node, at // size
+
+    def _common(self, child: Node, tokens: Tokens[int], at: int, run: int) -> int:
+        """Tokens, in whole blocks, that `child` and tokens[at:] have in common; at least one block is known to be."""
+        if tokens[at : at + run] == child.tokens[child.start : child.start + run]:
+            return run
+        size = self.block_tokens
+        low, high = 1, run // size
+        while high - low > 1:  # common prefixes are monotone: binary search for the first block that differs
+            middle = (low + high) // 2
+            if tokens[at : at + middle * size] == child.tokens[child.start : child.start + middle * size]:
+                low = middle
+            else:
+                high = middle
+        return low * size
+
+    def _split(self, node: Node, tokens: int) -> Node:
+        """Cut `node` after its first `tokens` tokens. The lower part stays the same object: sequences point at it."""
+        assert node.parent is not None
+        count = tokens // self.block_tokens
+        upper = Node(node.parent, node.tokens, node.start, node.start + tokens, node.blocks[:count], node.border)
+        upper.users, upper.stamp = node.users, node.stamp
+        upper.children[self._key(node.tokens, node.start + tokens)] = node
+        node.parent.children[self._key(node.tokens, node.start)] = upper
+        node.parent, node.start, node.blocks = upper, node.start + tokens, node.blocks[count:]
+        return upper
+
+    def _extend(self, sequence: Sequence, tokens: Tokens[int], valid: int, *, keep_going: bool = False) -> None:
+        """Move the sequence's own full blocks of tokens[:valid] into the tree, below what it shares already.
+
+        Where another sequence has published the same tokens meanwhile, ours are duplicates: a running sequence stops
+        there, since the engine reads its table; one that is done (`keep_going`) gives them up and goes on below.
+        """
+        size = self.block_tokens
+        full = valid // size
+        at = sequence.shared_blocks
+        if at >= full:
+            return
+        node = sequence.shared
+        if not isinstance(node, Node):
+            border = _border(sequence)
+            node = self._roots.get(border)
+            if node is None:
+                node = self._roots[border] = Node(None, (), 0, 0, [], border)
+            self._hold(node)
+        while at < full and node.children:
+            child = node.children.get(self._key(tokens, at * size))
+            if child is None:
+                break
+            if not keep_going:
+                self._settle_on(sequence, node, at)
+                return
+            run = min(child.end - child.start, (full - at) * size)
+            same = self._common(child, tokens, at * size, run)
+            if same < child.end - child.start:
+                child = self._split(child, same)
+            self._enter(child)
+            self._free.extend(sequence.blocks[at : at + same // size])
+            node, at = child, at + same // size
+        if at < full:
+            leaf = Node(node, tokens, at * size, full * size, sequence.blocks[at:full], node.border)
+            node.children[self._key(tokens, at * size)] = leaf
+            leaf.users = 1
+            node, at = leaf, full
+        self._settle_on(sequence, node, at)
+
+    @staticmethod
+    def _settle_on(sequence: Sequence, node: Node, shared_blocks: int) -> None:
+        sequence.shared, sequence.shared_blocks = node, shared_blocks
+
+    def _hold(self, node: Node) -> None:
+        for step in _path(node):
+            self._enter(step)
+
+    def _enter(self, node: Node) -> None:
+        if not node.users:
+            self._cached -= len(node.blocks)
+        node.users += 1
+
+    def _let_go(self, node: Node) -> None:
+        self._ticks += 1
+        for step in _path(node):
+            step.users -= 1
+            if not step.users:
+                self._cached += len(step.blocks)
+                self._offer(step)
+
+    def _offer(self, node: Node) -> None:
+        """Note that nobody uses `node` any more. An empty root goes at once: salts are the client's choice."""
+        node.stamp = self._ticks
+        if node.children:
+            return
+        if node.parent is None:
+            del self._roots[node.border]
+        else:
+            self._push(node)
+
+    def _push(self, node: Node) -> None:
+        """Into the heap of what may be trimmed; an entry whose stamp is no longer the node's is ignored there."""
+        self._entries += 1
+        heapq.heappush(self._idle, (node.stamp, self._entries, node))
+
+    def _trim(self, wanted: int) -> None:
+        """Free up to `wanted` blocks at the end of the least recently used idle leaf."""
+        stamp, _, node = heapq.heappop(self._idle)
+        parent = node.parent
+        if node.users or node.children or node.stamp != stamp or parent is None:
+            return
+        count = min(wanted, len(node.blocks))
+        kept = len(node.blocks) - count
+        self._free.extend(node.blocks[kept:])
+        self._cached -= count
+        if kept:
+            del node.blocks[kept:]
+            node.end -= count * self.block_tokens
+            self._push(node)
+            return
+        del parent.children[self._key(node.tokens, node.start)]
+        node.parent, node.blocks = None, []
+        if parent.users or parent.children:
+            return
+        if parent.parent is None:
+            del self._roots[parent.border]
+        else:
+            self._push(parent)
+
+    # -- checks -------------------------------------------------------------------------------------------------
+
+    def _nodes(self) -> Iterator[Node]:
+        stack = list(self._roots.values())
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+    def check(self, holders: Collection[Sequence]) -> None:
+        users: dict[int, int] = {}
+        own: list[int] = []
+        for sequence in holders:
+            own += sequence.blocks[sequence.shared_blocks :]
+            node = sequence.shared
+            path = list(_path(node if isinstance(node, Node) else None))
+            shared = [block for step in reversed(path) for block in step.blocks]
+            expect(shared == sequence.blocks[: sequence.shared_blocks], "a table and its path in the tree disagree")
+            for step in path:
+                users[id(step)] = users.get(id(step), 0) + 1
+        in_tree: list[int] = []
+        cached = 0
+        for node in self._nodes():
+            in_tree += node.blocks
+            expect(node.users == users.get(id(node), 0), "a node's users were miscounted")
+            expect(len(node.blocks) * self.block_tokens == node.end - node.start, "a node's run and blocks disagree")
+            cached += 0 if node.users else len(node.blocks)
+            for key, child in node.children.items():
+                expect(child.parent is node and key == self._key(child.tokens, child.start), "a child is misfiled")
+                expect(not child.users or node.users > 0, "a used node hangs below an unused one")
+        expect(cached == self._cached, f"{cached} blocks are idle in the tree, {self._cached} were counted")
+        expect(sorted(own + in_tree + self._free) == list(range(self.total)), "a block is lost, or has two owners")
+
+
+def _border(sequence: Sequence) -> Border:
+    return (sequence.request.tenant, sequence.request.salt)
+
+
+def _path(node: Node | None) -> Iterator[Node]:
+    """From `node` up to its root."""
+    while node is not None:
+        yield node
+        node = node.parent

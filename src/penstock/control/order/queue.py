@@ -1,0 +1,92 @@
+"""The waiting sequences as a heap of keys: what every order but fair share is made of."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import Protocol
+
+from penstock.control.sequence import Sequence
+
+Key = tuple[float, int]
+
+
+class Order(Protocol):
+    """Who is next, and who gives way. Decides; never allocates."""
+
+    def push(self, sequence: Sequence) -> None:
+        """A new or an evicted sequence waits. An evicted one keeps its number and so its place."""
+
+    def peek(self, clock: int) -> Sequence | None:
+        """The next one, or None. `clock` counts decode steps; orders that charge for tokens need it."""
+
+    def pop(self) -> Sequence:
+        """Take what `peek` showed."""
+
+    def remove(self, sequence: Sequence) -> None:
+        """It no longer waits (cancelled)."""
+
+    def victim(self, running: Iterable[Sequence]) -> Sequence:
+        """Who of the running gives way first. O(running): paid per eviction, never per step."""
+
+    def charge(self, sequence: Sequence, prefill_tokens: int) -> None:
+        """It was admitted with so many tokens to compute."""
+
+    def joined(self, sequence: Sequence, clock: int) -> None:
+        """It entered the decode set."""
+
+    def left(self, sequence: Sequence, clock: int) -> None:
+        """It left the decode set; `sequence.join_clock` is still the tick at which it entered."""
+
+    def __len__(self) -> int:
+        """How many wait."""
+
+
+class KeyedOrder:
+    """Smallest key first. O(log waiting) to push and pop; removal is lazy. Subclasses give `key`."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Sequence]] = []
+        self._waiting: dict[int, Sequence] = {}
+
+    def key(self, sequence: Sequence) -> Key:
+        """Total order: the second part is the unique submission number."""
+        return (0.0, sequence.number)
+
+    def push(self, sequence: Sequence) -> None:
+        self._waiting[sequence.number] = sequence
+        heapq.heappush(self._heap, (*self.key(sequence), sequence))
+
+    def peek(self, clock: int) -> Sequence | None:
+        while self._heap:
+            sequence = self._heap[0][2]
+            if self._waiting.get(sequence.number) is sequence:
+                return sequence
+            heapq.heappop(self._heap)
+        return None
+
+    def pop(self) -> Sequence:
+        sequence = heapq.heappop(self._heap)[2]
+        del self._waiting[sequence.number]
+        return sequence
+
+    def remove(self, sequence: Sequence) -> None:
+        del self._waiting[sequence.number]
+        if len(self._heap) > 64 and len(self._heap) > 2 * len(self._waiting):
+            self._heap = [entry for entry in self._heap if entry[1] in self._waiting]
+            heapq.heapify(self._heap)
+
+    def victim(self, running: Iterable[Sequence]) -> Sequence:
+        return max(running, key=self.key)
+
+    def charge(self, sequence: Sequence, prefill_tokens: int) -> None:
+        """Nothing to charge: the key is fixed."""
+
+    def joined(self, sequence: Sequence, clock: int) -> None:
+        """Nothing to note."""
+
+    def left(self, sequence: Sequence, clock: int) -> None:
+        """Nothing to note."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)

@@ -1,0 +1,488 @@
+"""The brain of one model replica: submit and cancel go in, steps come out, results go back in.
+
+`plan` decides the next step, `commit` takes in what a step found. One step may be planned ahead: plan N+1 before commit
+N, so that the executor never waits for a decision. Steps run in the order they were planned, which is why blocks may be
+given away while a step that still writes to them is under way: the new owner's step comes later.
+
+Planning costs O(changes) (Contract 2). A decoding sequence is not touched from step to step:
+
+    the decode clock      counts steps in which the decode set ran; lengths follow from it (Sequence.settle)
+    `_growing[phase]`     the sequences that fill their last block whenever clock % block_tokens == phase
+    `_due[clock]`         the sequences whose max_tokens is reached at that tick
+    `_context`            the sum of KV lengths over the decode set
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from penstock.control.compose.fill import Compose, Fill, View
+from penstock.control.evict.swap import Evict
+from penstock.control.lifecycle import HOLDS_BLOCKS, Event, State
+from penstock.control.memory.blocks import Memory, blocks_for, expect
+from penstock.control.order.queue import Order
+from penstock.control.request import Request
+from penstock.control.sequence import Sequence
+from penstock.control.statistics import Statistics
+from penstock.control.step import (
+    Admission,
+    Chunk,
+    Failed,
+    Finish,
+    Finished,
+    FinishReason,
+    NewTokens,
+    Step,
+    StepResult,
+    Swap,
+    Update,
+)
+from penstock.errors import InvalidRequest, ProtocolError
+
+
+class Replica:
+    """order x compose x evict x memory, and the state they decide about.
+
+    Args:
+        order: who of the waiting is next, and who gives way.
+        compose: how a step is filled.
+        evict: where the KV of a victim goes.
+        memory: owner of the blocks.
+        max_seqs: sequences that hold blocks at the same time.
+        watermark: share of the blocks kept free at an admission, so that running decodes can grow.
+    """
+
+    def __init__(
+        self, *, order: Order, compose: Compose, evict: Evict, memory: Memory, max_seqs: int, watermark: float = 0.01
+    ) -> None:
+        self._order, self._compose, self._evict, self._memory = order, compose, evict, memory
+        self._max_seqs = max_seqs
+        self._spare = int(watermark * memory.total) if memory.grows else 0
+        self._size = memory.block_tokens
+        self._live: dict[str, Sequence] = {}
+        self._running: dict[str, Sequence] = {}
+        self._prefilling: dict[str, Sequence] = {}
+        self._decode_set: dict[str, Sequence] = {}
+        self._stalled: dict[str, Sequence] = {}
+        self._swapped: dict[str, Sequence] = {}
+        self._growing: list[dict[str, list[int]]] = [{} for _ in range(self._size)]
+        self._due: dict[int, dict[str, Sequence]] = {}
+        self._clock = 0
+        self._context = 0
+        self._numbers = 0
+        self._waiting_tokens = 0
+        self._planned = 0
+        self._in_flight: deque[Step] = deque()
+        self._ending: deque[tuple[int, Sequence]] = deque()
+        self._gone: dict[str, int] = {}
+        self._to_release: list[str] = []
+        self._to_pause: dict[str, None] = {}
+        self._to_join: dict[str, None] = {}
+        self._updates: list[Update] = []
+        self._counts = dict.fromkeys(
+            ("prefill_tokens", "decode_tokens", "submitted", "finished", "cancelled", "failed", "preemptions", "swaps",
+             "stalls", "prefix_query_tokens", "prefix_hit_tokens"), 0,
+        )  # fmt: skip
+
+    # -- what comes in ------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, now: float) -> None:
+        """Take a request. Raises InvalidRequest if it could never run here, ProtocolError for an id in use."""
+        if request.id in self._live:
+            raise ProtocolError(f"request id {request.id!r} is in use")
+        self._refuse_impossible(request)
+        self._numbers += 1
+        sequence = Sequence(request, self._numbers, now)
+        self._live[request.id] = sequence
+        self._wait(sequence)
+        self._counts["submitted"] += 1
+
+    def cancel(self, request_id: str, now: float) -> None:
+        """Stop working on a request. Its blocks are free at once, its Finished comes with the next updates. An id that
+        is unknown or already finished is ignored: the client may be late."""
+        sequence = self._live.get(request_id)
+        if sequence is not None:
+            self._counts["cancelled"] += 1
+            self._end(sequence, None)
+            self._updates.append(Finished(request_id, "cancelled", cached_tokens=sequence.cached_tokens))
+
+    def commit(self, step: Step, result: StepResult, now: float) -> list[Update]:
+        """Take in what the oldest planned step found. Returns the news, cancellations since the last call included.
+
+        Raises:
+            ProtocolError: not the oldest step under way, or a sequence at its max_tokens was not reported finished.
+        """
+        if not self._in_flight or self._in_flight[0] is not step or result.number != step.number:
+            raise ProtocolError(f"result {result.number} for step {step.number} is out of order")
+        self._in_flight.popleft()
+        for chunk in step.chunks:
+            sequence = self._live.get(chunk.id)
+            if sequence is not None and sequence.state in HOLDS_BLOCKS and chunk.id not in result.failed:
+                self._memory.publish(sequence, chunk.start + chunk.tokens)
+        for request_id in self._gone:
+            result.tokens.pop(request_id, None)
+            result.logprobs.pop(request_id, None)
+        self._gone = {request_id: last for request_id, last in self._gone.items() if last > step.number}
+        updates, self._updates = self._updates, []
+        if result.tokens:
+            updates.append(NewTokens(result.tokens, result.logprobs))
+        updates.extend(self._take_ends(result))
+        while self._ending and self._ending[0][0] <= step.number:
+            _, sequence = self._ending.popleft()
+            if sequence.state is State.ENDING:
+                raise ProtocolError(f"{sequence.id!r} reached max_tokens in step {step.number} and was not finished")
+        return updates
+
+    def take_updates(self) -> list[Update]:
+        """News that no commit will bring: cancellations while nothing is under way."""
+        updates, self._updates = self._updates, []
+        return updates
+
+    def use(self, compose: Compose) -> None:
+        """Change how steps are filled, from the next one on: an instance moves from one pool to another."""
+        self._compose = compose
+
+    # -- what goes out ------------------------------------------------------------------------------------------
+
+    def plan(self, now: float) -> Step | None:
+        """The next step, or None when there is nothing to do until the next event.
+
+        Raises ProtocolError when two planned steps are not committed yet.
+        """
+        if len(self._in_flight) > 1:
+            raise ProtocolError("at most one step may be planned ahead")
+        step = Step(self._planned + 1)
+        self._resume_stalled()
+        view = View(len(self._decode_set), len(self._prefilling), len(self._order) + len(self._swapped),
+                    len(self._running))  # fmt: skip
+        joins, pauses = self._to_join, self._to_pause
+        self._to_join, self._to_pause = {}, {}
+        for fill in self._compose.fills(view):
+            if fill.decode and self._decode_set:
+                self._decode(step, fill, joins)
+            if fill.prefill_tokens > 0:
+                self._prefill(step, fill)
+            if step.chunks or step.decoding or step.swap_in:
+                break
+        else:
+            if not self._unblock(step):
+                self._to_join = joins | self._to_join
+                self._to_pause = pauses | self._to_pause | dict.fromkeys(step.pause)
+                return None
+        step.join.extend(joins)
+        step.pause.extend(pauses)
+        step.release, self._to_release = self._to_release, []
+        self._planned = step.number
+        self._in_flight.append(step)
+        self._counts["decode_tokens"] += step.decoding
+        return step
+
+    def _decode(self, step: Step, fill: Fill, joins: dict[str, None]) -> None:
+        """One token for the whole decode set, after making room for those whose last block is full."""
+        memory = self._memory
+        growing = self._growing[self._clock % self._size]
+        while len(growing) > memory.available():
+            if self._compose.decodes_wait:
+                self._stall(step, next(reversed(growing)), joins)
+            else:
+                self._preempt(step, self._order.victim(self._running_evictable()), joins)
+        if not self._decode_set:
+            return
+        if growing:
+            blocks = memory.take(len(growing))
+            step.grow = list(zip(growing, blocks, strict=True))
+            for table, block in zip(growing.values(), blocks, strict=True):
+                table.append(block)
+        step.decoding = len(self._decode_set)
+        step.decode_context = self._context
+        due = self._due.get(self._clock)
+        self._clock += 1
+        self._context += step.decoding
+        if due:
+            for sequence in list(due.values()):
+                self._leave_decode_set(sequence)
+                sequence.apply(Event.LAST_TOKEN)
+                self._to_pause[sequence.id] = None
+                self._ending.append((step.number, sequence))
+
+    def _prefill(self, step: Step, fill: Fill) -> None:
+        """Chunks for the admitted, then admissions, until the room is used up."""
+        left = fill.prefill_tokens
+        for sequence in list(self._prefilling.values()):
+            if left <= 0:
+                return
+            if not fill.split and step.chunks and sequence.prefill_tokens - sequence.computed > left:
+                return
+            left -= self._chunk(step, sequence, left if fill.split else sequence.prefill_tokens)
+        if not fill.admit or step.evict or step.swap_out:
+            return
+        while (left > 0 or fill.gather) and len(self._running) < self._max_seqs:
+            if self._swapped:
+                if not self._swap_in(step, next(iter(self._swapped.values()))):
+                    return
+                continue
+            head = self._order.peek(self._clock)
+            if head is None or not self._admissible(step, fill, head, left):
+                return
+            spare = self._spare if self._running else 0
+            cached = self._memory.admit(head, head.prefill_tokens, spare)
+            if cached is None:
+                return
+            self._order.pop()
+            self._admit(step, head, cached)
+            if left > 0:
+                left -= self._chunk(step, head, left if fill.split else head.prefill_tokens)
+
+    def _admissible(self, step: Step, fill: Fill, sequence: Sequence, left: int) -> bool:
+        """An uncut prompt larger than the room goes alone."""
+        return fill.split or not step.chunks or sequence.prefill_tokens <= left
+
+    def _chunk(self, step: Step, sequence: Sequence, most: int) -> int:
+        """Plan the next `most` prompt tokens of a sequence. Returns how many."""
+        start = sequence.computed
+        tokens = min(most, sequence.prefill_tokens - start)
+        last = start + tokens == sequence.prefill_tokens
+        step.chunks.append(Chunk(sequence.id, start, tokens, last))
+        sequence.computed += tokens
+        self._counts["prefill_tokens"] += tokens
+        if last:
+            del self._prefilling[sequence.id]
+            sequence.outputs += 1
+            if sequence.outputs >= sequence.max_tokens:
+                sequence.apply(Event.LAST_TOKEN)
+                self._ending.append((step.number, sequence))
+            else:
+                sequence.apply(Event.PROMPT_DONE)
+                self._enter_decode_set(sequence)
+        return tokens
+
+    def _admit(self, step: Step, sequence: Sequence, cached: int) -> None:
+        sequence.apply(Event.ADMIT)
+        sequence.computed = cached
+        self._waiting_tokens -= sequence.prefill_tokens
+        if not sequence.admissions:
+            self._counts["prefix_query_tokens"] += sequence.prompt_tokens
+            self._counts["prefix_hit_tokens"] += cached
+            sequence.cached_tokens = cached
+            self._order.charge(sequence, sequence.prefill_tokens - cached)
+        sequence.admissions += 1
+        self._running[sequence.id] = sequence
+        self._prefilling[sequence.id] = sequence
+        step.admit.append(Admission(sequence.id, tuple(sequence.blocks), cached))
+
+    # -- the decode set -----------------------------------------------------------------------------------------
+
+    def _enter_decode_set(self, sequence: Sequence) -> None:
+        clock = self._clock
+        sequence.join_clock = clock
+        self._decode_set[sequence.id] = sequence
+        self._context += sequence.computed
+        if self._memory.grows:
+            self._growing[(clock - sequence.computed) % self._size][sequence.id] = sequence.blocks
+        ticks = sequence.max_tokens - sequence.outputs
+        self._due.setdefault(clock + ticks - 1, {})[sequence.id] = sequence
+        self._order.joined(sequence, clock)
+        self._to_join[sequence.id] = None
+
+    def _leave_decode_set(self, sequence: Sequence) -> None:
+        """After this `sequence.computed` and `.outputs` are true again."""
+        clock, request_id = self._clock, sequence.id
+        del self._decode_set[request_id]
+        if self._memory.grows:
+            del self._growing[(sequence.join_clock - sequence.computed) % self._size][request_id]
+        tick = sequence.join_clock + sequence.max_tokens - sequence.outputs - 1
+        due = self._due[tick]
+        del due[request_id]
+        if not due:
+            del self._due[tick]
+        self._order.left(sequence, clock)
+        sequence.settle(clock)
+        self._context -= sequence.computed
+        self._to_join.pop(request_id, None)
+
+    def _resume_stalled(self) -> None:
+        """Stalled decodes come back, oldest first, while there is a block for each."""
+        room = self._memory.available() if self._stalled else 0
+        for sequence in list(self._stalled.values()):
+            if room <= 0:
+                return
+            room -= 1
+            del self._stalled[sequence.id]
+            sequence.apply(Event.RESUME)
+            self._enter_decode_set(sequence)
+
+    def _stall(self, step: Step, request_id: str, joins: dict[str, None]) -> None:
+        sequence = self._decode_set[request_id]
+        self._leave_decode_set(sequence)
+        sequence.apply(Event.STALL)
+        self._stalled[request_id] = sequence
+        if request_id in joins:
+            del joins[request_id]
+        else:
+            step.pause.append(request_id)
+        self._counts["stalls"] += 1
+
+    # -- giving way ---------------------------------------------------------------------------------------------
+
+    def _running_evictable(self) -> Iterator[Sequence]:
+        return (sequence for sequence in self._running.values() if sequence.state is not State.ENDING)
+
+    def _preempt(self, step: Step, sequence: Sequence, joins: dict[str, None]) -> None:
+        """Take a running sequence's blocks: to the host if it is decoding and there is room, else to be recomputed."""
+        decoding = sequence.state is State.DECODING
+        if decoding:
+            self._leave_decode_set(sequence)
+        self._prefilling.pop(sequence.id, None)
+        self._stalled.pop(sequence.id, None)
+        joins.pop(sequence.id, None)
+        del self._running[sequence.id]
+        if sequence.id in step.pause:
+            step.pause.remove(sequence.id)
+        host = self._evict.take_host(sequence) if decoding else None
+        if host is None:
+            sequence.apply(Event.EVICT)
+            sequence.computed = 0
+            sequence.prefill_tokens = sequence.prompt_tokens + sequence.outputs
+            step.evict.append(sequence.id)
+            self._memory.release(sequence)
+            self._wait(sequence)
+            self._counts["preemptions"] += 1
+        else:
+            sequence.apply(Event.SWAP_OUT)
+            step.swap_out.append(Swap(sequence.id, tuple(sequence.blocks), host))
+            self._memory.release(sequence)
+            self._swapped[sequence.id] = sequence
+            self._counts["swaps"] += 1
+
+    def _swap_in(self, step: Step, sequence: Sequence) -> bool:
+        spare = self._spare if self._running else 0
+        host = tuple(sequence.host_blocks)
+        if len(host) + spare > self._memory.available():
+            return False
+        sequence.blocks = self._memory.take(len(host))
+        step.swap_in.append(Swap(sequence.id, tuple(sequence.blocks), host))
+        self._evict.give_back(sequence)
+        del self._swapped[sequence.id]
+        sequence.apply(Event.SWAP_IN)
+        self._running[sequence.id] = sequence
+        self._enter_decode_set(sequence)
+        return True
+
+    def _unblock(self, step: Step) -> bool:
+        """Nothing could run. If that is because stalled decodes hold all blocks, the newest of them is flushed."""
+        if not self._stalled or self._decode_set or self._prefilling or self._in_flight:
+            return bool(step.evict or step.swap_out)
+        self._preempt(step, self._stalled[next(reversed(self._stalled))], {})
+        return True
+
+    def _wait(self, sequence: Sequence) -> None:
+        self._waiting_tokens += sequence.prefill_tokens
+        self._order.push(sequence)
+
+    # -- ends ---------------------------------------------------------------------------------------------------
+
+    def _take_ends(self, result: StepResult) -> Iterator[Update]:
+        for request_id, why in result.failed.items():
+            sequence = self._live.get(request_id)
+            if sequence is not None:
+                self._counts["failed"] += 1
+                self._end(sequence, None)
+                yield Failed(request_id, why)
+        for request_id, finish in result.finished.items():
+            sequence = self._live.get(request_id)
+            if sequence is not None:
+                self._counts["finished"] += 1
+                self._end(sequence, finish)
+                reason: FinishReason = finish.reason
+                yield Finished(request_id, reason, finish.stop_id, sequence.cached_tokens)
+
+    def _end(self, sequence: Sequence, finish: Finish | None) -> None:
+        """Forget a sequence, whatever its state. With a Finish, the KV of what it computed may stay for others."""
+        request_id, state = sequence.id, sequence.state
+        del self._live[request_id]
+        if state is State.WAITING:
+            self._waiting_tokens -= sequence.prefill_tokens
+            self._order.remove(sequence)
+        elif state is State.SWAPPED:
+            del self._swapped[request_id]
+            self._evict.give_back(sequence)
+        else:
+            if state is State.DECODING:
+                self._leave_decode_set(sequence)
+            self._prefilling.pop(request_id, None)
+            self._stalled.pop(request_id, None)
+            del self._running[request_id]
+            valid = None
+            if finish is not None and finish.output and state is not State.PREFILLING:
+                # The last token was never an input, so it has no KV.
+                valid = (*sequence.request.prompt, *finish.output)[:-1]
+            self._memory.release(sequence, valid)
+        sequence.apply(Event.END)
+        self._to_pause.pop(request_id, None)
+        self._to_release.append(request_id)
+        if self._in_flight:
+            self._gone[request_id] = self._planned
+
+    def _refuse_impossible(self, request: Request) -> None:
+        total = len(request.prompt) + request.max_tokens
+        if not request.prompt:
+            raise InvalidRequest(field="prompt", value="", why="it holds no token", remedy="send at least one token")
+        if request.max_tokens <= len(request.output):
+            raise InvalidRequest(
+                field="max_tokens", value=request.max_tokens, why=f"{len(request.output)} tokens are there already",
+                remedy=f"{len(request.output) + 1} or more",
+            )  # fmt: skip
+        if not self._memory.fits(total - 1):
+            raise InvalidRequest(
+                field="max_tokens", value=request.max_tokens,
+                why=f"{len(request.prompt)} prompt tokens and {request.max_tokens} more need "
+                f"{blocks_for(total - 1, self._size)} KV blocks of {self._size} tokens; a sequence may hold fewer "
+                f"({self._memory.total} in all)",
+                remedy="a shorter prompt, fewer tokens, or a larger memory.kv_bytes", code="context_length_exceeded",
+            )  # fmt: skip
+
+    # -- looking in ---------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """No request lives and no step is under way."""
+        return not self._live and not self._in_flight
+
+    def statistics(self) -> Statistics:
+        """Counts at this moment, O(1)."""
+        blocks = self._memory.occupancy()
+        return Statistics(
+            waiting=len(self._order), waiting_prompt_tokens=self._waiting_tokens, running=len(self._running),
+            prefilling=len(self._prefilling), decoding=len(self._decode_set), swapped=len(self._swapped),
+            free_blocks=blocks.free, cached_blocks=blocks.cached, held_blocks=blocks.held,
+            total_blocks=self._memory.total, free_host_blocks=self._evict.free_host_blocks, steps=self._planned,
+            **self._counts,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """Recount everything from scratch, O(everything). Raises ProtocolError on any difference."""
+        by_state: dict[State, list[Sequence]] = {state: [] for state in State}
+        for sequence in self._live.values():
+            by_state[sequence.state].append(sequence)
+        holders = [sequence for state in HOLDS_BLOCKS for sequence in by_state[state]]
+        expect({s.id for s in holders} == set(self._running), "running is not who holds blocks")
+        expect({s.id for s in by_state[State.DECODING]} == set(self._decode_set), "the decode set is wrong")
+        expect({s.id for s in by_state[State.PREFILLING]} == set(self._prefilling), "prefilling is wrong")
+        expect({s.id for s in by_state[State.STALLED]} == set(self._stalled), "stalled is wrong")
+        expect({s.id for s in by_state[State.SWAPPED]} == set(self._swapped), "swapped is wrong")
+        expect(len(by_state[State.WAITING]) == len(self._order), "the order lost a sequence, or kept one")
+        expect(self._waiting_tokens == sum(s.prefill_tokens for s in by_state[State.WAITING]), "waiting tokens")
+        for sequence in holders:
+            ticks = self._clock - sequence.join_clock if sequence.state is State.DECODING else 0
+            kv = sequence.computed + ticks
+            expect(len(sequence.blocks) >= blocks_for(kv, self._size), f"{sequence!r} has too few blocks")
+            expect(sequence.outputs + ticks <= sequence.max_tokens, f"{sequence!r} makes too many tokens")
+        context = sum(s.computed + self._clock - s.join_clock for s in self._decode_set.values())
+        expect(context == self._context, f"the decode set holds {context} tokens, {self._context} were counted")
+        if self._memory.grows:
+            expect(sum(map(len, self._growing)) == len(self._decode_set), "growing is wrong")
+        expect(sum(map(len, self._due.values())) == len(self._decode_set), "due is wrong")
+        host = sum(len(s.host_blocks) for s in self._live.values())
+        expect(host + self._evict.free_host_blocks == self._evict.host_blocks, "host blocks are lost")
+        self._memory.check(holders)
