@@ -1,1 +1,66 @@
-""""""
+"""GREETS: one file per verb, loaded when it is called, so that `penstock --help` answers at once.
+
+Read `flags.py` for how the deployment file's keys become flags, then `serve.py`. Exit codes: 0 done, 1 failure,
+2 usage, 130 interrupted. Results go to stdout; progress, logs and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, Final
+
+VERBS: Final[dict[str, str]] = {
+    "serve": "Serve a model over HTTP, with the API that OpenAI clients speak.",
+    "chat": "Talk to a model in the terminal.",
+    "bench": "Measure a server under load.",
+    "version": "Print versions of Penstock and of what it runs on.",
+}
+"""Verb to summary. The function `verb` in penstock/cli/<verb>.py is the command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program `penstock`. Ends with SystemExit."""
+    import typer
+
+    from penstock.errors import PenstockError
+
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Shell completion passes the words typed so far in the environment.
+    words = arguments or os.environ.get("COMP_WORDS", "").split()[1:]
+    asked = next((word for word in words if not word.startswith("-")), None)
+    app = typer.Typer(
+        name="penstock",
+        help="Serves language models on a control plane that a simulator shares.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    for verb, summary in VERBS.items():
+        function = _load(verb) if verb == asked else _unloaded
+        app.command(verb, short_help=summary, help=None if verb == asked else summary)(function)
+    app.callback()(_group)
+    try:
+        app(arguments, prog_name="penstock")
+    except PenstockError as error:
+        from penstock.cli.console import show_error
+
+        show_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _load(verb: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(import_module(f"penstock.cli.{verb}"), verb)
+    return function
+
+
+def _unloaded() -> None:
+    """Stands in the list of verbs for one that was not asked for."""
+
+
+def _group() -> None:
+    """Makes the program a group of verbs even while only one is there."""

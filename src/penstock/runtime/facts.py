@@ -1,0 +1,77 @@
+"""What the front end may know about a replica and its requests: plain immutable data, safe to import anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock.control.step import FinishReason, TokenLogprobs
+
+State = Literal["starting", "ready", "restarting", "draining", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model as it was loaded, with the room it has."""
+
+    name: str
+    """What clients ask for."""
+    path: str
+    architecture: str
+    parameters: int
+    dtype: str
+    vocab_size: int
+    max_sequence_tokens: int
+    """Longest prompt + output of one request: what the model and the KV pool both allow."""
+    kv_capacity_tokens: int
+    block_tokens: int
+    blocks: int
+    max_seqs: int
+    fingerprint: str
+    """'fp_...': changes with the weights, their precision and the version of Penstock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where one request's time went, as the front end saw it; a worker's restart counts to the phase it fell into."""
+
+    queue_s: float
+    """From submission to the start of the first step that computed it."""
+    prefill_s: float
+    """From there to the first token."""
+    decode_s: float
+    """From the first token to the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """News of one request: usually one step's token; more where its reader was slower than the engine."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """One for each of `tokens`, if the request asked for them."""
+    finished: FinishReason | None = None
+    """Set on the last one only, as are the fields below."""
+    stop_id: int | None = None
+    """The stop id that ended it; it is the last of the request's tokens."""
+    cached_tokens: int = 0
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One engine step, for metrics. All counts are of this step alone."""
+
+    number: int
+    """Counts from 1 again when the worker was restarted."""
+    started: float
+    """Of the monotonic clock, which all processes of a machine share."""
+    seconds: float
+    tokens: int
+    """Rows that went through the model: decodes and prefill."""
+    decoding: int
+    prefill_tokens: int
+    new_tokens: int
+    """Tokens that requests received."""
+    preemptions: int
+    """Sequences that lost their blocks or were swapped out."""

@@ -1,0 +1,97 @@
+"""One request as the front end follows it: tokens are pushed in as frames arrive, one reader takes them out.
+
+A reader slower than the engine finds several tokens in one Output; what waits for it is bounded by max_tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from penstock.control.request import Request
+from penstock.control.step import Finished, TokenLogprobs
+from penstock.errors import PenstockError
+from penstock.runtime.facts import Output, Timings
+
+
+class Stream:
+    """Made in the event loop that reads it. One reader at a time."""
+
+    def __init__(self, request: Request, now: float) -> None:
+        self.request = request
+        self.output: list[int] = list(request.output)
+        """All tokens so far: what another worker would be given to go on from."""
+        self.sent = False
+        """A worker has it."""
+        self.deaths = 0
+        """Workers that ended with it in flight since it last made a token."""
+        self._taken = len(self.output)
+        self._logprobs: list[TokenLogprobs] = []
+        self._finished: Finished | None = None
+        self._error: PenstockError | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._submitted = now
+        self._started: float | None = None
+        self._first: float | None = None
+        self._last = now
+
+    @property
+    def ended(self) -> bool:
+        """Finished or failed; what is left is for the reader to take."""
+        return self._finished is not None or self._error is not None
+
+    def admitted(self, now: float) -> None:
+        """It got KV blocks; only the first time counts."""
+        if self._started is None:
+            self._started = now
+
+    def push(self, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
+        """A new token, and its logprobs if the request asked for them."""
+        self.output.append(token)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+        if self._first is None:
+            self._first = now
+        self._last = now
+        self.deaths = 0
+        self._wake()
+
+    def finish(self, finished: Finished) -> None:
+        """No token comes after this."""
+        if not self.ended:
+            self._finished = finished
+            self._wake()
+
+    def fail(self, error: PenstockError) -> None:
+        """The reader gets what is there, then the error."""
+        if not self.ended:
+            self._error = error
+            self._wake()
+
+    async def next(self) -> Output:
+        """Wait for news. Raises the error the stream failed with, after its last tokens."""
+        while self._taken == len(self.output) and not self.ended:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        tokens = tuple(self.output[self._taken :])
+        self._taken += len(tokens)
+        if self._error is not None and not tokens:
+            raise self._error
+        logprobs = tuple(self._logprobs) if self.request.sampling.logprobs is not None else None
+        self._logprobs.clear()
+        if self._finished is None:
+            return Output(tokens, logprobs)
+        return Output(
+            tokens, logprobs, finished=self._finished.reason, stop_id=self._finished.stop_id,
+            cached_tokens=self._finished.cached_tokens, timings=self._timings(),
+        )  # fmt: skip
+
+    def _timings(self) -> Timings:
+        first = self._last if self._first is None else self._first
+        started = first if self._started is None else min(self._started, first)
+        return Timings(
+            queue_s=max(started - self._submitted, 0.0), prefill_s=first - started, decode_s=self._last - first
+        )
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

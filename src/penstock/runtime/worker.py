@@ -1,0 +1,199 @@
+"""The engine's own process: `python -m penstock.runtime.worker --fd N`, N being a socket to the front end.
+
+Three threads, each blocked unless it has work, so that an idle worker takes no CPU:
+
+    main      builds the engine and runs its steps (one thread for all of torch: its thread pool belongs to the caller)
+    control   owns the Loop: takes requests and results from one queue of events, plans, commits, sends
+    reader    blocks on the socket and puts messages into that queue
+
+A step that raises ends the process: the engine's state is unknown then, and a fresh one that recomputes is certain.
+Requests that the engine can tell apart fail alone, in the step's result. When the front end is gone, so is the worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import faulthandler
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from penstock.control.step import Failed, Finished, NewTokens, Step, StepResult, TokenLogprobs, Update
+from penstock.deployment import Deployment
+from penstock.errors import InvalidRequest, ProtocolError
+from penstock.runtime import wire
+from penstock.runtime.build import Built, OnPhase, build
+from penstock.runtime.facts import StepReport
+from penstock.runtime.failures import describe
+from penstock.runtime.local import Loop, Turn
+
+STATISTICS_EVERY_S: Final = 0.25
+_READ_BYTES: Final = 256 * 2**10
+
+Builder = Callable[[Deployment, OnPhase], Built]
+Event = wire.ToWorker | StepResult
+
+
+class Worker:
+    """The control thread's state: one Loop between a socket and the thread that runs steps."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
+        self._statistics_due = 0.0
+
+    def send(self, message: wire.FromWorker) -> None:
+        """Blocks while the front end does not read: better than collecting without bound."""
+        self._link.sendall(wire.encode(message))
+
+    def read(self) -> None:
+        """Reader thread: messages into the queue; never returns, since the end of the stream ends the process."""
+        frames = wire.Frames(wire.to_worker)
+        try:
+            while data := self._link.recv(_READ_BYTES):
+                for message in frames.feed(data):
+                    self.events.put(message)
+        except (OSError, ProtocolError) as error:
+            print(f"penstock worker: lost the front end: {error}", file=sys.stderr, flush=True)
+        os._exit(0)
+
+    def control(self, built: Built) -> None:
+        """Control thread: handle everything that has arrived, then let the loop go on."""
+        loop = Loop(
+            built.replica, built.executor, clock=time.monotonic, plan_ahead=built.plan_ahead, launch=self.steps.put
+        )
+        while True:
+            event = self.events.get()
+            while True:
+                self._handle(loop, event)
+                try:
+                    event = self.events.get_nowait()
+                except queue.Empty:
+                    break
+            loop.advance()
+            if not loop.busy and (updates := loop.replica.take_updates()):
+                self._report(loop, None, updates)
+
+    def _handle(self, loop: Loop, event: Event) -> None:
+        match event:
+            case StepResult():
+                turn = loop.done(event)
+                self._report(loop, turn, turn.updates)
+            case wire.Submit(request):
+                try:
+                    loop.submit(request)
+                except InvalidRequest as error:
+                    value = repr(error.value)[:200]
+                    self.send(wire.Refused(request.id, error.field, value, error.why, error.remedy, error.code))
+            case wire.Cancel(id):
+                loop.cancel(id)
+            case wire.Start():
+                raise ProtocolError("a worker is started once")
+
+    def _report(self, loop: Loop, turn: Turn | None, updates: Sequence[Update]) -> None:
+        tokens: dict[str, int] = {}
+        logprobs: dict[str, TokenLogprobs] = {}
+        finished: list[Finished] = []
+        failed: list[Failed] = []
+        for update in updates:
+            match update:
+                case NewTokens():
+                    tokens.update(update.tokens)
+                    logprobs.update(update.logprobs)
+                case Finished():
+                    finished.append(update)
+                case Failed():
+                    failed.append(update)
+        statistics = None
+        if not loop.busy or time.monotonic() >= self._statistics_due:
+            statistics = loop.replica.statistics()
+            self._statistics_due = time.monotonic() + STATISTICS_EVERY_S
+        self.send(
+            wire.Stepped(
+                report=_step_report(turn, len(tokens)) if turn is not None else None,
+                admitted=[admission.id for admission in turn.step.admit] if turn is not None else [],
+                tokens=tokens, logprobs=logprobs, finished=finished, failed=failed, statistics=statistics,
+            )
+        )  # fmt: skip
+
+
+def _step_report(turn: Turn, new_tokens: int) -> StepReport:
+    step = turn.step
+    return StepReport(
+        number=step.number, started=turn.started, seconds=turn.ended - turn.started, tokens=step.tokens,
+        decoding=step.decoding, prefill_tokens=step.tokens - step.decoding, new_tokens=new_tokens,
+        preemptions=len(step.evict) + len(step.swap_out),
+    )  # fmt: skip
+
+
+def serve(link: socket.socket, builder: Builder) -> None:
+    """Build, say ready, and run steps until the process ends. Raises what building or a step raised."""
+    worker = Worker(link)
+    threading.Thread(target=worker.read, name="reader", daemon=True).start()
+    start = worker.events.get()
+    if not isinstance(start, wire.Start):
+        raise ProtocolError(f"the first message must be Start, not {type(start).__name__}")
+    built = builder(
+        Deployment.parse(start.deployment),
+        lambda name, seconds, detail: worker.send(wire.Phase(name, seconds, detail)),
+    )
+    worker.send(wire.Ready(built.info))
+    threading.Thread(target=_or_die, args=(worker, lambda: worker.control(built)), name="control", daemon=True).start()
+    while True:
+        worker.events.put(built.executor.run(worker.steps.get()))
+
+
+def _or_die(worker: Worker, body: Callable[[], None]) -> None:
+    """A thread that the process cannot go on without."""
+    try:
+        body()
+    except BaseException as error:  # noqa: BLE001 - last words, then the process ends
+        _last_words(worker.send, error)
+
+
+def _last_words(send: Callable[[wire.FromWorker], None], error: BaseException) -> None:
+    failure = describe(error)
+    if failure.kind not in ("InvalidDeployment", "UnsupportedModel"):
+        traceback.print_exception(error)
+        sys.stderr.flush()
+    try:
+        send(failure)
+    finally:
+        os._exit(1)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for SIGKILL when the parent ends; elsewhere, end of file on the socket does it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def main(arguments: Sequence[str] | None = None, builder: Builder = build) -> None:
+    """Entry point; `builder` makes replica and executor. Signals for the group are the front end's to handle."""
+    parser = argparse.ArgumentParser(prog="penstock.runtime.worker", description="Started by the front end.")
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the front end")
+    link = socket.socket(fileno=parser.parse_args(arguments).fd)
+    link.set_inheritable(False)
+    _die_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        serve(link, builder)
+    except BaseException as error:  # noqa: BLE001 - last words, then the process ends
+        _last_words(lambda message: link.sendall(wire.encode(message)), error)
+
+
+if __name__ == "__main__":
+    main()
