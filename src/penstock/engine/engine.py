@@ -21,11 +21,11 @@ import torch
 from penstock.control.request import Request
 from penstock.control.step import Chunk, Finish, Step, StepResult
 from penstock.engine.batch import Batch, Rows, make_batch
+from penstock.engine.greedy import Sampler
 from penstock.engine.loader import LoadedModel, load_model
 from penstock.engine.ops.kernels import Kernels, kernels_for
 from penstock.engine.ops.rope import RopeAngles
 from penstock.engine.pool import KVPool
-from penstock.engine.greedy import Sampler
 from penstock.engine.sequences import DecodeSet, Sequence, Slots
 from penstock.errors import InvalidRequest, ProtocolError
 

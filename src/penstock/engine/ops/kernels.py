@@ -74,7 +74,9 @@ class Kernels(Protocol):
         layer: int,
         kv_index: Tensor,
     ) -> None:
-        """Norm and rotate queries and keys in place, then write this step's keys and values to the pool.
+        """Norm and rotate queries and keys, then write this step's keys and values to the pool.
+
+        The queries are changed in place; the key columns of qkv are not to be read afterwards.
 
         qkv: [T, (N + 2K) * H]. angles: cosine and sine, float32 [T, H / 2] each; None: no RoPE.
         kv_index: int64 [T], block * B + offset of each row; no two rows share one.
@@ -98,8 +100,22 @@ class Kernels(Protocol):
         """
 
 
+_warned = False
+
+
 def kernels_for(device: torch.device) -> Kernels:
-    """The fastest implementation that works on `device`."""
+    """The fastest implementation that works here; says so once when it has to be the portable one on a CPU."""
     from penstock.engine.ops.portable import PortableKernels
 
-    return PortableKernels()
+    if device.type != "cpu":
+        return PortableKernels()
+    from penstock.engine.ops.native import NativeUnavailable, load_native
+
+    try:
+        return load_native()
+    except NativeUnavailable as error:
+        global _warned
+        if not _warned:
+            _warned = True
+            logger.warning("no native CPU kernels (%s): using the portable ones, which are several times slower", error)
+        return PortableKernels()
