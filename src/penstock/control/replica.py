@@ -76,9 +76,11 @@ class Replica:
         self._in_flight: deque[Step] = deque()
         self._ending: deque[tuple[int, Sequence]] = deque()
         self._gone: dict[str, int] = {}
-        self._to_release: list[str] = []
+        self._draft = Step(1)
+        """The step being planned. What it says of sequences so far stands, also when a plan comes to nothing."""
         self._to_pause: dict[str, None] = {}
         self._to_join: dict[str, None] = {}
+        """For the draft after this one: the token of this step has to be made first."""
         self._updates: list[Update] = []
         self._counts = dict.fromkeys(
             ("prefill_tokens", "decode_tokens", "submitted", "finished", "cancelled", "failed", "preemptions", "swaps",
@@ -152,41 +154,38 @@ class Replica:
         """
         if len(self._in_flight) > 1:
             raise ProtocolError("at most one step may be planned ahead")
-        step = Step(self._planned + 1)
-        self._resume_stalled()
-        view = View(len(self._decode_set), len(self._prefilling), len(self._order) + len(self._swapped),
-                    len(self._running))  # fmt: skip
-        joins, pauses = self._to_join, self._to_pause
+        step = self._draft
+        step.join += self._to_join
+        step.pause += self._to_pause
         self._to_join, self._to_pause = {}, {}
+        self._resume_stalled(step)
+        waiting = len(self._order) + len(self._swapped)
+        view = View(len(self._decode_set), len(self._prefilling), waiting, len(self._running))
         for fill in self._compose.fills(view):
             if fill.decode and self._decode_set:
-                self._decode(step, fill, joins)
+                self._decode(step, fill)
             if fill.prefill_tokens > 0:
                 self._prefill(step, fill)
             if step.chunks or step.decoding or step.swap_in:
                 break
         else:
             if not self._unblock(step):
-                self._to_join = joins | self._to_join
-                self._to_pause = pauses | self._to_pause | dict.fromkeys(step.pause)
                 return None
-        step.join.extend(joins)
-        step.pause.extend(pauses)
-        step.release, self._to_release = self._to_release, []
         self._planned = step.number
+        self._draft = Step(step.number + 1)
         self._in_flight.append(step)
         self._counts["decode_tokens"] += step.decoding
         return step
 
-    def _decode(self, step: Step, fill: Fill, joins: dict[str, None]) -> None:
+    def _decode(self, step: Step, fill: Fill) -> None:
         """One token for the whole decode set, after making room for those whose last block is full."""
         memory = self._memory
         growing = self._growing[self._clock % self._size]
         while len(growing) > memory.available():
             if self._compose.decodes_wait:
-                self._stall(step, next(reversed(growing)), joins)
+                self._stall(step, next(reversed(growing)))
             else:
-                self._preempt(step, self._order.victim(self._running_evictable()), joins)
+                self._preempt(step, self._order.victim(self._running_evictable()))
         if not self._decode_set:
             return
         if growing:
@@ -255,6 +254,7 @@ class Replica:
             else:
                 sequence.apply(Event.PROMPT_DONE)
                 self._enter_decode_set(sequence)
+                self._to_join[sequence.id] = None
         return tokens
 
     def _admit(self, step: Step, sequence: Sequence, cached: int) -> None:
@@ -283,7 +283,6 @@ class Replica:
         ticks = sequence.max_tokens - sequence.outputs
         self._due.setdefault(clock + ticks - 1, {})[sequence.id] = sequence
         self._order.joined(sequence, clock)
-        self._to_join[sequence.id] = None
 
     def _leave_decode_set(self, sequence: Sequence) -> None:
         """After this `sequence.computed` and `.outputs` are true again."""
@@ -299,9 +298,8 @@ class Replica:
         self._order.left(sequence, clock)
         sequence.settle(clock)
         self._context -= sequence.computed
-        self._to_join.pop(request_id, None)
 
-    def _resume_stalled(self) -> None:
+    def _resume_stalled(self, step: Step) -> None:
         """Stalled decodes come back, oldest first, while there is a block for each."""
         room = self._memory.available() if self._stalled else 0
         for sequence in list(self._stalled.values()):
@@ -311,16 +309,14 @@ class Replica:
             del self._stalled[sequence.id]
             sequence.apply(Event.RESUME)
             self._enter_decode_set(sequence)
+            _toggle(sequence.id, step.pause, step.join)
 
-    def _stall(self, step: Step, request_id: str, joins: dict[str, None]) -> None:
+    def _stall(self, step: Step, request_id: str) -> None:
         sequence = self._decode_set[request_id]
         self._leave_decode_set(sequence)
         sequence.apply(Event.STALL)
         self._stalled[request_id] = sequence
-        if request_id in joins:
-            del joins[request_id]
-        else:
-            step.pause.append(request_id)
+        _toggle(request_id, step.join, step.pause)
         self._counts["stalls"] += 1
 
     # -- giving way ---------------------------------------------------------------------------------------------
@@ -328,17 +324,15 @@ class Replica:
     def _running_evictable(self) -> Iterator[Sequence]:
         return (sequence for sequence in self._running.values() if sequence.state is not State.ENDING)
 
-    def _preempt(self, step: Step, sequence: Sequence, joins: dict[str, None]) -> None:
+    def _preempt(self, step: Step, sequence: Sequence) -> None:
         """Take a running sequence's blocks: to the host if it is decoding and there is room, else to be recomputed."""
         decoding = sequence.state is State.DECODING
         if decoding:
             self._leave_decode_set(sequence)
         self._prefilling.pop(sequence.id, None)
         self._stalled.pop(sequence.id, None)
-        joins.pop(sequence.id, None)
         del self._running[sequence.id]
-        if sequence.id in step.pause:
-            step.pause.remove(sequence.id)
+        self._withdraw(sequence.id)
         host = self._evict.take_host(sequence) if decoding else None
         if host is None:
             sequence.apply(Event.EVICT)
@@ -367,13 +361,14 @@ class Replica:
         sequence.apply(Event.SWAP_IN)
         self._running[sequence.id] = sequence
         self._enter_decode_set(sequence)
+        self._to_join[sequence.id] = None
         return True
 
     def _unblock(self, step: Step) -> bool:
         """Nothing could run. If that is because stalled decodes hold all blocks, the newest of them is flushed."""
         if not self._stalled or self._decode_set or self._prefilling or self._in_flight:
             return bool(step.evict or step.swap_out)
-        self._preempt(step, self._stalled[next(reversed(self._stalled))], {})
+        self._preempt(step, self._stalled[next(reversed(self._stalled))])
         return True
 
     def _wait(self, sequence: Sequence) -> None:
@@ -419,8 +414,8 @@ class Replica:
                 valid = (*sequence.request.prompt, *finish.output)[:-1]
             self._memory.release(sequence, valid)
         sequence.apply(Event.END)
-        self._to_pause.pop(request_id, None)
-        self._to_release.append(request_id)
+        self._withdraw(request_id)
+        self._draft.release.append(request_id)
         if self._in_flight:
             self._gone[request_id] = self._planned
 
@@ -441,6 +436,14 @@ class Replica:
                 f"({self._memory.total} in all)",
                 remedy="a shorter prompt, fewer tokens, or a larger memory.kv_bytes", code="context_length_exceeded",
             )  # fmt: skip
+
+    def _withdraw(self, request_id: str) -> None:
+        """Nothing planned so far makes it join or pause any more."""
+        self._to_join.pop(request_id, None)
+        self._to_pause.pop(request_id, None)
+        for names in (self._draft.join, self._draft.pause):
+            if request_id in names:
+                names.remove(request_id)
 
     # -- looking in ---------------------------------------------------------------------------------------------
 
@@ -486,3 +489,11 @@ class Replica:
         host = sum(len(s.host_blocks) for s in self._live.values())
         expect(host + self._evict.free_host_blocks == self._evict.host_blocks, "host blocks are lost")
         self._memory.check(holders)
+
+
+def _toggle(request_id: str, announced: list[str], opposite: list[str]) -> None:
+    """Take back what the draft announces of a sequence, or else announce the opposite."""
+    if request_id in announced:
+        announced.remove(request_id)
+    else:
+        opposite.append(request_id)
