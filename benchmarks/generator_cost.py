@@ -34,7 +34,8 @@ async def serve(reader, writer):
             head = await reader.readuntil(b"\\r\\n\\r\\n")
             length = int(head.lower().split(b"content-length:")[1].split(b"\\r\\n")[0])
             await reader.readexactly(length)
-            writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-type: text/event-stream\\r\\ntransfer-encoding: chunked\\r\\n\\r\\n")
+            writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-type: text/event-stream\\r\\n")
+            writer.write(b"transfer-encoding: chunked\\r\\n\\r\\n")
             chunk = b"%x\\r\\n%s\\r\\n" % (len(EVENT), EVENT)
             for _ in range(int(sys.argv[2])):
                 writer.write(chunk)
@@ -103,7 +104,11 @@ def main() -> None:
             cpu, wall = time.process_time(), time.perf_counter()
             events = run_async(lambda run=client: run(f"http://127.0.0.1:{port}", options.streams, options.concurrency))
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            result[name] = {"events": events, "cpu_us_per_event": round(1e6 * cpu / events, 1), "wall_s": round(wall, 2)}
+            result[name] = {
+                "events": events,
+                "cpu_us_per_event": round(1e6 * cpu / events, 1),
+                "wall_s": round(wall, 2),
+            }
             print(f"{name:10} {events} events, {1e6 * cpu / events:6.1f} us CPU each, {wall:.1f} s", file=sys.stderr)
     finally:
         server.terminate()

@@ -1,6 +1,6 @@
 """A stage of load: which requests, when, and what each says. Made before the clock starts, sent by `drive`.
 
-    Stage = requests (lengths, times) + a pace (open loop by those times, or closed loop of N at once)
+Stage = requests (lengths, times) + a pace (open loop by those times, or closed loop of N at once)
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def replay(trace: Trace, *, name: str = "trace") -> Stage:
     )  # fmt: skip
 
 
-def conversations(requests: tuple[TraceRequest, ...], turns: int, context_tokens: int | None) -> tuple[TraceRequest, ...]:
+def conversations(
+    requests: tuple[TraceRequest, ...], turns: int, context_tokens: int | None
+) -> tuple[TraceRequest, ...]:
     """Every `turns` requests become one session: a turn's prompt is all that was said before, and its own new words.
 
     The stand-in for the earlier answers has their length, not their words. A session ends early where the next turn

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -218,7 +218,7 @@ def _nanoseconds(path: Path, number: int, text: str) -> int:
     if match is None:
         raise _row_error(path, number, "TIMESTAMP", text, "not a UTC time", "such as 2023-11-16 18:15:46.6805900")
     try:
-        whole = datetime.fromisoformat(match[1]).replace(tzinfo=timezone.utc).timestamp()
+        whole = datetime.fromisoformat(match[1]).replace(tzinfo=UTC).timestamp()
     except ValueError as error:
         raise _row_error(path, number, "TIMESTAMP", text, str(error), "a time that exists") from None
     return int(whole) * 10**9 + int((match[2] or "0").ljust(9, "0"))
@@ -258,9 +258,7 @@ def _mooncake(path: Path, lines: list[str]) -> list[TraceRequest]:
                 path, number, "hash_ids", len(row.hash_ids), f"{row.input_length} tokens are {needed} blocks of 512",
                 f"{needed} ids, or none",
             )  # fmt: skip
-        requests.append(
-            TraceRequest(row.timestamp / 1000, row.input_length, row.output_length, tuple(row.hash_ids))
-        )
+        requests.append(TraceRequest(row.timestamp / 1000, row.input_length, row.output_length, tuple(row.hash_ids)))
     return requests
 
 

@@ -1,0 +1,365 @@
+"""A benchmark from start to end: ask the server, warm it up, find its capacity if needed, run the stages.
+
+    BenchSettings -> bench(settings) -> BenchResult
+
+Stages are of one kind: a trace or a generated workload, sent open loop at rates (given, or shares of the capacity
+measured in the same run) or closed loop at a fixed concurrency.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from penstock.errors import BadInput
+from penstock.report.latency import FORMULAS, Limits, RequestRecord, saturated
+from penstock.report.result import StageResult
+from penstock.workload.arrivals import arrivals
+from penstock.workload.client import Client, Target
+from penstock.workload.drive import Driver
+from penstock.workload.endpoint import Api, Endpoint, discover
+from penstock.workload.plan import Stage, Workload, conversations, open_loop, replay
+from penstock.workload.prompts import phase_seed
+from penstock.workload.trace import Trace, TraceRequest
+
+DEFAULT_REQUESTS: Final = 100
+FIRST_CONCURRENCY: Final = 8
+GAIN: Final = 1.03
+"""A doubling of the concurrency that brings less than this ends the search."""
+
+
+class Progress(Protocol):
+    """What a user may want to see while it runs."""
+
+    def stage(self, name: str, requests: int | None) -> None: ...
+
+    def record(self, record: RequestRecord) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings:
+    """One benchmark.
+
+    Exactly one of `rates`, `loads` (shares of the capacity) and `concurrency` sets the pace; with none of them a trace
+    keeps its own times, and `find_capacity` alone runs no stage beyond the search.
+    """
+
+    url: str
+    workload: Workload
+    trace: Trace | None = None
+    api: Api = "completions"
+    model: str | None = None
+    api_key: str | None = None
+    vocab_size: int | None = None
+    temperature: float = 0.0
+    ignore_eos: bool = True
+    rates: tuple[float, ...] = ()
+    loads: tuple[float, ...] = ()
+    concurrency: int | None = None
+    find_capacity: bool = False
+    capacity_stage_s: float = 20.0
+    max_concurrency: int = 256
+    shape: str = "poisson"
+    cv: float = 1.0
+    speed: float = 1.0
+    requests: int | None = None
+    duration_s: float | None = None
+    turns: int = 1
+    think_s: float = 0.0
+    cancel_fraction: float = 0.0
+    retries: int = 0
+    warmup: int = 4
+    timeout_s: float = 600.0
+    max_connections: int = 900
+    seed: int = 0
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """The most the server did in closed loop. Rates are steady-state, ramps left out."""
+
+    concurrency: int
+    requests_per_s: float
+    output_tokens_per_s: float
+    total_tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchResult:
+    """All stages of a benchmark."""
+
+    endpoint: Endpoint
+    stages: tuple[StageResult, ...]
+    search: tuple[StageResult, ...]
+    """The closed-loop stages of the capacity search; empty without one."""
+    capacity: Capacity | None
+    generator_cpu_s: float
+    token_events: int
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Every stage valid and no request failed; refusals are not failures."""
+        return all(not stage.invalid and not stage.report.failed for stage in self.stages or self.search[-1:])
+
+    def to_json(self) -> dict[str, Any]:
+        """A single stage flat, as other benchmark tools print it; several under `stages`."""
+        stages = [stage.to_json() for stage in self.stages]
+        shared: dict[str, Any] = {
+            "model_id": self.endpoint.model,
+            "endpoint": self.endpoint.path,
+            "prompts_as": "token ids" if self.endpoint.takes_ids else "text",
+            "capacity": None
+            if self.capacity is None
+            else {
+                "concurrency": self.capacity.concurrency,
+                "request_throughput": self.capacity.requests_per_s,
+                "output_throughput": self.capacity.output_tokens_per_s,
+                "total_token_throughput": self.capacity.total_tokens_per_s,
+                "stages": [stage.to_json() for stage in self.search],
+            },
+            "generator_cpu_s": self.generator_cpu_s,
+            "generator_cpu_us_per_token_event": 1e6 * self.generator_cpu_s / self.token_events
+            if self.token_events
+            else None,
+            "formulas": FORMULAS,
+            "run_notes": list(self.notes),
+        }
+        return {**stages[0], **shared} if len(stages) == 1 else {**shared, "stages": stages}
+
+
+async def bench(
+    settings: BenchSettings, progress: Progress, on_stage: Callable[[StageResult], None] | None = None
+) -> BenchResult:
+    """Run it.
+
+    Raises:
+        BadInput: settings that contradict each other. NoServer: nothing usable at the URL.
+    """
+    client = Client(
+        Target.parse(settings.url, settings.api_key),
+        max_connections=settings.max_connections,
+        timeout_s=settings.timeout_s,
+    )
+    try:
+        endpoint = await discover(
+            client,
+            api=settings.api,
+            model=settings.model,
+            vocab_size=settings.vocab_size,
+            temperature=settings.temperature,
+            ignore_eos=settings.ignore_eos,
+        )
+        driver = Driver(
+            client=client,
+            endpoint=endpoint,
+            seed=settings.seed,
+            retries=settings.retries,
+            think_s=settings.think_s,
+        )
+        return await _Bench(settings, driver, progress, on_stage).run()
+    finally:
+        client.close()
+
+
+class _Bench:
+    def __init__(
+        self,
+        settings: BenchSettings,
+        driver: Driver,
+        progress: Progress,
+        on_stage: Callable[[StageResult], None] | None,
+    ) -> None:
+        self._settings, self._driver, self._progress, self._on_stage = settings, driver, progress, on_stage
+        self._extra: tuple[str, ...] = ()
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        """A trace that does not fit the server's context would only measure refusals."""
+        context, trace = self._driver.endpoint.context_tokens, self._settings.trace
+        if context is None or trace is None:
+            return
+        longest = max(request.prompt_tokens + request.output_tokens for request in trace.requests)
+        if longest > context:
+            raise BadInput(
+                field="trace", value=trace.name, why=f"its longest request has {longest} tokens, the context {context}",
+                remedy=f"--scale-lengths-to {context}",
+            )  # fmt: skip
+
+    async def run(self) -> BenchResult:
+        settings = self._settings
+        if settings.warmup:
+            await self._warm_up()
+        search: list[StageResult] = []
+        capacity = await self._search(search) if settings.find_capacity or settings.loads else None
+        stages = []
+        self._driver.cancel_fraction = settings.cancel_fraction
+        plan = self._stages(capacity)
+        for stage, load in plan:
+            result = await self._measure(stage, load)
+            stages.append(result)
+            if self._on_stage is not None:
+                self._on_stage(result)
+            if settings.rates and len(stages) < len(plan) and saturated(result.records):
+                left = len(plan) - len(stages)
+                self._extra = (f"saturated at {stage.name}: requests in flight and TTFT kept rising; {left} left out",)
+                break
+        return BenchResult(
+            endpoint=self._driver.endpoint,
+            stages=tuple(stages),
+            search=tuple(search),
+            capacity=capacity,
+            generator_cpu_s=self._driver.cpu_s,
+            token_events=self._driver.events,
+            notes=self._notes(),
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        endpoint = self._driver.endpoint
+        notes = [f"warm-up of {self._settings.warmup} requests left out; prefix cache not reset; prompts new per stage"]
+        if not endpoint.takes_ids:
+            notes.append(f"prompts are words, {endpoint.tokens_per_word:.2f} tokens each: lengths are approximate")
+        return (*notes, *self._extra)
+
+    async def _warm_up(self) -> None:
+        requests = self._sample(self._settings.warmup, "warm-up")
+        self._progress.stage("warm-up", len(requests))
+        stage = Stage(name="warm-up", requests=requests, concurrency=min(4, len(requests)))
+        await self._driver.run(stage, self._progress.record)
+        self._driver.cpu_s, self._driver.events = 0.0, 0
+
+    def _sample(self, count: int, phase: str) -> tuple[TraceRequest, ...]:
+        """`count` requests like those of the workload: a trace's rows again from the top, or new draws."""
+        trace = self._settings.trace
+        if trace is not None:
+            rows = trace.requests
+            return tuple(rows[index % len(rows)] for index in range(count))
+        return self._settings.workload.requests(count, phase_seed(self._settings.seed, phase))
+
+    async def _measure(self, stage: Stage, load: float | None) -> StageResult:
+        self._progress.stage(stage.name, len(stage.requests))
+        records = await self._driver.run(stage, self._progress.record)
+        notes = list(self._settings.trace.notes if self._settings.trace is not None else ())
+        silent = sum(record.outcome == "completed" and record.output_tokens == 0 for record in records)
+        if silent:
+            notes.append(f"{silent} answers had no token: is there an end-of-sequence the server does not ignore?")
+        return StageResult.of(
+            stage.name,
+            records,
+            requested_rate=stage.requested_rate,
+            concurrency=stage.concurrency,
+            load=load,
+            limits=self._settings.limits,
+            notes=tuple(notes),
+        )
+
+    # Capacity: closed loop, concurrency doubled until it brings nothing more.
+
+    async def _search(self, seen: list[StageResult]) -> Capacity:
+        settings = self._settings
+        level, best = FIRST_CONCURRENCY, None
+        while level <= settings.max_concurrency:
+            name = f"capacity {level}"
+            requests = self._sample(max(64, level * math.ceil(10 * settings.capacity_stage_s)), name)
+            stage = Stage(
+                name=name,
+                requests=requests,
+                concurrency=level,
+                stop_after_s=settings.capacity_stage_s,
+                block_tokens=settings.trace.block_tokens if settings.trace is not None else 512,
+            )
+            result = await self._measure(stage, None)
+            seen.append(result)
+            if self._on_stage is not None:
+                self._on_stage(result)
+            found = _capacity(result, level)
+            if found is None:
+                break
+            if best is not None and found.total_tokens_per_s < GAIN * best.total_tokens_per_s:
+                best = max(best, found, key=lambda capacity: capacity.total_tokens_per_s)
+                break
+            best, level = found, 2 * level
+        if best is None:
+            raise BadInput(
+                field="capacity-stage", value=settings.capacity_stage_s,
+                why="no answer was complete in that time: " + (seen[-1].invalid or "no steady state"),
+                remedy="a longer time, or shorter requests",
+            )  # fmt: skip
+        return best
+
+    # Stages
+
+    def _stages(self, capacity: Capacity | None) -> list[tuple[Stage, float | None]]:
+        settings = self._settings
+        if settings.loads:
+            assert capacity is not None
+            return [(self._at(load * capacity.requests_per_s, f"load {load:g}"), load) for load in settings.loads]
+        if settings.rates:
+            return [(self._at(rate, f"rate {rate:g}"), None) for rate in settings.rates]
+        if settings.concurrency is not None:
+            return [(self._closed(settings.concurrency), None)]
+        if settings.trace is not None:
+            trace = settings.trace.at_speed(settings.speed)
+            return [(replay(self._cut(trace), name="trace"), None)]
+        return []
+
+    def _cut(self, trace: Trace) -> Trace:
+        settings = self._settings
+        trace = trace if settings.duration_s is None else trace.within(settings.duration_s)
+        return trace if settings.requests is None else trace.first(settings.requests)
+
+    def _count(self, rate: float) -> int:
+        settings = self._settings
+        by_time = None if settings.duration_s is None else max(2, round(rate * settings.duration_s))
+        bounds = [bound for bound in (by_time, settings.requests) if bound is not None]
+        return min(bounds) if bounds else DEFAULT_REQUESTS
+
+    def _at(self, rate: float, name: str) -> Stage:
+        """Open loop at `rate`: the trace's first requests stretched to it, or the law of arrival."""
+        settings = self._settings
+        if settings.trace is not None:
+            # First the number of requests, then the rate: the part that is sent has the mean rate asked for.
+            part = (
+                settings.trace.first(self._count(rate)) if settings.duration_s or settings.requests else settings.trace
+            )
+            return replay(part.at_rate(rate), name=name)
+        law = arrivals(settings.shape, rate, cv=settings.cv)
+        seed = phase_seed(settings.seed, name)
+        requests = open_loop(self._sample(self._count(rate), name), law, seed)
+        return Stage(name=name, requests=requests, requested_rate=rate)
+
+    def _closed(self, concurrency: int) -> Stage:
+        settings = self._settings
+        name = f"concurrency {concurrency}"
+        blocks = settings.trace.block_tokens if settings.trace is not None else 512
+        if settings.duration_s is not None and settings.requests is None:
+            count = max(64, concurrency * math.ceil(10 * settings.duration_s))
+        else:
+            count = settings.requests or (len(settings.trace) if settings.trace is not None else DEFAULT_REQUESTS)
+        requests = self._sample(count * settings.turns, name)
+        if settings.turns > 1:
+            context = settings.workload.context_tokens or self._driver.endpoint.context_tokens
+            requests = conversations(requests, settings.turns, context)
+            name += f", {settings.turns} turns"
+        return Stage(
+            name=name,
+            requests=requests,
+            concurrency=concurrency,
+            block_tokens=blocks,
+            stop_after_s=settings.duration_s,
+        )
+
+
+def _capacity(result: StageResult, concurrency: int) -> Capacity | None:
+    steady = result.report.steady
+    if steady is None or not result.report.completed:
+        return None
+    return Capacity(
+        concurrency=concurrency,
+        requests_per_s=steady.requests_per_s,
+        output_tokens_per_s=steady.output_tokens_per_s,
+        total_tokens_per_s=steady.total_tokens_per_s,
+    )
