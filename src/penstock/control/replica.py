@@ -190,7 +190,7 @@ class Replica:
             return
         if growing:
             blocks = memory.take(len(growing))
-            step.grow = list(zip(growing, blocks, strict=True))
+            step.grow, step.grow_blocks = list(growing), blocks
             for table, block in zip(growing.values(), blocks, strict=True):
                 table.append(block)
         step.decoding = len(self._decode_set)

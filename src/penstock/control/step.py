@@ -65,8 +65,9 @@ class Step:
     """Leave the decode set, keep the blocks (no block for the next token; or the last token is planned already)."""
     join: list[str] = field(default_factory=list)
     """Enter the decode set. The input of its next row is its own last token, sampled in a step before this one."""
-    grow: list[tuple[str, int]] = field(default_factory=list)
-    """(id, block): append the block to the sequence's table."""
+    grow: list[str] = field(default_factory=list)
+    """These get one more block at the end of their table: `grow[i]` gets `grow_blocks[i]`."""
+    grow_blocks: list[int] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     decoding: int = 0
     """Size of the decode set if it runs in this step, else 0: then every sequence in it rests."""

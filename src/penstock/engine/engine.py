@@ -51,7 +51,7 @@ class Engine:
             kernels: default is the fastest that works on the model's device.
         """
         architecture = model.architecture
-        self.max_sequence_tokens = min(architecture.max_positions, blocks * block_tokens)
+        self.max_sequence_tokens = min(architecture.max_sequence_tokens, blocks * block_tokens)
         self.architecture = architecture
         self._model, self._device = model.model, model.device
         self._pool = KVPool(
@@ -164,7 +164,7 @@ class Engine:
             slot = self._slot_of(request_id)
             if not self._known(request_id).done:
                 self._decoding.join(slot, request_id)
-        for request_id, block in step.grow:
+        for request_id, block in zip(step.grow, step.grow_blocks, strict=True):
             self._check_blocks(request_id, (block,))
             self._slots.grow(self._slot_of(request_id), block)
 

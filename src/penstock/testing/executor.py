@@ -159,7 +159,7 @@ class ScriptedExecutor:
         for request_id in step.join:
             self._require(not self.rows[request_id].decoding, f"{request_id} joins twice")
             self.rows[request_id].decoding = True
-        for request_id, block in step.grow:
+        for request_id, block in zip(step.grow, step.grow_blocks, strict=True):
             self.rows[request_id].table.append(block)
 
     def _sample(self, row: _Row, result: StepResult) -> None:
