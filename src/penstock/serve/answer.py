@@ -1,0 +1,176 @@
+"""One answer over ASGI, streamed or whole, that stops working as soon as nobody listens.
+
+The work runs in a task of its own beside one that waits for the client to leave; whichever ends first ends the other.
+Nothing is sent before the first token, so that a refusal still has a status of its own. After the first byte an error
+can only be an event in the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from penstock.serve.choice import Choice, Piece
+from penstock.serve.errors import wire
+from penstock.serve.generation import Generation
+
+PING_S: Final = 15.0
+"""Silence after which a comment line is sent: proxies close connections that say nothing."""
+
+_STREAM_HEADERS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+_log = logging.getLogger("penstock.serve")
+
+
+class Format(Protocol):
+    """An endpoint's wire format: each method gives bytes that are ready to be sent."""
+
+    def opening(self, choice: Choice) -> bytes:
+        """What precedes a choice's first piece."""
+
+    def piece(self, choice: Choice, piece: Piece) -> bytes:
+        """One event; empty if the piece shows nothing."""
+
+    def closing(self, choice: Choice) -> bytes:
+        """The event with the finish reason."""
+
+    def ending(self, generation: Generation) -> bytes:
+        """After the last choice: the usage, if asked for, and [DONE]."""
+
+    def whole(self, generation: Generation) -> bytes:
+        """Everything as one JSON body."""
+
+
+class Answer(Response):
+    """Runs a generation and writes it. Subclasses Response so that FastAPI hands it the connection."""
+
+    def __init__(self, generation: Generation, form: Format, *, stream: bool, tenant: str) -> None:
+        super().__init__()
+        self._generation, self._form, self._stream, self._tenant = generation, form, stream, tenant
+        self._events: list[bytes] = []
+        self._started = False
+        self._wrote_at = monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        began = monotonic()
+        work = asyncio.create_task(self._streamed() if self._stream else self._whole())
+        gone = asyncio.create_task(_until_gone(receive))
+        outcome = "cancelled"
+        try:
+            while not (work.done() or gone.done()):
+                await asyncio.wait(
+                    {work, gone}, timeout=PING_S if self._stream else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                if self._stream and not work.done() and monotonic() - self._wrote_at >= PING_S:
+                    await self._write(b": ping\n\n")
+            if work.done():
+                outcome = await self._conclude(work)
+        finally:
+            await _end(work)
+            await _end(gone)
+            self._log_line(scope, outcome, monotonic() - began)
+
+    async def _streamed(self) -> None:
+        await self._generation.run(self._emit, self._flush)
+        self._events.append(self._form.ending(self._generation))
+        await self._write(b"".join(self._events), more=False)
+
+    async def _whole(self) -> None:
+        await self._generation.run(_nothing, _pause)
+        body = self._form.whole(self._generation)
+        await _send_json(self._send, 200, ((b"content-type", b"application/json"),), body)
+
+    def _emit(self, choice: Choice, piece: Piece) -> None:
+        if not choice.opened:
+            choice.opened = True
+            self._events.append(self._form.opening(choice))
+        event = self._form.piece(choice, piece)
+        if event:
+            self._events.append(event)
+        if choice.finish_reason is not None:
+            self._events.append(self._form.closing(choice))
+
+    async def _flush(self) -> None:
+        if self._events:
+            data = b"".join(self._events)
+            self._events.clear()
+            await self._write(data)
+
+    async def _write(self, data: bytes, *, more: bool = True) -> None:
+        self._wrote_at = monotonic()
+        if not self._started:
+            self._started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)})
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _conclude(self, work: asyncio.Task[None]) -> str:
+        """How it ended, in a word; an error goes to the client in the form that is still possible."""
+        if work.cancelled():
+            return "cancelled"
+        error = work.exception()
+        if error is None:
+            return ",".join(sorted({choice.finish_reason or "" for choice in self._generation.choices}))
+        answer = wire(error)
+        self._generation.metrics.errors[answer.reason] += 1
+        if not self._started:
+            await _send_json(self._send, answer.status, answer.headers, answer.body)
+        else:
+            self._events.append(b"data: " + answer.body + b"\n\n")
+            await self._write(b"".join(self._events), more=False)
+        return answer.reason
+
+    def _log_line(self, scope: Scope, outcome: str, seconds: float) -> None:
+        if not _log.isEnabledFor(logging.INFO):
+            return
+        usage = self._generation.usage()
+        first = min(
+            (choice.first_at - choice.arrived for choice in self._generation.choices if choice.first_at), default=None
+        )
+        facts = {
+            "request_id": scope["request_id"],
+            "internal_id": self._generation.choices[0].request.id,
+            "tenant": self._tenant,
+            "prompt_tokens": usage["prompt_tokens"],
+            "output_tokens": usage["completion_tokens"],
+            "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
+            "ttft_s": None if first is None else round(first, 4),
+            "seconds": round(seconds, 4),
+            "outcome": outcome,
+        }
+        _log.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra=facts)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not report it: nobody is there to hear it
+
+
+async def _send_json(send: Send, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _nothing(choice: Choice, piece: Piece) -> None:
+    return
+
+
+async def _pause() -> None:
+    return

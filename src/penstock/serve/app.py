@@ -1,0 +1,163 @@
+"""The app: which path leads where, who may use it, and how an error leaves.
+
+`create_app` gets a running service and adds nothing that needs closing, so the app has no lifespan. Everything but
+/health needs a key once keys are configured; the check hangs on the routers below, and a test walks all routes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from penstock.deployment import Deployment
+from penstock.errors import PenstockError
+from penstock.runtime import ChatTemplate, Tokenizer
+from penstock.serve.auth import KeyRing
+from penstock.serve.chat import chat_completions
+from penstock.serve.completions import completions
+from penstock.serve.edge import Edge
+from penstock.serve.errors import Refusal, retry_headers, wire
+from penstock.serve.front import Front
+from penstock.serve.metrics import CONTENT_TYPE, Metrics
+
+if TYPE_CHECKING:
+    from penstock.runtime.service import Service
+
+
+def create_app(
+    service: Service, deployment: Deployment, *, tokenizer: Tokenizer, template: ChatTemplate | None = None
+) -> FastAPI:
+    """The HTTP face of `service`.
+
+    Args:
+        tokenizer: that of the model served.
+        template: its chat template; None: chat is answered with 400.
+    """
+    metrics = Metrics(service, version("penstock"))
+    front = Front(service, deployment, metrics, tokenizer, template)
+    keys = KeyRing(deployment.server.api_keys)
+    # The generated pages (/docs, /openapi.json) would be open routes, and describe none of the bodies.
+    app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(_inference(front, keys))
+    app.include_router(_operations(front, keys))
+    app.include_router(_open(service, deployment))
+    for kind in (PenstockError, HTTPException, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, _error_handler(metrics))
+    app.add_middleware(Edge, on_answer=metrics.answered)
+    return app
+
+
+def _inference(front: Front, keys: KeyRing) -> APIRouter:
+    router = APIRouter()
+    started = int(time.time())
+
+    @router.post("/v1/chat/completions")
+    async def chat(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
+        return await chat_completions(front, request, tenant)
+
+    @router.post("/v1/completions")
+    async def complete(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
+        return await completions(front, request, tenant)
+
+    @router.get("/v1/models", dependencies=[Depends(keys.tenant)])
+    async def models() -> Response:
+        return _json({"object": "list", "data": [_model(front, started)]})
+
+    @router.get("/v1/models/{name:path}", dependencies=[Depends(keys.tenant)])
+    async def model(name: str) -> Response:
+        front.check_model(name)
+        return _json(_model(front, started))
+
+    return router
+
+
+def _operations(front: Front, keys: KeyRing) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(keys.tenant)])
+    service, deployment = front.service, front.deployment
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        now, queue = service.statistics, deployment.server.queue
+        saturated = now.waiting >= queue.max_requests or now.waiting_prompt_tokens >= queue.max_prompt_tokens
+        status = "saturated" if service.state == "ready" and saturated else service.state
+        body = {"status": status, "restarts": service.restarts, "running": now.running, "waiting": now.waiting}
+        if status == "ready":
+            return _json(body)
+        return _json(body, status=503, headers=retry_headers(1.0))
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(front.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
+
+    return router
+
+
+def _open(service: Service, deployment: Deployment) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> Response:
+        # A busy server is not a dead one: only work that waits while no step ends counts. A restart has its own time.
+        stalled = service.state == "ready" and service.stalled_s > deployment.server.step_deadline
+        if service.state == "stopped" or stalled:
+            return _json(
+                {"status": "stalled" if stalled else "stopped", "seconds": round(service.stalled_s, 1)}, status=503
+            )
+        return _json({"status": "alive", "state": service.state})
+
+    return router
+
+
+def _model(front: Front, started: int) -> dict[str, Any]:
+    info = front.service.info
+    return {
+        "id": info.name,
+        "object": "model",
+        "created": started,
+        "owned_by": "penstock",
+        "root": info.name,
+        "parent": None,
+        "max_model_len": info.max_sequence_tokens,
+    }
+
+
+def _json(body: Any, *, status: int = 200, headers: list[tuple[bytes, bytes]] | None = None) -> Response:
+    response = Response(msgspec.json.encode(body), status_code=status, media_type="application/json")
+    response.raw_headers.extend(headers or ())
+    return response
+
+
+def _error_handler(metrics: Metrics) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def handle(request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientDisconnect):
+            return Response(status_code=499)  # nobody reads it; the number is for the metric
+        if isinstance(error, HTTPException):
+            error = _from_routing(request, error)
+        answer = wire(error)
+        metrics.errors[answer.reason] += 1
+        response = Response(answer.body, status_code=answer.status)
+        response.raw_headers.extend(answer.headers)
+        return response
+
+    return handle
+
+
+def _from_routing(request: Request, error: HTTPException) -> Refusal:
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        return Refusal(
+            405, "method_not_allowed", f"{request.method} is not for this path. Remedy: {allow}", allow=allow
+        )
+    if error.status_code == 404:
+        return Refusal(
+            404, "not_found", f"nothing at {request.url.path[:200]!r}. Remedy: see GET /v1/models for a start"
+        )
+    return Refusal(error.status_code, "http_error", str(error.detail))

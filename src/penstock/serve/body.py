@@ -1,0 +1,162 @@
+"""From bytes to a checked struct, or a 400 (413, 415) that names the field.
+
+Two passes: JSON to plain data, plain data to the struct. The second knows the bounds, the first is where unknown names
+are seen and where an offending value can be looked up for the message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+from penstock.errors import InvalidRequest
+from penstock.serve.errors import Refusal
+from penstock.serve.schema import Body
+from penstock.serve.unsupported import UNSUPPORTED, refuse_unsupported
+
+SomeBody = TypeVar("SomeBody", bound=Body)
+
+_IN_BACKTICKS = re.compile(r"`\$(\[\.\.\.\]|[^`]*)`$")
+_STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d+)\]|\[(\.\.\.)\]")
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """The whole body. Raises Refusal 413 or 415; ClientDisconnect if the client left meanwhile.
+
+    A body up to four times too large is read to its end and dropped, so that the client is listening when the answer
+    comes; beyond that the answer comes at once and the connection closes.
+    """
+    _check_content_type(scope)
+    parts: list[bytes] = []
+    size, more = _declared_bytes(scope), True
+    if size > 4 * max_bytes:
+        raise _too_large(size, max_bytes)
+    size = 0
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(part)
+        if size <= max_bytes:
+            parts.append(part)
+        else:
+            parts.clear()
+            if size > 4 * max_bytes:
+                break
+    if size > max_bytes:
+        raise _too_large(size, max_bytes)
+    return b"".join(parts)
+
+
+def parse_body(raw: bytes, kind: type[SomeBody], on_unknown: Callable[[str], None]) -> SomeBody:
+    """`raw` as `kind`. Calls `on_unknown` once for each field name that nothing here knows.
+
+    Raises:
+        InvalidRequest: not JSON, a wrong type, a value out of bounds, NUL, half a surrogate pair, or an option that is
+            known but not supported.
+    """
+    try:
+        data = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            field="body", value=raw[:60], why=f"not valid JSON ({error})", remedy="send one JSON object in UTF-8",
+            code="invalid_json",
+        ) from None  # fmt: skip
+    if not isinstance(data, dict):
+        raise InvalidRequest(
+            field="body",
+            value=data,
+            why="the top level is not an object",
+            remedy="send one JSON object",
+            code="invalid_json",
+        )
+    if b"\\u0000" in raw:
+        _refuse_nul(data)
+    refuse_unsupported(data)
+    for name in data.keys() - set(kind.__struct_fields__) - UNSUPPORTED.keys():
+        on_unknown(name)
+    try:
+        return msgspec.convert(data, kind, str_keys=True)
+    except (msgspec.ValidationError, ValueError, OverflowError, RecursionError) as error:
+        raise _explain(str(error), data) from None
+
+
+def _check_content_type(scope: Scope) -> None:
+    # A page in a browser may post text/plain or a form to a loopback port without asking anyone; JSON it may not.
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            kind = value.split(b";", 1)[0].strip().lower()
+            if kind != b"application/json" and not kind.endswith(b"+json"):
+                raise Refusal(
+                    415, "unsupported_media_type",
+                    f"Content-Type is {kind.decode('latin-1')[:80]!r}. Remedy: send 'Content-Type: application/json'",
+                )  # fmt: skip
+
+
+def _declared_bytes(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value[:18])
+    return 0
+
+
+def _too_large(size: int, max_bytes: int) -> Refusal:
+    return Refusal(
+        413, "request_too_large",
+        f"the body has {size:,} bytes or more; this server takes {max_bytes:,}. Remedy: a shorter prompt, or "
+        "server.max_body_bytes",
+    )  # fmt: skip
+
+
+def _refuse_nul(data: Any) -> None:
+    stack: list[tuple[str, Any]] = [("", data)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, str) and "\0" in value:
+            raise InvalidRequest(field=path, value=value, why="it contains NUL", remedy="remove the character U+0000")
+        if isinstance(value, dict):
+            _refuse_nul_in_keys(path, value)
+            stack += [(f"{path}.{key}" if path else key, inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            stack += [(f"{path}[{index}]", inner) for index, inner in enumerate(value)]
+
+
+def _refuse_nul_in_keys(path: str, keys: Iterable[str]) -> None:
+    for key in keys:
+        if "\0" in key:
+            raise InvalidRequest(
+                field=path or "body", value=key, why="a name in it contains NUL", remedy="remove the character U+0000"
+            )
+
+
+def _explain(message: str, data: dict[str, Any]) -> InvalidRequest:
+    """msgspec says "Expected `int` <= 16 - at `$.n`"; clients get the field, the value they sent and the bound."""
+    where = _IN_BACKTICKS.search(message)
+    why = message[: message.rfind(" - at ")] if where else message
+    path = where.group(1).lstrip(".") if where else ""
+    missing = re.search(r"missing required field `(\w+)`", why)
+    if missing:
+        name = f"{path}.{missing.group(1)}" if path else missing.group(1)
+        return InvalidRequest(
+            field=name,
+            value=None,
+            why="the field is required",
+            remedy="give it a value",
+            code="missing_required_parameter",
+        )
+    value: Any = data
+    for name, index, dots in _STEP.findall(where.group(1) if where else ""):
+        if dots or not isinstance(value, dict | list):
+            break
+        value = value.get(name) if name and isinstance(value, dict) else value[int(index)] if index else None
+    return InvalidRequest(
+        field=path or "body", value=value, why=why[0].lower() + why[1:], remedy="a value of that type and range",
+        code="invalid_type" if ", got " in why else "invalid_value",
+    )  # fmt: skip

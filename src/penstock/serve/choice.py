@@ -1,0 +1,111 @@
+"""One sequence on its way out: token ids in, text, log-probabilities and an ending out.
+
+The engine ends a sequence at a stop id or at max_tokens. A stop string it cannot see: `take` finds it in the text and
+marks the choice as ended, and whoever reads the tokens then closes the request, which cancels it in the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from penstock.control.request import Request
+from penstock.control.step import TokenLogprobs
+from penstock.errors import Unavailable
+from penstock.runtime import Detokenizer
+from penstock.runtime.facts import Output, Timings
+
+
+@dataclass(slots=True)
+class Piece:
+    """What one Output adds to a choice. `text` may be empty while a character or a stop string is incomplete."""
+
+    text: str
+    tokens: Sequence[int]
+    logprobs: Sequence[TokenLogprobs]
+
+
+class Choice:
+    """State of one of the answer's choices. `index` is i * n + j for choice j of prompt i."""
+
+    __slots__ = (
+        "_client_stop_ids", "_detokenizer", "_include_stop", "arrived", "cached_tokens", "finish_reason", "first_at",
+        "index", "last_at", "logprobs", "opened", "prompt_index", "request", "stop_reason", "texts", "timings",
+        "token_ids",
+    )  # fmt: skip
+
+    def __init__(
+        self, *, index: int, prompt_index: int, request: Request, detokenizer: Detokenizer, arrived: float,
+        client_stop_ids: Sequence[int] = (), include_stop: bool = False,
+    ) -> None:  # fmt: skip
+        self.index, self.prompt_index, self.request = index, prompt_index, request
+        self.arrived = arrived
+        self.first_at: float | None = None
+        self.last_at = arrived
+        self.texts: list[str] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self.cached_tokens = 0
+        self.timings: Timings | None = None
+        self.opened = False
+        self._detokenizer = detokenizer
+        self._client_stop_ids = client_stop_ids
+        self._include_stop = include_stop
+
+    @property
+    def text(self) -> str:
+        """All of it so far."""
+        return "".join(self.texts)
+
+    def take(self, output: Output) -> Piece:
+        """Add one output. After it, `finish_reason` says whether the choice is over.
+
+        Raises:
+            Unavailable: the engine gave the sequence up (the server is going down).
+        """
+        tokens: Sequence[int] = output.tokens
+        logprobs: Sequence[TokenLogprobs] = output.logprobs or ()
+        visible = tokens
+        if output.finished is not None:
+            if output.finished == "cancelled":
+                raise Unavailable("the request was ended because the server is shutting down", retry_after_s=1.0)
+            self.cached_tokens, self.timings = output.cached_tokens, output.timings
+            if output.stop_id is not None and not self._include_stop:
+                visible = tokens[:-1]
+        text, used = self._read(visible)
+        if used is not None:
+            tokens, logprobs = tokens[:used], logprobs[:used]
+        elif output.finished is not None:
+            text += self._detokenizer.flush()
+            self.finish_reason = output.finished
+            if output.stop_id in self._client_stop_ids:
+                self.stop_reason = output.stop_id
+        self.token_ids += tokens
+        self.logprobs += logprobs
+        if text:
+            self.texts.append(text)
+        return Piece(text, tokens, logprobs)
+
+    def _read(self, tokens: Sequence[int]) -> tuple[str, int | None]:
+        """The text that `tokens` add, and how many of them were needed if a stop string was found."""
+        if not tokens:
+            return "", None
+        detokenizer = self._detokenizer
+        if len(tokens) == 1:
+            text = detokenizer.feed(tokens)
+            if detokenizer.stopped is None:
+                return text, None
+            self._stopped(detokenizer.stopped)
+            return text, 1
+        texts = []
+        for used, token in enumerate(tokens, 1):
+            texts.append(detokenizer.feed((token,)))
+            if detokenizer.stopped is not None:
+                self._stopped(detokenizer.stopped)
+                return "".join(texts), used
+        return "".join(texts), None
+
+    def _stopped(self, stop: str) -> None:
+        self.finish_reason, self.stop_reason = "stop", stop

@@ -1,0 +1,155 @@
+"""POST /v1/completions: text or token ids to continue, one or many, and the chunks of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from starlette.requests import Request as HttpRequest
+
+from penstock.errors import InvalidRequest
+from penstock.runtime import Tokenizer
+from penstock.serve.answer import Answer
+from penstock.serve.choice import Choice, Piece
+from penstock.serve.events import ChunkFrame, json_bytes, json_text
+from penstock.serve.front import Call, Front
+from penstock.serve.generation import Generation, Prompt
+from penstock.serve.logprobs import LegacyLogprobs
+from penstock.serve.schema import CompletionBody
+
+DEFAULT_MAX_TOKENS: Final = 16
+MAX_PROMPTS: Final = 64
+
+
+async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer:
+    """From the body to an answer that runs when it is sent. Raises InvalidRequest, Refusal, Overloaded."""
+    call = Call(tenant)
+    body = await front.body(request, CompletionBody)
+    if body.echo and body.logprobs is not None:
+        raise InvalidRequest(
+            field="logprobs", value=body.logprobs, why="log-probabilities of the prompt (echo) are not supported yet",
+            remedy="leave out echo or logprobs", code="unsupported_parameter",
+        )  # fmt: skip
+    prompts = await _prompts(front, body)
+    generation = front.generation(
+        call, body, prompts, max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS, max_field="max_tokens",
+        prompt_field="prompt", logprobs=body.logprobs,
+    )  # fmt: skip
+    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    form = CompletionFormat(
+        front.frame(call, "cmpl-", "text_completion", usage=usage), front.tokenizer, generation,
+        echo=bool(body.echo), logprobs=body.logprobs is not None, ids=bool(body.return_token_ids),
+    )  # fmt: skip
+    return Answer(generation, form, stream=bool(body.stream), tenant=tenant)
+
+
+async def _prompts(front: Front, body: CompletionBody) -> list[Prompt]:
+    asked = separate_prompts(body.prompt)
+    vocab_size, tokenizer = front.service.info.vocab_size, front.tokenizer
+    special = body.add_special_tokens is not False
+
+    def encode() -> list[Prompt]:
+        prompts = []
+        for one in asked:
+            if isinstance(one, str):
+                prompts.append(Prompt(tuple(tokenizer.encode(one, add_special_tokens=special)), one))
+                continue
+            if max(one, default=0) >= vocab_size:
+                raise InvalidRequest(
+                    field="prompt", value=max(one), why="no such token", remedy=f"ids from 0 to {vocab_size - 1}"
+                )
+            prompts.append(Prompt(tuple(one), tokenizer.decode(one) if body.echo else ""))
+        return prompts
+
+    return await front.offload.run(encode, characters=sum(map(len, asked)), field="prompt")
+
+
+def separate_prompts(prompt: str | Sequence[int | str | list[int]]) -> list[str | list[int]]:
+    """Four forms as one: each prompt is a string or a list of ids.
+
+    >>> separate_prompts([1, 2]), separate_prompts(["a", [3]])
+    ([[1, 2]], ['a', [3]])
+
+    Raises:
+        InvalidRequest: bare ids beside strings or lists, or too many prompts.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    ids = [one for one in prompt if isinstance(one, int)]
+    if len(ids) == len(prompt):
+        return [ids]
+    several = [one for one in prompt if not isinstance(one, int)]
+    if ids:
+        raise InvalidRequest(
+            field="prompt", value=prompt[:8], why="token ids stand beside strings or lists",
+            remedy="one list of ids, or a list of strings and lists of ids",
+        )  # fmt: skip
+    if len(several) > MAX_PROMPTS:
+        raise InvalidRequest(
+            field="prompt", value=f"{len(several)} prompts", why=f"at most {MAX_PROMPTS} fit into one request",
+            remedy="several requests",
+        )  # fmt: skip
+    return several
+
+
+class CompletionFormat:
+    """The chunks of a completion, and the whole of one."""
+
+    def __init__(
+        self, frame: ChunkFrame, tokenizer: Tokenizer, generation: Generation, *, echo: bool, logprobs: bool, ids: bool
+    ) -> None:
+        self._frame, self._prompts = frame, generation.prompts
+        self._echo, self._ids = echo, ids
+        self._text = [frame.prefix(choice.index, b',"text":') for choice in generation.choices]
+        self._legacy = [LegacyLogprobs(tokenizer) for _ in generation.choices] if logprobs else []
+        self._plain_tail = b',"logprobs":null,"finish_reason":null' + frame.close
+
+    def opening(self, choice: Choice) -> bytes:
+        """With `echo` or `return_token_ids`, the prompt; else nothing."""
+        if not self._echo and not self._ids:
+            return b""
+        tail = b',"logprobs":null,"finish_reason":null'
+        if self._ids:
+            tail += b',"prompt_token_ids":' + json_bytes(choice.request.prompt) + b',"token_ids":[]'
+        return self._text[choice.index] + json_text(self._before(choice)) + tail + self._frame.close
+
+    def piece(self, choice: Choice, piece: Piece) -> bytes:
+        """One event; nothing while the text is held back, unless ids or logprobs of the tokens were asked for."""
+        if not self._legacy and not self._ids:
+            return self._text[choice.index] + json_text(piece.text) + self._plain_tail if piece.text else b""
+        if not piece.tokens and not piece.text:
+            return b""
+        tail = b',"logprobs":' + json_bytes(self._logprobs_of(choice, piece)) + b',"finish_reason":null'
+        if self._ids:
+            tail += b',"token_ids":' + json_bytes(piece.tokens)
+        return self._text[choice.index] + json_text(piece.text) + tail + self._frame.close
+
+    def closing(self, choice: Choice) -> bytes:
+        """The finish chunk: empty text."""
+        reasons = json_bytes(choice.finish_reason) + b',"stop_reason":' + json_bytes(choice.stop_reason)
+        return self._text[choice.index] + b'"","logprobs":null,"finish_reason":' + reasons + self._frame.close
+
+    def ending(self, generation: Generation) -> bytes:
+        return self._frame.ending(generation.usage())
+
+    def whole(self, generation: Generation) -> bytes:
+        choices = [self._choice(choice) for choice in generation.choices]
+        return self._frame.whole({"choices": choices, "usage": generation.usage()})
+
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        shown: dict[str, Any] = {
+            "index": choice.index,
+            "text": self._before(choice) + choice.text,
+            "logprobs": self._logprobs_of(choice, Piece("", choice.token_ids, choice.logprobs)),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        if self._ids:
+            shown |= {"prompt_token_ids": choice.request.prompt, "token_ids": choice.token_ids}
+        return shown
+
+    def _before(self, choice: Choice) -> str:
+        return self._prompts[choice.prompt_index].text if self._echo else ""
+
+    def _logprobs_of(self, choice: Choice, piece: Piece) -> dict[str, Any] | None:
+        return self._legacy[choice.index].of(piece.tokens, piece.logprobs) if self._legacy else None

@@ -1,0 +1,72 @@
+"""The outermost layer, plain ASGI: a request id for every answer, and no malformed Host, no oversized headers.
+
+It stands outside routing on purpose: answers to unknown paths carry an id too.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from penstock.serve.errors import Refusal, wire
+
+MAX_HEADER_BYTES = 32 * 1024
+
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+
+
+class Edge:
+    """Wraps the app. The request id is in scope['request_id'] and in the x-request-id header of the answer.
+
+    `on_answer` hears the route's pattern ("" if none matched) and the status of every answer.
+    """
+
+    def __init__(self, app: ASGIApp, on_answer: Callable[[str, int], None]) -> None:
+        self.app, self.on_answer = app, on_answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        hosts: list[bytes] = []
+        given, header_bytes = b"", 0
+        for name, value in scope["headers"]:
+            header_bytes += len(name) + len(value) + 4
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"x-request-id" and _SAFE_ID.fullmatch(value):
+                given = value
+        request_id = given or uuid.uuid4().hex.encode()
+        scope["request_id"] = request_id.decode()
+
+        def send_with_id(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                self.on_answer(getattr(scope.get("route"), "path", ""), message["status"])
+            return send(message)
+
+        refusal = _refusal(hosts, header_bytes, scope["http_version"])
+        if refusal is None:
+            await self.app(scope, receive, send_with_id)
+            return
+        answer = wire(refusal)
+        headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close")]
+        await send_with_id({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send_with_id({"type": "http.response.body", "body": answer.body})
+
+
+def _refusal(hosts: list[bytes], header_bytes: int, http_version: str) -> Refusal | None:
+    if header_bytes > MAX_HEADER_BYTES:
+        return Refusal(
+            431, "headers_too_large",
+            f"the headers have {header_bytes:,} bytes; {MAX_HEADER_BYTES:,} are allowed. Remedy: send fewer",
+        )  # fmt: skip
+    if (len(hosts) != 1 and http_version != "1.0") or not all(_HOST.fullmatch(host) for host in hosts):
+        return Refusal(
+            400, "invalid_host", "the Host header is missing, doubled or malformed. Remedy: send one host[:port]"
+        )
+    return None

@@ -1,0 +1,92 @@
+"""Every refusal in one shape: {"error": {"message", "type", "param", "code"}}, a status, and when to come back.
+
+`wire` turns any exception into that shape. Errors raised on purpose are the tree of `penstock.errors` plus `Refusal`,
+for causes that only HTTP knows (a wrong key, a body that is too large). Anything else is our own mistake: it is logged
+with its traceback, and the client learns only the request id.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import msgspec
+
+from penstock.errors import BadInput, InvalidRequest, Overloaded, PenstockError, Unavailable
+
+log = logging.getLogger("penstock.serve")
+
+TYPE_BY_STATUS = {
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}  # all others: invalid_request_error
+
+
+class Refusal(PenstockError):
+    """A refusal whose status is decided where it is raised."""
+
+    def __init__(self, status: int, code: str, message: str, *, param: str | None = None, allow: str = "") -> None:
+        super().__init__(message)
+        self.http_status, self.code, self.param, self.allow = status, code, param, allow
+
+
+@dataclass(frozen=True, slots=True)
+class WireError:
+    """An error as it leaves: `reason` is the label it is counted under."""
+
+    status: int
+    reason: str
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+def wire(error: BaseException) -> WireError:
+    """The answer to `error`: status, JSON body, headers. Logs what nobody raised on purpose."""
+    status, code, param, message = _facts(error)
+    headers = [(b"content-type", b"application/json")]
+    if isinstance(error, Overloaded | Unavailable):
+        headers += retry_headers(error.retry_after_s)
+    if isinstance(error, Refusal) and error.allow:
+        headers.append((b"allow", error.allow.encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    kind = TYPE_BY_STATUS.get(status, "invalid_request_error")
+    detail = {"message": message, "type": kind, "param": param, "code": code}
+    return WireError(status, code, msgspec.json.encode({"error": detail}), tuple(headers))
+
+
+def retry_headers(seconds: float) -> list[tuple[bytes, bytes]]:
+    """Both forms of the same wait. Official clients prefer the milliseconds; the seconds are rounded up."""
+    milliseconds = max(1, math.ceil(seconds * 1000))
+    return [
+        (b"retry-after", b"%d" % math.ceil(milliseconds / 1000)),
+        (b"retry-after-ms", b"%d" % milliseconds),
+    ]
+
+
+def _facts(error: BaseException) -> tuple[int, str, str | None, str]:
+    match error:
+        case Refusal():
+            return error.http_status, error.code, error.param, str(error)
+        case InvalidRequest():
+            return 400, error.code, error.field, _printable(str(error))
+        case BadInput():
+            return 400, "invalid_value", error.field, _printable(str(error))
+        case Overloaded():
+            return 429, "server_overloaded", None, str(error)
+        case Unavailable():
+            return 503, "service_unavailable", None, str(error)
+        case PenstockError():
+            log.error("request failed: %s", error)
+            return 500, "request_failed", None, _printable(str(error))
+        case _:
+            log.error("unexpected error while answering", exc_info=error)
+            return 500, "internal_error", None, "internal error; the server's log has the cause under this x-request-id"
+
+
+def _printable(text: str) -> str:
+    """A message may quote what the client sent; half a surrogate pair in it must not break the answer."""
+    return text.encode("utf-8", "replace").decode()

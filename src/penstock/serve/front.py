@@ -1,0 +1,144 @@
+"""What the endpoints share: the service, the tokenizer, and the way from a checked body to a `Generation`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from time import monotonic, time
+from typing import TYPE_CHECKING, TypeVar
+
+from starlette.requests import Request as HttpRequest
+
+from penstock.control.request import Request, Sampling
+from penstock.deployment import Deployment
+from penstock.errors import InvalidRequest
+from penstock.runtime import ChatTemplate, Detokenizer, Tokenizer
+from penstock.serve.body import parse_body, read_body
+from penstock.serve.choice import Choice
+from penstock.serve.errors import Refusal
+from penstock.serve.events import ChunkFrame
+from penstock.serve.generation import Generation, Prompt
+from penstock.serve.metrics import Metrics
+from penstock.serve.offload import Offload
+from penstock.serve.sampling import make_sampling, seed_of_choice
+from penstock.serve.schema import Body
+
+if TYPE_CHECKING:
+    from penstock.runtime.service import Service
+
+SomeBody = TypeVar("SomeBody", bound=Body)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One POST: who asked, when, and the names its answer carries."""
+
+    tenant: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    arrived: float = field(default_factory=monotonic)
+    created: int = field(default_factory=lambda: int(time()))
+
+
+class Front:
+    """One per app; immutable but for what `metrics` counts."""
+
+    def __init__(
+        self,
+        service: Service,
+        deployment: Deployment,
+        metrics: Metrics,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+    ) -> None:
+        self.service, self.deployment, self.metrics = service, deployment, metrics
+        self.tokenizer, self.template = tokenizer, template
+        self.offload = Offload(max_pending=deployment.server.queue.max_requests)
+
+    async def body(self, request: HttpRequest, kind: type[SomeBody]) -> SomeBody:
+        """Read and check a body. Raises Refusal 404, 413, 415; InvalidRequest."""
+        raw = await read_body(request.scope, request.receive, self.deployment.server.max_body_bytes)
+        body = parse_body(raw, kind, self.metrics.unknown_field)
+        if body.stream_options is not None and not body.stream:
+            raise InvalidRequest(
+                field="stream_options", value={}, why="only a stream has them", remedy="stream: true, or leave them out"
+            )
+        self.check_model(body.model)
+        return body
+
+    def check_model(self, name: str | None) -> None:
+        """Raises Refusal 404 unless `name` is the model served here; None means that one."""
+        served = self.service.info.name
+        if name is not None and name != served:
+            raise Refusal(
+                404, "model_not_found", f"no model {name[:120]!r} here. Remedy: one of: {served}", param="model"
+            )
+
+    def frame(self, call: Call, id_prefix: str, kind: str, *, usage: bool) -> ChunkFrame:
+        """The constant part of an answer's chunks."""
+        info = self.service.info
+        return ChunkFrame(
+            id=id_prefix + call.id,
+            kind=kind,
+            created=call.created,
+            model=info.name,
+            fingerprint=info.fingerprint,
+            usage=usage,
+        )
+
+    def generation(
+        self, call: Call, body: Body, prompts: Sequence[Prompt], *, max_tokens: int | None, max_field: str,
+        prompt_field: str, logprobs: int | None,
+    ) -> Generation:  # fmt: skip
+        """n sequences for each prompt, checked against the context and ready to run.
+
+        `max_tokens` None: to the end of the context.
+
+        Raises:
+            InvalidRequest: too long, a token id that does not exist, or fields that contradict each other.
+        """
+        info, n = self.service.info, body.n or 1
+        stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        choices: list[Choice] = []
+        for number, prompt in enumerate(prompts):
+            bound = self._bound(prompt, max_tokens, max_field, prompt_field)
+            sampling = make_sampling(
+                body, defaults=self.tokenizer.sampling_defaults, eos_ids=self.tokenizer.eos_ids,
+                vocab_size=info.vocab_size, max_tokens=bound, logprobs=logprobs,
+            )  # fmt: skip
+            for one in range(n):
+                index = number * n + one
+                request = Request(
+                    id=f"{call.id}-{index}", prompt=prompt.ids, max_tokens=bound, tenant=call.tenant,
+                    salt=body.cache_salt or "", priority=body.priority or 0,
+                    sampling=_with_seed(sampling, seed_of_choice(sampling.seed, one)),
+                )  # fmt: skip
+                choices.append(
+                    Choice(
+                        index=index, prompt_index=number, request=request, arrived=call.arrived,
+                        detokenizer=Detokenizer(
+                            self.tokenizer, stop=stops, include_stop=bool(body.include_stop_str_in_output),
+                            min_tokens=sampling.min_tokens,
+                        ),
+                        client_stop_ids=body.stop_token_ids or (), include_stop=bool(body.include_stop_str_in_output),
+                    )
+                )  # fmt: skip
+        return Generation(self.service, self.metrics, prompts, choices, n)
+
+    def _bound(self, prompt: Prompt, asked: int | None, max_field: str, prompt_field: str) -> int:
+        context, length = self.service.info.max_sequence_tokens, len(prompt.ids)
+        if not length:
+            raise InvalidRequest(field=prompt_field, value="", why="it has no tokens", remedy="send some text")
+        if length + (asked or 1) > context:
+            fits = context - length
+            why = f"{length} prompt tokens + {asked or 1} output tokens exceed the context of {context} tokens"
+            raise InvalidRequest(
+                field=max_field if fits > 0 else prompt_field, value=asked if fits > 0 else length, why=why,
+                remedy=f"{max_field} of at most {fits}" if fits > 0 else f"a prompt of fewer than {context} tokens",
+                code="context_length_exceeded",
+            )  # fmt: skip
+        return asked or context - length
+
+
+def _with_seed(sampling: Sampling, seed: int | None) -> Sampling:
+    return sampling if seed == sampling.seed else replace(sampling, seed=seed)

@@ -1,0 +1,137 @@
+"""Prompts in, choices out: n sequences per prompt, run side by side until the last one has ended.
+
+`Generation.run` reports each piece as it comes (`emit`) and pauses for `flush` once per step, however many of its
+sequences moved in that step; so the pieces of one step can leave in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from penstock.errors import InvalidRequest, Overloaded, Unavailable
+from penstock.serve.choice import Choice, Piece
+from penstock.serve.metrics import Metrics
+
+if TYPE_CHECKING:
+    from penstock.runtime.service import Service
+
+Emit = Callable[[Choice, Piece], None]
+Flush = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids, and the text they stand for where `echo` wants it."""
+
+    ids: tuple[int, ...]
+    text: str = ""
+
+
+class Generation:
+    """One HTTP request's work. `prompts[i]` has the choices i * n to i * n + n - 1."""
+
+    def __init__(
+        self, service: Service, metrics: Metrics, prompts: Sequence[Prompt], choices: Sequence[Choice], n: int
+    ) -> None:
+        self.service, self.metrics, self.prompts, self.choices, self.n = service, metrics, prompts, choices, n
+
+    async def run(self, emit: Emit, flush: Flush) -> None:
+        """Run all choices to their end. Cancelling this cancels them in the worker.
+
+        Raises:
+            Overloaded, Unavailable, InvalidRequest: refused before the first token.
+            RequestFailed: one of them failed; the others are cancelled then.
+        """
+        self.metrics.choices.observe(self.n)
+        if len(self.choices) == 1:
+            await self._follow(self.choices[0], emit, flush)
+        else:
+            await self._side_by_side(emit, flush)
+        self.metrics.longest.observe(max(len(choice.token_ids) for choice in self.choices))
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens so far: each prompt counts once, whatever n is."""
+        prompt_tokens = sum(len(prompt.ids) for prompt in self.prompts)
+        completion_tokens = sum(len(choice.token_ids) for choice in self.choices)
+        cached = [self.choices[first : first + self.n] for first in range(0, len(self.choices), self.n)]
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            # Of the n sequences of a prompt all but one find it in the cache; what was there before is the smallest.
+            "prompt_tokens_details": {
+                "cached_tokens": sum(min(one.cached_tokens for one in group) for group in cached)
+            },
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+    async def _follow(self, choice: Choice, emit: Emit, flush: Flush) -> None:
+        """One sequence from submission to its end, counted."""
+        metrics = self.metrics
+        metrics.entered()
+        outcome = "failed"
+        try:
+            async with aclosing(self.service.generate(choice.request)) as outputs:
+                async for output in outputs:
+                    now = monotonic()
+                    if choice.first_at is not None:
+                        metrics.itl.observe(now - choice.last_at)
+                    elif output.tokens:
+                        choice.first_at = now
+                        metrics.ttft.observe(now - choice.arrived)
+                        metrics.prompt_tokens += len(choice.request.prompt)
+                    choice.last_at = now
+                    piece = choice.take(output)
+                    metrics.generated_tokens += len(piece.tokens)
+                    emit(choice, piece)
+                    if choice.finish_reason is not None:
+                        outcome = choice.finish_reason
+                        break
+                    await flush()
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except (Overloaded, Unavailable, InvalidRequest):
+            outcome = "failed" if choice.first_at else "refused"
+            raise
+        finally:
+            metrics.left(
+                outcome, prompt_tokens=len(choice.request.prompt), output_tokens=len(choice.token_ids),
+                cached_tokens=choice.cached_tokens, max_tokens=choice.request.max_tokens,
+                ttft_s=None if choice.first_at is None else choice.first_at - choice.arrived,
+                total_s=choice.last_at - choice.arrived, timings=choice.timings,
+            )  # fmt: skip
+
+    async def _side_by_side(self, emit: Emit, flush: Flush) -> None:
+        """One task per sequence. All that moved in one step have emitted before this one wakes up to flush."""
+        news = asyncio.Event()
+
+        def emit_and_wake(choice: Choice, piece: Piece) -> None:
+            emit(choice, piece)
+            news.set()
+
+        async def go_on() -> None:
+            return
+
+        tasks = [asyncio.create_task(self._follow(choice, emit_and_wake, go_on)) for choice in self.choices]
+        try:
+            for task in tasks:
+                task.add_done_callback(lambda _: news.set())
+            while True:
+                await news.wait()
+                news.clear()
+                done = [task for task in tasks if task.done()]
+                for task in done:
+                    task.result()
+                if len(done) == len(tasks):
+                    return
+                await flush()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

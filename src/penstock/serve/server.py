@@ -1,0 +1,120 @@
+"""The process around the app: a socket, uvicorn, and an orderly end.
+
+The first SIGTERM or SIGINT stops admission (new requests get 503, /ready is false) while the socket stays open; what
+runs may finish within `server.drain_timeout`. The second signal stops at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from penstock.deployment import Deployment
+from penstock.errors import InvalidDeployment
+
+if TYPE_CHECKING:
+    from penstock.runtime.service import Service
+
+LAST_WRITES_S: Final = 5
+"""After draining: time for the last bytes to leave before connections are cut."""
+KEEP_ALIVE_S: Final = 75
+"""Longer than the 60 s of common proxies, so that they close idle connections and not we."""
+
+
+def settings(app: ASGIApp) -> uvicorn.Config:
+    """How uvicorn runs the app. Its access log is off: `answer.py` writes one line per request, and none for probes."""
+    return uvicorn.Config(
+        app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=LAST_WRITES_S,
+    )  # fmt: skip
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to `run`: uvicorn's own handling would refuse connections instead of answering 503."""
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises InvalidDeployment if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        raise InvalidDeployment(
+            field="server.port", value=port, why=f"cannot listen on {host}: {error.strerror or error}",
+            remedy="another port, or 0 for a free one",
+        ) from None  # fmt: skip
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """Where clients find a listening socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def run(
+    app: ASGIApp, service: Service, deployment: Deployment, *, sock: socket.socket | None = None,
+    on_listening: Callable[[str], None] | None = None, on_draining: Callable[[], None] | None = None,
+) -> int:  # fmt: skip
+    """Serve until a signal or the end of the service. Returns how many requests were cut off; closes `service`.
+
+    Raises:
+        InvalidDeployment: the address cannot be had.
+        PenstockError: the service gave up; its own reason.
+    """
+    sock = sock or listen(deployment.server.host, deployment.server.port)
+    server = Server(settings(app))
+    asked = asyncio.Event()
+
+    def on_signal() -> None:
+        if asked.is_set():
+            server.force_exit = server.should_exit = True
+        asked.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    serving = asyncio.create_task(server.serve([sock]))
+    ends = [asyncio.create_task(asked.wait()), asyncio.create_task(service.stopped.wait()), serving]
+    cut_off = 0
+    try:
+        if on_listening is not None:
+            on_listening(url_of(sock))
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if asked.is_set() and not service.stopped.is_set():
+            if on_draining is not None:
+                on_draining()
+            draining = asyncio.create_task(service.drain(deployment.server.drain_timeout))
+            # A second signal makes `serving` end first.
+            await asyncio.wait({draining, serving}, return_when=asyncio.FIRST_COMPLETED)
+            cut_off = draining.result() if draining.done() else service.in_flight
+            draining.cancel()
+        server.should_exit = True
+        await serving
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        for task in ends:
+            task.cancel()
+        failure = service.failure
+        await service.close()
+        sock.close()
+    if failure is not None:
+        raise failure
+    return cut_off

@@ -1,0 +1,86 @@
+"""Options this server knows, does not have yet, and must not ignore: the answer would mean something else.
+
+Each entry says which values change nothing (and are therefore fine) and what the client can do instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from penstock.errors import InvalidRequest
+
+Harmless = Callable[[Any, Mapping[str, Any]], bool]
+
+
+def _empty(value: Any, body: Mapping[str, Any]) -> bool:
+    return value is False or value in (None, "", [], {})
+
+
+def _tools_switched_off(value: Any, body: Mapping[str, Any]) -> bool:
+    return _empty(value, body) or body.get("tool_choice") == "none"
+
+
+def _no_tool_wanted(value: Any, body: Mapping[str, Any]) -> bool:
+    return value in (None, "none") or (value == "auto" and not body.get("tools"))
+
+
+def _plain_text(value: Any, body: Mapping[str, Any]) -> bool:
+    return value is None or value == {"type": "text"}
+
+
+def _one_of_n(value: Any, body: Mapping[str, Any]) -> bool:
+    return value is None or value == (body.get("n") or 1)
+
+
+def _only_text(value: Any, body: Mapping[str, Any]) -> bool:
+    return value in (None, ["text"])
+
+
+def _default_true(value: Any, body: Mapping[str, Any]) -> bool:
+    return value is None or value is True
+
+
+_LEAVE_OUT = "leave the field out"
+_NO_CONSTRAINT = "leave the field out and check the text yourself"
+
+UNSUPPORTED: Final[dict[str, tuple[Harmless, str]]] = {
+    "tools": (_tools_switched_off, 'leave tools out, or set tool_choice to "none"'),
+    "tool_choice": (_no_tool_wanted, 'leave it out, or "none"'),
+    "functions": (_empty, _LEAVE_OUT),
+    "function_call": (_no_tool_wanted, 'leave it out, or "none"'),
+    "response_format": (_plain_text, '{"type": "text"}, or leave the field out'),
+    "modalities": (_only_text, '["text"], or leave the field out'),
+    "audio": (_empty, _LEAVE_OUT),
+    "best_of": (_one_of_n, "the same value as n, or leave the field out"),
+    "suffix": (_empty, _LEAVE_OUT),
+    "use_beam_search": (_empty, _LEAVE_OUT),
+    "prompt_logprobs": (_empty, _LEAVE_OUT),
+    "truncate_prompt_tokens": (_empty, "shorten the prompt yourself"),
+    "allowed_token_ids": (_empty, _LEAVE_OUT),
+    "bad_words": (_empty, "logit_bias of -100 for the ids to avoid"),
+    "skip_special_tokens": (_default_true, "leave the field out; return_token_ids gives every id"),
+    "chat_template": (_empty, "leave the field out; the model's own template is used"),
+    "documents": (_empty, "put the text into a message"),
+    "continue_final_message": (_empty, "/v1/completions with the rendered prompt"),
+    "structured_outputs": (_empty, _NO_CONSTRAINT),
+    "guided_json": (_empty, _NO_CONSTRAINT),
+    "guided_regex": (_empty, _NO_CONSTRAINT),
+    "guided_choice": (_empty, _NO_CONSTRAINT),
+    "guided_grammar": (_empty, _NO_CONSTRAINT),
+    "logits_processors": (_empty, _LEAVE_OUT),
+    "vllm_xargs": (_empty, _LEAVE_OUT),
+    "kv_transfer_params": (_empty, _LEAVE_OUT),
+    "web_search_options": (_empty, _LEAVE_OUT),
+}
+
+
+def refuse_unsupported(body: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for the first field that would be ignored although it matters."""
+    for name in UNSUPPORTED.keys() & body.keys():
+        harmless, remedy = UNSUPPORTED[name]
+        if not harmless(body[name], body):
+            raise InvalidRequest(
+                field=name, value=body[name], why="this server does not support it yet", remedy=remedy,
+                code="unsupported_parameter",
+            )  # fmt: skip

@@ -1,0 +1,88 @@
+"""A real uvicorn server on a loopback port, in a thread of its own, over a scripted service or a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+import httpx
+import openai
+import pytest
+from starlette.types import ASGIApp
+
+from penstock.deployment import Deployment
+from penstock.serve.app import create_app
+from penstock.serve.server import Server, listen, settings, url_of
+
+from .scripted import ByteTokenizer, PlainTemplate, ScriptedService, say
+
+Result = TypeVar("Result")
+
+
+class Loop:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+    def serve(self, app: ASGIApp) -> Iterator[str]:
+        """The URL of `app`, until the iterator is closed."""
+        sock = listen("127.0.0.1", 0)
+        server = Server(settings(app))
+        serving = asyncio.run_coroutine_threadsafe(server.serve([sock]), self.loop)
+        try:
+            yield url_of(sock)
+        finally:
+            server.should_exit = True
+            serving.result(30)
+
+
+class Scripted:
+    """What a test holds: the service to script and clients to ask with."""
+
+    def __init__(self, service: ScriptedService, url: str) -> None:
+        self.service, self.url = service, url
+        self.http = httpx.Client(base_url=url, timeout=20)
+        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
+
+    def complete(self, **body: Any) -> httpx.Response:
+        return self.http.post("/v1/completions", json={"prompt": "hi", **body})
+
+    def chat(self, **body: Any) -> httpx.Response:
+        return self.http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}], **body})
+
+
+@pytest.fixture(scope="session")
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.loop.call_soon_threadsafe(loop.loop.stop)
+    loop.thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def _scripted(loop: Loop) -> Iterator[Scripted]:
+    deployment = Deployment()
+    service = ScriptedService(deployment)
+    app = create_app(service, deployment, tokenizer=ByteTokenizer(), template=PlainTemplate())  # type: ignore[arg-type]
+    for url in loop.serve(app):
+        yield Scripted(service, url)
+
+
+@pytest.fixture
+def scripted(_scripted: Scripted) -> Scripted:
+    """The shared server, with a fresh script."""
+    service = _scripted.service
+    service.script = say("hello")
+    service.state, service.stalled_s = "ready", 0.0
+    service.calls, service.cancelled = [], []
+    service.someone_left.clear()
+    service.someone_runs.clear()
+    return _scripted

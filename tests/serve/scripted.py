@@ -1,0 +1,133 @@
+"""A service without an engine: each test says what comes out and when. It keeps the interface of `runtime.Service`.
+
+Tokens are bytes (id = byte), 256 is the end token. A script is an async generator function from a request to outputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from penstock.control.replica import Statistics
+from penstock.control.request import Request
+from penstock.control.step import TokenLogprobs
+from penstock.deployment import Deployment
+from penstock.errors import PenstockError
+from penstock.runtime.facts import ModelInfo, Output, State, StepReport, Timings
+
+EOS = 256
+Script = Callable[[Request], AsyncIterator[Output]]
+
+INFO = ModelInfo(
+    name="scripted", path="/nowhere", architecture="none", parameters=0, dtype="float32", vocab_size=257,
+    max_sequence_tokens=4096, kv_capacity_tokens=65536, block_tokens=16, blocks=4096, max_seqs=64,
+    fingerprint="fp_scripted",
+)  # fmt: skip
+
+
+class ByteTokenizer:
+    """Each byte is a token; 256 ends a text."""
+
+    vocab_size = 257
+    bos_id: int | None = None
+    eos_ids = (EOS,)
+    special_ids = frozenset({EOS})
+
+    def __init__(self, **sampling_defaults: float) -> None:
+        self.sampling_defaults = sampling_defaults
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(id for id in ids if id < 256).decode("utf-8", "replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        return b"" if id == EOS else bytes((id,))
+
+
+class PlainTemplate:
+    """`role: content` lines."""
+
+    def encode(
+        self, messages: Sequence[dict[str, object]], *, add_generation_prompt: bool = True, **_: object
+    ) -> list[int]:
+        text = "".join(f"{one['role']}: {one['content']}\n" for one in messages)
+        return list((text + "assistant: " if add_generation_prompt else text).encode())
+
+
+def say(text: str | bytes, *, tokens_per_output: int = 1, stop_id: int | None = EOS) -> Script:
+    """Answer with `text`, then the end token, or "length" at max_tokens."""
+    data = text.encode() if isinstance(text, str) else text
+
+    async def script(request: Request) -> AsyncIterator[Output]:
+        ids = list(data)[: request.max_tokens]
+        stop = stop_id if len(ids) < request.max_tokens and stop_id in request.sampling.stop_ids else None
+        if stop is not None:
+            ids.append(stop)
+        wanted = request.sampling.logprobs
+        for first in range(0, len(ids), tokens_per_output):
+            await asyncio.sleep(0)
+            some = tuple(ids[first : first + tokens_per_output])
+            logprobs = None
+            if wanted is not None:
+                logprobs = tuple(TokenLogprobs(-0.5, tuple((id + k, -0.5 - k) for k in range(wanted))) for id in some)
+            last = first + tokens_per_output >= len(ids)
+            yield Output(
+                some, logprobs, finished=("stop" if stop is not None else "length") if last else None,
+                stop_id=stop if last else None, cached_tokens=min(3, len(request.prompt)) if last else 0,
+                timings=Timings(0.001, 0.002, 0.003) if last else None,
+            )  # fmt: skip
+
+    return script
+
+
+def raising(error: Exception, after: bytes = b"") -> Script:
+    """Fail, after some tokens."""
+
+    async def script(request: Request) -> AsyncIterator[Output]:
+        for id in after:
+            yield Output((id,))
+        raise error
+
+    return script
+
+
+class ScriptedService:
+    """`script` answers every request. `calls` are the requests seen; `ended` those whose iterator was closed early."""
+
+    def __init__(self, deployment: Deployment, info: ModelInfo = INFO) -> None:
+        self.deployment, self.info = deployment, info
+        self.state: State = "ready"
+        self.restarts = 0
+        self.stalled_s = 0.0
+        self.failure: PenstockError | None = None
+        self.statistics = Statistics(total_blocks=10, held_blocks=4, free_blocks=5, cached_blocks=1)
+        self.on_step: list[Callable[[StepReport], None]] = []
+        self.script: Script = say("hello")
+        self.calls: list[Request] = []
+        self.cancelled: list[str] = []
+        self.running = 0
+        self.someone_left = threading.Event()
+        self.someone_runs = threading.Event()
+
+    async def generate(self, request: Request) -> AsyncIterator[Output]:
+        self.calls.append(request)
+        self.running += 1
+        finished = False
+        try:
+            async for output in self.script(request):
+                self.someone_runs.set()
+                finished = output.finished is not None
+                yield output
+        finally:
+            self.running -= 1
+            if not finished:
+                self.cancelled.append(request.id)
+                self.someone_left.set()
+
+    def step(self, number: int, tokens: int) -> None:
+        """Report a step to whoever listens."""
+        for callback in self.on_step:
+            callback(StepReport(number, 0.0, 0.004, tokens, tokens, 0, tokens, 0))
