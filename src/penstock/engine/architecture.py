@@ -69,6 +69,18 @@ class Architecture:
     experts: Experts | None = None
 
     @property
+    def max_sequence_tokens(self) -> int:
+        """Tokens the model is made for: max_positions, stretched where RoPE scaling is what stretches it.
+
+        Checkpoints with linear, dynamic or yarn scaling keep the original length in config.json more often than not;
+        llama3 ones hold the stretched one.
+        """
+        if self.rope is None or self.rope.type not in ("linear", "dynamic", "yarn"):
+            return self.max_positions
+        original = self.rope.parameters.get("original_max_position_embeddings", self.max_positions)
+        return max(self.max_positions, int(original * self.rope.parameters["factor"]))
+
+    @property
     def kv_elements_per_token(self) -> int:
         """Keys and values of one token over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim

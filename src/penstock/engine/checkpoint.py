@@ -59,7 +59,7 @@ def model_footprint(path: Path | str, dtype: str = "float32") -> Footprint:
         parameters=parameters,
         weight_bytes=parameters * element,
         kv_bytes_per_token=architecture.kv_elements_per_token * element,
-        max_sequence_tokens=architecture.max_positions,
+        max_sequence_tokens=architecture.max_sequence_tokens,
         architecture=architecture.name,
         vocab_size=architecture.vocab_size,
     )

@@ -105,7 +105,8 @@ class Driver:
             if self.length(request_id) > len(self.tables[request_id]) * self.block_tokens:
                 block = self.free.pop()
                 self.tables[request_id].append(block)
-                step.grow.append((request_id, block))
+                step.grow.append(request_id)
+                step.grow_blocks.append(block)
         step.decoding = len(self.decoding)
 
     def join(self, step: Step, request_id: str) -> None:
