@@ -1,0 +1,227 @@
+"""The sampler: one row of logits per sequence in, one token per row out.
+
+A batch that is greedy throughout is one reduction. Otherwise rows are taken apart: those with a logit_bias, banned stop
+ids or penalties are copied and edited, greedy ones take their largest logit, and the others go in groups that fit a
+cache through weights, truncation and draw. No row ever sees another: the same logits, seed and position give the same
+token in any batch, and a row that cannot be sampled fails alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from penstock.control.request import Request, Sampling
+from penstock.control.step import TokenLogprobs
+from penstock.engine.sampling.check import check_request
+from penstock.engine.sampling.draw import BLOCK, draw, uniforms
+from penstock.engine.sampling.logprobs import token_logprobs
+from penstock.engine.sampling.penalties import SeenTokens, uses_penalties
+from penstock.engine.sampling.truncation import keep_min_p, keep_top_k, keep_top_p
+from penstock.errors import ProtocolError
+
+NOT_NUMBERS: Final = "the model's logits are not finite numbers"
+ALL_BANNED: Final = "no token is left: every one is banned by logit_bias or min_tokens"
+GROUP_WEIGHTS: Final = 1 << 17
+"""Weights worked on at a time: 512 KiB, which stays in a core's own cache."""
+
+
+@dataclass(slots=True)
+class SampledRows:
+    """Row r of the logits gave `tokens[r]`, unless r is in `failed`; what stands there then means nothing."""
+
+    tokens: NDArray[np.int64]
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """Only of rows that asked."""
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+class _Slot:
+    """What one request wants, ready for use."""
+
+    __slots__ = ("banned_until", "bias_ids", "bias_values", "sampling", "seen", "stop_ids")
+
+    def __init__(self, request: Request) -> None:
+        sampling = request.sampling
+        self.sampling: Sampling = sampling
+        bias = dict(sampling.logit_bias)
+        self.bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
+        self.bias_values = np.fromiter(bias.values(), np.float32, len(bias))
+        self.stop_ids = np.array(sampling.stop_ids, np.int64)
+        self.banned_until = sampling.min_tokens if sampling.stop_ids else 0
+        self.seen = SeenTokens(request) if uses_penalties(sampling) else None
+
+    @property
+    def edits(self) -> bool:
+        return self.seen is not None or len(self.bias_ids) > 0 or self.banned_until > 0
+
+    def edit(self, row: NDArray[np.float32], output_length: int) -> None:
+        """Apply what changes single logits, in place."""
+        row[self.bias_ids] += self.bias_values
+        if output_length < self.banned_until:
+            row[self.stop_ids] = -np.inf
+        if self.seen is not None:
+            self.seen.apply(row)
+
+
+class Sampler:
+    """Options and produced tokens of up to `max_seqs` requests, by slot."""
+
+    def __init__(
+        self, max_seqs: int, vocab_size: int, device: torch.device | str = "cpu", *, entropy: int | None = None
+    ) -> None:
+        """`device`: where logits come from. `entropy`: makes requests without a seed repeatable; None asks the system."""
+        self.max_seqs, self.vocab_size, self.device = max_seqs, vocab_size, torch.device(device)
+        self._fresh_seeds = np.random.Generator(np.random.PCG64(secrets.randbits(128) if entropy is None else entropy))
+        self._slots: list[_Slot | None] = [None] * max_seqs
+        self._temperature = np.zeros(max_seqs)
+        self._seed = np.zeros(max_seqs, np.uint64)
+        self._truncates = np.zeros(max_seqs, bool)
+        self._edits = np.zeros(max_seqs, bool)
+        self._wants_logprobs = np.zeros(max_seqs, bool)
+
+    def check_request(self, request: Request) -> None:
+        """Raise InvalidRequest, naming the field, if `add` would."""
+        check_request(request, self.vocab_size)
+
+    def add(self, slot: int, request: Request) -> None:
+        """Take `slot` for a request; tokens in `request.output` count as produced.
+
+        Raises:
+            InvalidRequest: an option outside its range, an id outside the vocabulary. The slot stays free.
+            ProtocolError: there is no such slot, or it is taken.
+        """
+        if not 0 <= slot < self.max_seqs or self._slots[slot] is not None:
+            raise ProtocolError(f"sampling slot {slot} of {self.max_seqs} is taken or does not exist")
+        check_request(request, self.vocab_size)
+        sampling = request.sampling
+        self._slots[slot] = state = _Slot(request)
+        seed = sampling.seed
+        if seed is None:
+            seed = int(self._fresh_seeds.integers(2**64, dtype=np.uint64))
+        self._seed[slot] = seed % 2**64
+        self._temperature[slot] = sampling.temperature
+        self._truncates[slot] = 0 < sampling.top_k < self.vocab_size or sampling.top_p < 1 or sampling.min_p > 0
+        self._edits[slot] = state.edits
+        self._wants_logprobs[slot] = sampling.logprobs is not None
+
+    def remove(self, slot: int) -> None:
+        """Forget the request in `slot`. Raises ProtocolError when there is none."""
+        if not 0 <= slot < self.max_seqs or self._slots[slot] is None:
+            raise ProtocolError(f"sampling slot {slot} of {self.max_seqs} is free or does not exist")
+        self._slots[slot] = None
+
+    def statistics(self) -> dict[str, int]:
+        """Slots taken, and how many of them are random, edited or want log-probabilities."""
+        taken = np.array([slot is not None for slot in self._slots], bool)
+        return {
+            "slots_used": int(taken.sum()),
+            "random": int((taken & (self._temperature > 0)).sum()),
+            "edited": int((taken & self._edits).sum()),
+            "logprobs": int((taken & self._wants_logprobs).sum()),
+        }
+
+    def sample(self, logits: Tensor, slots: NDArray[Any], output_lengths: NDArray[Any]) -> SampledRows:
+        """One token for each row, and count it as produced.
+
+        Args:
+            logits: [R, V], any float type, on any device; left as they are.
+            slots: [R], distinct. output_lengths: [R], output tokens each request has so far.
+
+        Raises: ProtocolError: shapes do not fit, or a slot is free.
+        """
+        if logits.shape != (len(slots), self.vocab_size) or len(output_lengths) != len(slots):
+            raise ProtocolError(
+                f"{len(slots)} slots and {len(output_lengths)} lengths for logits of shape {tuple(logits.shape)}, "
+                f"vocabulary {self.vocab_size}"
+            )
+        if not len(slots):
+            return SampledRows(np.zeros(0, np.int64))
+        largest, greedy = logits.max(dim=1)
+        peak = largest.float().cpu().numpy()
+        result = SampledRows(greedy.cpu().numpy())
+        fine = np.isfinite(peak)
+        if not fine.all():
+            result.failed = dict.fromkeys(np.flatnonzero(~fine).tolist(), NOT_NUMBERS)
+        edited = np.flatnonzero(self._edits[slots] & fine)
+        random = np.flatnonzero((self._temperature[slots] > 0) & fine)
+        if len(edited):
+            self._sample_edited(logits, slots, output_lengths, edited, result)
+            random = random[~self._edits[slots[random]]]
+        group = max(1, GROUP_WEIGHTS // self.vocab_size)
+        for start in range(0, len(random), group):
+            rows = random[start : start + group]
+            result.tokens[rows] = self._draw(_host(logits, rows), peak[rows], slots[rows], output_lengths[rows])
+        for row in np.flatnonzero(self._wants_logprobs[slots] & fine).tolist():
+            if row not in result.failed:
+                wanted = self._state(slots[row]).sampling.logprobs or 0
+                result.logprobs[row] = token_logprobs(_host(logits, [row])[0], int(result.tokens[row]), wanted)
+        return result
+
+    def _sample_edited(
+        self,
+        logits: Tensor,
+        slots: NDArray[Any],
+        output_lengths: NDArray[Any],
+        rows: NDArray[np.int64],
+        result: SampledRows,
+    ) -> None:
+        for row in rows.tolist():
+            state = self._state(slots[row])
+            scores = _host(logits, [row]).copy()
+            state.edit(scores[0], int(output_lengths[row]))
+            token = int(scores[0].argmax())
+            peak = scores[0, token]
+            if not np.isfinite(peak):
+                result.failed[row] = ALL_BANNED if peak == -np.inf else NOT_NUMBERS
+                continue
+            if state.sampling.temperature > 0:
+                one = slice(row, row + 1)
+                token = int(self._draw(scores, np.array([peak]), slots[one], output_lengths[one])[0])
+            result.tokens[row] = token
+            if state.seen is not None:
+                state.seen.count(token)
+
+    def _draw(
+        self,
+        scores: NDArray[np.float32],
+        peak: NDArray[np.float32],
+        slots: NDArray[Any],
+        output_lengths: NDArray[Any],
+    ) -> NDArray[np.int64]:
+        """Random tokens of rows [n, V] whose largest logits are `peak` [n]."""
+        vocab_size = self.vocab_size
+        weights = np.zeros((len(scores), -(-vocab_size // BLOCK) * BLOCK), np.float32)
+        inner = weights[:, :vocab_size]
+        np.subtract(scores, peak[:, None], out=inner)
+        with np.errstate(over="ignore"):
+            inner /= np.maximum(self._temperature[slots], 1e-30).astype(np.float32)[:, None]
+        np.exp(inner, out=inner)
+        for index in np.flatnonzero(self._truncates[slots]).tolist():
+            sampling = self._state(slots[index]).sampling
+            if 0 < sampling.top_k < vocab_size:
+                keep_top_k(inner[index], sampling.top_k)
+            if sampling.top_p < 1:
+                keep_top_p(inner[index], sampling.top_p)
+            if sampling.min_p > 0:
+                keep_min_p(inner[index], sampling.min_p)
+        return draw(weights, uniforms(self._seed[slots], output_lengths))
+
+    def _state(self, slot: int) -> _Slot:
+        state = self._slots[slot]
+        if state is None:
+            raise ProtocolError(f"sampling slot {slot} is free")
+        return state
+
+
+def _host(logits: Tensor, rows: NDArray[np.int64] | list[int]) -> NDArray[np.float32]:
+    """Rows of the logits as float32 on the host: a view where one row of such logits is asked for, else a copy."""
+    if len(rows) == 1:
+        return logits[int(rows[0]) : int(rows[0]) + 1].float().cpu().numpy()
+    return logits[torch.as_tensor(rows, device=logits.device)].float().cpu().numpy()
