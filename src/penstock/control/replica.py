@@ -325,15 +325,15 @@ class Replica:
         return (sequence for sequence in self._running.values() if sequence.state is not State.ENDING)
 
     def _preempt(self, step: Step, sequence: Sequence) -> None:
-        """Take a running sequence's blocks: to the host if it is decoding and there is room, else to be recomputed."""
-        decoding = sequence.state is State.DECODING
-        if decoding:
+        """Take a running sequence's blocks: to the host if its prompt is done and there is room, else to be recomputed."""
+        prompt_done = sequence.state is not State.PREFILLING
+        if sequence.state is State.DECODING:
             self._leave_decode_set(sequence)
         self._prefilling.pop(sequence.id, None)
         self._stalled.pop(sequence.id, None)
         del self._running[sequence.id]
         self._withdraw(sequence.id)
-        host = self._evict.take_host(sequence) if decoding else None
+        host = self._evict.take_host(sequence) if prompt_done else None
         if host is None:
             sequence.apply(Event.EVICT)
             sequence.computed = 0

@@ -1,0 +1,126 @@
+"""Contract 4: in fp32 on the CPU, greedy output equals `transformers` token for token, whatever the schedule did.
+
+Seven families x five policies x {plain, chunked, prefix hits, preempted, swapped}, with requests cancelled along the
+way and a step planned ahead. Each case also shows that what it is named after really happened.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from penstock.control.request import Request, Sampling
+from penstock.control.statistics import Statistics
+from penstock.control.step import Finished
+from penstock.engine.engine import Engine
+from penstock.engine.loader import LoadedModel, load_model
+from penstock.testing import Driver, small_replica, tiny_checkpoint
+from penstock.testing.checkpoints import FAMILIES
+
+POLICIES = ("sarathi", "splitfuse", "orca", "vllm_prefill_first", "request_level")
+CUTTING = {"sarathi", "splitfuse", "request_level"}
+BLOCK = 4
+OUTPUT = 10
+CANCELLED = ("r3", "r8")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A schedule to provoke, and the statistics that show it."""
+
+    blocks: int = 200
+    token_budget: int = 400
+    memory: str = "paged"
+    evict: str = "recompute"
+    host_blocks: int = 0
+    waves: int = 1
+    shown: Callable[[Statistics], bool] = field(default=lambda seen: True)
+
+
+CASES = {
+    "plain": Case(),
+    "chunked": Case(token_budget=12),
+    "prefix_hits": Case(memory="prefix_tree", token_budget=24, waves=2, shown=lambda s: s.prefix_hit_tokens > 0),
+    "preempted": Case(blocks=19, token_budget=24, memory="prefix_tree", shown=lambda s: s.preemptions > 0),
+    "swapped": Case(blocks=19, token_budget=24, evict="swap", host_blocks=60, shown=lambda s: s.swaps > 0),
+}
+
+
+def prompts(vocabulary: int) -> list[tuple[int, ...]]:
+    """Ten prompts, four of them with a common stem of 11 tokens: not a whole number of blocks."""
+    chance = random.Random(7)
+    stem = tuple(chance.randrange(vocabulary) for _ in range(11))
+    made = []
+    for number in range(10):
+        own = tuple(chance.randrange(vocabulary) for _ in range(chance.randrange(2, 22)))
+        made.append(stem + own if number % 3 == 0 else own)
+    return made
+
+
+@lru_cache(maxsize=1)  # cases are ordered by family: one model at a time
+def loaded(family: str, directory: Path) -> tuple[LoadedModel, list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The model, the prompts, and what `transformers` makes of them."""
+    from transformers import AutoModelForCausalLM
+
+    path = tiny_checkpoint(family, directory / family)
+    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    asked = prompts(reference.config.vocab_size)
+    answers = []
+    for prompt in asked:
+        made = reference.generate(
+            torch.tensor([prompt]), max_new_tokens=OUTPUT, min_new_tokens=OUTPUT, do_sample=False, pad_token_id=0
+        )
+        answers.append(tuple(made[0, len(prompt) :].tolist()))
+    return load_model(path, dtype="float32", device="cpu"), asked, answers
+
+
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_output_equals_transformers(family: str, policy: str, case: str, directory: Path) -> None:
+    model, asked, answers = loaded(family, directory)
+    setup = CASES[case]
+    engine = Engine(
+        model, blocks=setup.blocks, block_tokens=BLOCK, host_blocks=setup.host_blocks, max_seqs=8, max_step_tokens=512
+    )
+    replica = small_replica(
+        blocks=setup.blocks, block_tokens=BLOCK, policy=policy, memory=setup.memory, evict=setup.evict,
+        token_budget=setup.token_budget, host_blocks=setup.host_blocks,
+    )  # fmt: skip
+    driver = Driver(replica, engine, plan_ahead=True)
+    for wave in range(setup.waves):
+        for number, prompt in enumerate(asked):
+            driver.submit(
+                Request(id=f"w{wave}r{number}", prompt=prompt, max_tokens=OUTPUT, sampling=Sampling(temperature=0.0))
+            )
+        for _ in range(4):
+            driver.tick()
+        for name in CANCELLED:
+            driver.cancel(f"w{wave}{name}")
+        driver.run(most=2000)
+        engine.check()
+    for wave in range(setup.waves):
+        for number, answer in enumerate(answers):
+            name = f"w{wave}r{number}"
+            made, end = tuple(driver.outputs[name]), driver.ended[name]
+            assert isinstance(end, Finished)
+            assert made == answer[: len(made)]
+            assert end.reason == ("length" if len(made) == OUTPUT else "cancelled")
+            assert end.reason == "length" or name[2:] in CANCELLED
+    seen = replica.statistics()
+    assert setup.shown(seen), f"{case} did not happen: {seen}"
+    if case == "chunked" and policy in CUTTING:
+        assert any(chunk.start > 0 for step in driver.steps for chunk in step.chunks)
+    assert seen.held_blocks == 0
+    engine.close()
