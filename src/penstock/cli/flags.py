@@ -28,7 +28,7 @@ FileOption = Annotated[
 ]
 ModelArgument = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Argument(metavar="[MODEL]", help="Checkpoint directory; default: model.path, the model in the box.",
+    typer.Argument(metavar="MODEL", help="Checkpoint directory; default: model.path, the model in the box.",
                    show_default=False),
 ]  # fmt: skip
 
@@ -51,12 +51,11 @@ def flag_name(key: str) -> str:
 
 def with_deployment_flags(command: Command) -> Command:
     """Add a flag for each key to a command whose last parameter is `**flags`; pass that on to `load`."""
-    signature = inspect.signature(command)
+    signature = inspect.signature(command, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     generated = [_parameter(key, kind, default, text) for key, (kind, default, text) in keys().items()]
     command.__signature__ = signature.replace(parameters=[*own, *generated])  # type: ignore[attr-defined]
-    hints = {parameter.name: parameter.annotation for parameter in generated}
-    command.__annotations__ = {**command.__annotations__, **hints}
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *generated]}
     return command
 
 

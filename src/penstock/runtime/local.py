@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from penstock.control.replica import Replica
 from penstock.control.request import Request
 from penstock.control.step import Step, StepResult, Update
-from penstock.errors import ProtocolError
+from penstock.errors import InvalidRequest, ProtocolError
 from penstock.runtime.executor import Executor
 
 
@@ -55,6 +55,8 @@ class Loop:
         self._running: Step | None = None
         self._ahead: Step | None = None
         self._started = 0.0
+        self._refused: list[str] = []
+        """The executor knows them and the replica does not: the next step releases them."""
 
     @property
     def busy(self) -> bool:
@@ -64,7 +66,11 @@ class Loop:
     def submit(self, request: Request) -> None:
         """Raises InvalidRequest: the executor or the replica cannot run it; nothing is kept."""
         self._executor.add(request)
-        self.replica.submit(request, self._clock())
+        try:
+            self.replica.submit(request, self._clock())
+        except InvalidRequest:
+            self._refused.append(request.id)
+            raise
 
     def cancel(self, request_id: str) -> None:
         """Its blocks are free with the next commit; an unknown or finished id is ignored."""
@@ -101,6 +107,9 @@ class Loop:
             yield turn
 
     def _start(self, step: Step) -> None:
+        if self._refused:
+            step.release.extend(self._refused)
+            self._refused.clear()
         self._running, self._started = step, self._clock()
         if self._launch is not None:
             self._launch(step)

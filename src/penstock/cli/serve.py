@@ -1,0 +1,107 @@
+"""`penstock serve`: a model over HTTP until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from penstock.cli.console import stderr
+from penstock.cli.flags import FileOption, ModelArgument, load, with_deployment_flags
+from penstock.deployment import Deployment
+from penstock.runtime.facts import ModelInfo
+
+
+@with_deployment_flags
+def serve(
+    model: ModelArgument = None,
+    file: FileOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved deployment file and end.")] = False,
+    **flags: str | None,
+) -> None:
+    """Serve a model over HTTP, with the API that OpenAI clients speak.
+
+    Without anything, the model in the box is served on 127.0.0.1:8000. Every key of the deployment file is a flag, and
+    an environment variable: --policy.max-seqs 8 is PENSTOCK_POLICY__MAX_SEQS=8. Flags win over the environment, and
+    the environment over the file. Sizes and times may be written as 25k, 32Ki, 2GiB, 30s.
+    """
+    deployment = load(file, model, flags)
+    if dry_run:
+        typer.echo(resolved(deployment), nl=False)
+        return
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        runner.run(_serve(deployment, stderr()))
+
+
+def resolved(deployment: Deployment) -> str:
+    """The deployment as YAML; keys that clients must send are not shown, since logs keep what is printed."""
+    keys = deployment.server.api_keys
+    if not keys:
+        return deployment.to_yaml()
+    server = deployment.server.model_copy(update={"api_keys": ("<hidden>",) * len(keys)})
+    return deployment.model_copy(update={"server": server}).to_yaml()
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where there is one, which is everywhere but on Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+async def _serve(deployment: Deployment, console: Console) -> None:
+    started = time.monotonic()
+
+    def show_phase(name: str, seconds: float, detail: str) -> None:
+        console.print(f"[dim]{name:<13}{seconds:7.2f} s  {escape(detail)}[/]")
+
+    from penstock.runtime.service import Service
+
+    starting = asyncio.create_task(Service.start(deployment, show_phase))
+    await asyncio.sleep(0)  # the worker loads the model while this process loads the HTTP side
+    from penstock.cli.hosting import app_for
+    from penstock.serve.server import listen, run
+
+    try:
+        sock = listen(deployment.server.host, deployment.server.port)
+    except BaseException:
+        starting.cancel()
+        raise
+    service = await starting
+    info = service.info
+
+    def show_ready(url: str) -> None:
+        console.print(_ready_line(url, info, time.monotonic() - started))
+        console.print(escape(_curl(url, info, bool(deployment.server.api_keys))))
+
+    def show_draining() -> None:
+        console.print(
+            f"stopping: {service.in_flight} running requests get up to {deployment.server.drain_timeout:g} s; "
+            "a second signal stops at once"
+        )
+
+    app = app_for(service, deployment)
+    cut_off = await run(app, service, deployment, sock=sock, on_listening=show_ready, on_draining=show_draining)
+    console.print(f"stopped; {cut_off} requests were cut off" if cut_off else "stopped")
+
+
+def _ready_line(url: str, info: ModelInfo, seconds: float) -> str:
+    return (
+        f"[bold green]ready[/] {url}  model {escape(info.name)} ({info.parameters / 1e6:,.1f}M parameters, {info.dtype}), "
+        f"context {info.max_sequence_tokens:,} tokens, KV {info.kv_capacity_tokens:,} tokens, started in {seconds:.1f} s"
+    )
+
+
+def _curl(url: str, info: ModelInfo, needs_key: bool) -> str:
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
+    body = f'{{"model": "{info.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"

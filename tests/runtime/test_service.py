@@ -1,0 +1,341 @@
+"""The front end and a scripted worker process: streams, refusals, restarts, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import pytest
+
+from penstock.control.request import Request, Sampling
+from penstock.errors import InvalidRequest, Overloaded, PenstockError, RequestFailed, Unavailable, UnsupportedModel
+from penstock.runtime.facts import Output
+from penstock.runtime.service import Service
+from penstock.testing import expected_output
+
+VOCABULARY = 50  # of scripted_worker.py
+Make = Callable[..., Any]
+T = TypeVar("T")
+
+
+def run(body: Coroutine[Any, Any, T]) -> T:
+    async def bounded() -> T:
+        async with asyncio.timeout(60):
+            return await body
+
+    return asyncio.run(bounded())
+
+
+def request(id: str = "a", prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 20, **more: Any) -> Request:
+    return Request(id=id, prompt=prompt, max_tokens=max_tokens, **more)
+
+
+async def collect(service: Service, one: Request) -> list[Output]:
+    return [output async for output in service.generate(one)]
+
+
+async def tokens(service: Service, one: Request) -> tuple[int, ...]:
+    return tuple(token for output in await collect(service, one) for token in output.tokens)
+
+
+def test_a_stream_gives_every_token_once_and_ends_with_its_reason_and_timings(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        outputs = await collect(service, request())
+        assert tuple(t for o in outputs for t in o.tokens) == expected_output(request(), VOCABULARY)
+        assert [output.finished for output in outputs[:-1]] == [None] * (len(outputs) - 1)
+        last = outputs[-1]
+        assert last.finished == "length"
+        assert last.timings is not None
+        assert min(last.timings.queue_s, last.timings.prefill_s, last.timings.decode_s) >= 0
+        await service.close()
+
+    run(body())
+
+
+def test_many_streams_at_once_do_not_mix(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        requests = [request(f"r{i}", tuple(range(1 + i % 7)), max_tokens=5 + i) for i in range(40)]
+        found = await asyncio.gather(*(tokens(service, one) for one in requests))
+        assert found == [expected_output(one, VOCABULARY) for one in requests]
+        assert service.in_flight == 0
+        await service.close()
+
+    run(body())
+
+
+def test_phases_and_steps_and_statistics_are_told(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        phases: list[str] = []
+        service = await Service.start(deployment(), lambda name, seconds, detail: phases.append(name), command=worker())
+        steps: list[int] = []
+        service.on_step.append(lambda report: steps.append(report.number))
+        await tokens(service, request(max_tokens=5))
+        assert phases == ["script"]
+        assert steps == sorted(set(steps))
+        assert len(steps) >= 5
+        assert service.statistics.finished == 1
+        assert service.statistics.running == 0
+        await service.close()
+
+    run(body())
+
+
+def test_closing_a_stream_cancels_it_in_the_worker(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        async with aclosing(service.generate(request("gone", max_tokens=250))) as stream:
+            await anext(stream)
+        assert service.in_flight == 0
+        await tokens(service, request("next"))
+        assert (service.statistics.cancelled, service.statistics.running) == (1, 0)
+        await service.close()
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (request(prompt=()), "prompt"),
+        (request(prompt=(1, 50)), "prompt"),
+        (request(max_tokens=0), "max_tokens"),
+        (request(max_tokens=257), "max_tokens"),
+    ],
+)
+def test_an_impossible_request_is_refused_with_its_field(
+    deployment: Make, worker: Make, bad: Request, field: str
+) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        with pytest.raises(InvalidRequest) as refused:
+            await collect(service, bad)
+        assert refused.value.field == field
+        assert (service.in_flight, service.admission.requests) == (0, 0)
+        await service.close()
+
+    run(body())
+
+
+def test_an_id_in_flight_is_refused_and_the_first_goes_on(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        async with aclosing(service.generate(request(max_tokens=100))) as stream:
+            first = (await anext(stream)).tokens
+            with pytest.raises(InvalidRequest, match="in flight"):
+                await collect(service, request())
+            rest = [token async for output in stream for token in output.tokens]
+        assert (*first, *rest) == expected_output(request(max_tokens=100), VOCABULARY)
+        await service.close()
+
+    run(body())
+
+
+def test_beyond_the_queue_bound_requests_are_refused_with_a_time_to_come_back(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment({"server.queue.max_requests": 1}), command=worker())
+        async with aclosing(service.generate(request("first"))) as stream:
+            first = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded) as refused:
+                await collect(service, request("second"))
+            assert 0.05 <= refused.value.retry_after_s <= 60
+            await first
+        await service.close()
+
+    run(body())
+
+
+def test_a_failing_request_fails_alone(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker(fail_on_token=13))
+        good, bad = await asyncio.gather(
+            tokens(service, request("good")), collect(service, request("bad", (13,))), return_exceptions=True
+        )
+        assert good == expected_output(request("good"), VOCABULARY)
+        assert isinstance(bad, RequestFailed)
+        assert service.restarts == 0
+        await service.close()
+
+    run(body())
+
+
+def test_a_killed_worker_is_replaced_and_every_stream_goes_on_exactly(
+    deployment: Make, worker: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker(kill_at_step=9))
+        first_pid = service.worker_pid
+        requests = [request(f"r{i}", (i,), max_tokens=12 + i) for i in range(12)]
+        found = await asyncio.gather(*(tokens(service, one) for one in requests))
+        assert found == [expected_output(one, VOCABULARY) for one in requests]
+        assert (service.restarts, service.state) == (1, "ready")
+        assert service.worker_pid != first_pid
+        await service.close()
+
+    run(body())
+    assert "killed by SIGKILL" in caplog.text
+
+
+def test_a_request_that_arrives_while_the_worker_is_replaced_waits_for_it(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        assert service.worker_pid is not None
+        os.kill(service.worker_pid, signal.SIGKILL)
+        while service.state != "restarting":
+            await asyncio.sleep(0.001)
+        assert await tokens(service, request()) == expected_output(request(), VOCABULARY)
+        await service.close()
+
+    run(body())
+
+
+def test_a_worker_whose_step_hangs_is_replaced(
+    deployment: Make, worker: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment({"server.step_deadline": "300ms"}), command=worker(hang_at_step=5))
+        assert await tokens(service, request("stuck")) == expected_output(request("stuck"), VOCABULARY)
+        assert service.restarts == 1
+        await service.close()
+
+    run(body())
+    assert "requests: stuck" in caplog.text
+
+
+def test_a_request_that_kills_every_worker_fails_alone(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker(raise_on_token=13))
+        good = [request(f"good{i}", (i,)) for i in range(3)]
+        *found, bad = await asyncio.gather(
+            *(tokens(service, one) for one in good), tokens(service, request("bad", (13,))), return_exceptions=True
+        )
+        assert found == [expected_output(one, VOCABULARY) for one in good]
+        assert isinstance(bad, RequestFailed)
+        assert service.state == "ready"
+        assert await tokens(service, request("later")) == expected_output(request("later"), VOCABULARY)
+        await service.close()
+
+    run(body())
+
+
+def test_a_workers_refusal_of_the_model_is_the_services_own_error(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        with pytest.raises(UnsupportedModel) as refused:
+            await Service.start(deployment(), command=worker(fail_to_start="bad model"))
+        assert (refused.value.field, refused.value.value) == ("architectures[0]", "Nonesuch")
+
+    run(body())
+
+
+def test_a_worker_that_cannot_start_is_an_error_that_says_how_it_ended(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        with pytest.raises(PenstockError, match="exit code 3"):
+            await Service.start(deployment(), command=worker(fail_to_start="exit"))
+        with pytest.raises(PenstockError, match="cannot be started"):
+            await Service.start(deployment(), command=("/nonexistent/worker",))
+
+    run(body())
+
+
+def test_draining_refuses_new_requests_and_lets_running_ones_finish(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        async with aclosing(service.generate(request(max_tokens=100))) as stream:
+            first = (await anext(stream)).tokens
+            draining = asyncio.create_task(service.drain(30.0))
+            await asyncio.sleep(0)
+            assert service.state == "draining"
+            with pytest.raises(Unavailable, match="shutting down"):
+                await collect(service, request("late"))
+            rest = [token async for output in stream for token in output.tokens]
+        assert await draining == 0
+        assert (*first, *rest) == expected_output(request(max_tokens=100), VOCABULARY)
+        await service.close()
+        assert service.state == "stopped"
+
+    run(body())
+
+
+def test_what_outlives_the_drain_gets_a_clean_error(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker(hang_at_step=5))
+        stuck = asyncio.create_task(tokens(service, request(max_tokens=100)))
+        while not service.statistics.steps:
+            await asyncio.sleep(0.001)
+        assert await service.drain(0.05) == 1
+        with pytest.raises(RequestFailed, match="shut down"):
+            await stuck
+        await service.close()
+
+    run(body())
+
+
+def test_sampling_without_a_seed_gets_one_so_that_it_can_be_resumed(
+    deployment: Make, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(bits: int) -> int:
+        drawn.append(bits)
+        return 7
+
+    monkeypatch.setattr("penstock.runtime.service.secrets.randbits", draw)
+
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        await tokens(service, request("unseeded", sampling=Sampling(temperature=1.0)))
+        assert drawn == [63]
+        await tokens(service, request("seeded", sampling=Sampling(temperature=1.0, seed=1)))
+        await tokens(service, request("greedy", sampling=Sampling(temperature=0.0)))
+        assert drawn == [63]
+        await service.close()
+
+    run(body())
+
+
+PARENT = """
+import asyncio, json, os, sys
+from penstock.deployment import Deployment
+from penstock.runtime.service import Service
+
+async def main():
+    service = await Service.start(Deployment(), command=json.loads(sys.argv[1]))
+    print(service.worker_pid, flush=True)
+    os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+
+
+def test_a_worker_ends_when_its_parent_is_killed(worker: Make) -> None:
+    import json
+
+    import psutil
+
+    parent = subprocess.run(
+        [sys.executable, "-c", PARENT, json.dumps(worker())], stdout=subprocess.PIPE, text=True, timeout=30, check=False
+    )
+    assert parent.returncode == -signal.SIGKILL
+    pid = int(parent.stdout)
+    try:
+        orphan = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return
+    _, alive = psutil.wait_procs([orphan], timeout=10)
+    assert not alive or orphan.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_front_end_never_imports_torch() -> None:
+    code = (
+        "import sys, penstock.runtime.service, penstock.runtime, penstock.cli.serve, penstock.cli.hosting\n"
+        "assert not [name for name in ('torch', 'transformers', 'pickle5') if name in sys.modules]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
