@@ -81,7 +81,7 @@ class OnOff:
 
     def times(self, count: int, generator: np.random.Generator) -> Times:
         on_rate = self.trace_rate * (self.on_s + self.off_s) / self.on_s
-        pieces: list[Times] = []
+        pieces: list[Times] = [np.empty(0)]
         made, clock = 0, 0.0
         while made < count:
             length = generator.exponential(self.on_s)

@@ -263,7 +263,7 @@ class _Bench:
         level, best = FIRST_CONCURRENCY, None
         while level <= settings.max_concurrency:
             name = f"capacity {level}"
-            requests = self._sample(max(64, level * math.ceil(10 * settings.capacity_stage_s)), name)
+            requests = self._sample(max(2000, level * math.ceil(10 * settings.capacity_stage_s)), name)
             stage = Stage(
                 name=name,
                 requests=requests,
@@ -336,7 +336,7 @@ class _Bench:
         name = f"concurrency {concurrency}"
         blocks = settings.trace.block_tokens if settings.trace is not None else 512
         if settings.duration_s is not None and settings.requests is None:
-            count = max(64, concurrency * math.ceil(10 * settings.duration_s))
+            count = max(2000, concurrency * math.ceil(10 * settings.duration_s))
         else:
             count = settings.requests or (len(settings.trace) if settings.trace is not None else DEFAULT_REQUESTS)
         requests = self._sample(count * settings.turns, name)
