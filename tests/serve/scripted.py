@@ -72,7 +72,9 @@ def say(text: str | bytes, *, tokens_per_output: int = 1, stop_id: int | None = 
             some = tuple(ids[first : first + tokens_per_output])
             logprobs = None
             if wanted is not None:
-                logprobs = tuple(TokenLogprobs(-0.5, tuple((id + k, -0.5 - k) for k in range(wanted))) for id in some)
+                logprobs = tuple(
+                    TokenLogprobs(-0.5, tuple(((id + k) % 257, -0.5 - k) for k in range(wanted))) for id in some
+                )
             last = first + tokens_per_output >= len(ids)
             yield Output(
                 some, logprobs, finished=("stop" if stop is not None else "length") if last else None,

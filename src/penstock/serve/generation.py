@@ -7,13 +7,15 @@ sequences moved in that step; so the pieces of one step can leave in one write.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from penstock.control.request import Request
 from penstock.errors import InvalidRequest, Overloaded, Unavailable
+from penstock.runtime.facts import Output
 from penstock.serve.choice import Choice, Piece
 from penstock.serve.metrics import Metrics
 
@@ -76,7 +78,7 @@ class Generation:
         metrics.entered()
         outcome = "failed"
         try:
-            async with aclosing(self.service.generate(choice.request)) as outputs:
+            async with aclosing(self._outputs(choice.request)) as outputs:
                 async for output in outputs:
                     now = monotonic()
                     if choice.first_at is not None:
@@ -106,6 +108,10 @@ class Generation:
                 ttft_s=None if choice.first_at is None else choice.first_at - choice.arrived,
                 total_s=choice.last_at - choice.arrived, timings=choice.timings,
             )  # fmt: skip
+
+    def _outputs(self, request: Request) -> AsyncGenerator[Output, None]:
+        # An iterator by its interface; that it can be closed is part of the contract.
+        return cast("AsyncGenerator[Output, None]", self.service.generate(request))
 
     async def _side_by_side(self, emit: Emit, flush: Flush) -> None:
         """One task per sequence. All that moved in one step have emitted before this one wakes up to flush."""

@@ -1,0 +1,145 @@
+"""CPU time of the front end per streamed token: `python tests/serve/measure_front_end.py [streams] [tokens]`.
+
+The server process has the real app, uvicorn, detokeniser and `runtime.stream.Stream`; a timer stands in for the worker
+and gives every stream one token per step, as one frame from the worker would. CPU seconds are those of the server
+process alone (user + system), less those of an idle server over the same steps. The client is another process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import AsyncIterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from serve.scripted import ByteTokenizer, PlainTemplate, ScriptedService
+
+from penstock.control.request import Request
+from penstock.control.step import Finished
+from penstock.deployment import Deployment
+from penstock.runtime.facts import Output
+from penstock.runtime.stream import Stream
+from penstock.serve.app import create_app
+from penstock.serve.server import Server, listen, settings
+
+STEP_S = 0.02
+
+
+class Stepping(ScriptedService):
+    """All streams get a token every STEP_S."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__(deployment)
+        self.streams: dict[str, Stream] = {}
+
+    async def generate(self, request: Request) -> AsyncIterator[Output]:
+        stream = Stream(request, time.monotonic())
+        self.streams[request.id] = stream
+        try:
+            while True:
+                output = await stream.next()
+                yield output
+                if output.finished is not None:
+                    return
+        finally:
+            del self.streams[request.id]
+
+    async def steps(self) -> None:
+        while True:
+            await asyncio.sleep(STEP_S)
+            now = time.monotonic()
+            for id, stream in self.streams.items():
+                stream.push(97 + len(stream.output) % 26, None, now)
+                if len(stream.output) == stream.request.max_tokens:
+                    stream.finish(Finished(id, "length"))
+
+
+def serve(pipe: Connection) -> None:
+    deployment = Deployment()
+    service = Stepping(deployment)
+    app = create_app(service, deployment, tokenizer=ByteTokenizer(), template=PlainTemplate())  # type: ignore[arg-type]
+
+    async def main() -> None:
+        sock = listen("127.0.0.1", 0)
+        tasks = [asyncio.create_task(Server(settings(app)).serve([sock])), asyncio.create_task(service.steps())]
+        pipe.send(sock.getsockname()[1])
+        while await asyncio.to_thread(pipe.recv):
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            pipe.send(used.ru_utime + used.ru_stime)
+        for task in tasks:
+            task.cancel()
+
+    if "--uvloop" in sys.argv:
+        import uvloop
+
+        uvloop.run(main())
+    elif "--profile" in sys.argv:
+        import cProfile
+
+        cProfile.runctx("asyncio.run(main())", globals(), locals(), sort="tottime")
+    else:
+        asyncio.run(main())
+
+
+async def ask(port: int, tokens: int) -> int:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = json.dumps(
+        {"messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": tokens, "ignore_eos": True}
+    ).encode()
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        b"content-length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    raw = await reader.read(-1)
+    writer.close()
+    assert b"[DONE]" in raw
+    return raw.count(b'"content":"') - 1
+
+
+def main() -> None:
+    numbers = [int(one) for one in sys.argv[1:] if one.isdigit()]
+    streams, tokens = (*numbers, 64, 300)[:2] if not numbers else (*numbers, 300)[:2]
+    ours, theirs = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(theirs,))
+    server.start()
+    port = ours.recv()
+
+    def cpu_s() -> float:
+        ours.send(True)
+        seconds: float = ours.recv()
+        return seconds
+
+    async def all_of_them() -> int:
+        return sum(await asyncio.gather(*(ask(port, tokens) for _ in range(streams))))
+
+    asyncio.run(all_of_them())
+    before = cpu_s()
+    time.sleep(tokens * STEP_S)
+    idle = cpu_s() - before
+    results = []
+    for _ in range(3):
+        before, began = cpu_s(), time.monotonic()
+        received = asyncio.run(all_of_them())
+        results.append((cpu_s() - before - idle) / received * 1e6)
+        took = time.monotonic() - began
+    ours.send(False)
+    server.join(10)
+    print(
+        json.dumps(
+            {
+                "streams": streams, "tokens": received, "seconds": round(took, 2), "idle_cpu_s": round(idle, 4),
+                "cpu_us_per_token": [round(one, 1) for one in results],
+            }
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""Refusals (SERVING-CHECKLIST sections 2, 5 and 10): shape, status, headers, and what the message says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from penstock.control.request import Request
+from penstock.errors import InvalidRequest, Overloaded, PenstockError, Unavailable
+from penstock.runtime.facts import Output
+
+from .conftest import Scripted
+from .scripted import raising
+
+
+def error_of(reply: httpx.Response) -> dict[str, Any]:
+    assert set(reply.json()) == {"error"}
+    error: dict[str, Any] = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert reply.headers["x-request-id"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 2.5}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": 10**400}, "seed"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias[...]"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"257": 1}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": "x" * 257}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a", ""]}, "stop[1]"),
+        ({"stop_token_ids": [300]}, "stop_token_ids"),
+        ({"min_tokens": 20, "max_tokens": 10}, "min_tokens"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"metadata": {str(i): "v" for i in range(17)}}, "metadata"),
+        ({"metadata": {"k": "v" * 513}}, "metadata[...]"),
+        ({"user": "a\0b"}, "user"),
+        ({"metadata": {"a": ["\0"]}}, "metadata.a[0]"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"best_of": 3}, "best_of"),
+        ({"cache_salt": ""}, "cache_salt"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_value_out_of_bounds_is_400_and_names_the_field(
+    scripted: Scripted, path: str, body: dict[str, Any], param: str
+) -> None:
+    required = {"prompt": "x"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}]}
+    reply = scripted.http.post(path, json=required | body)
+    assert reply.status_code == 400, reply.text
+    error = error_of(reply)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert "Remedy" in error["message"]
+    assert not scripted.service.calls
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "king", "content": "x"}], "messages[0].role"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}],
+            "messages[0].content[0]",
+        ),
+        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0].tool_call_id"),
+        ([{"role": "user", "content": "x"}] * 4097, "messages"),
+        ("hello", "messages"),
+        (None, "messages"),
+    ],
+)
+def test_messages_that_make_no_sense_are_400(scripted: Scripted, messages: Any, param: str) -> None:
+    reply = scripted.chat(messages=messages)
+    assert reply.status_code == 400, reply.text
+    assert error_of(reply)["param"] == param
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"modalities": ["audio"]},
+        {"guided_json": {"type": "object"}},
+        {"prompt_logprobs": 1},
+        {"chat_template": "{{ 1 }}"},
+        {"chat_template_kwargs": {"tools": []}},
+        {"top_logprobs": 3},
+        {"logprobs": True, "top_logprobs": 21},
+    ],
+)
+def test_an_option_that_would_change_the_answer_is_refused_not_ignored(
+    scripted: Scripted, extra: dict[str, Any]
+) -> None:
+    reply = scripted.chat(**extra)
+    assert reply.status_code == 400, reply.text
+    assert error_of(reply)["param"].split(".")[0] in extra
+    assert not scripted.service.calls
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"tools": [], "tool_choice": "auto"},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
+        {"response_format": {"type": "text"}, "store": True, "service_tier": "auto", "user": "me"},
+        {"temperature": None, "stop": None, "n": None, "stream": None, "tools": None, "logit_bias": None},
+        {"priority": 3, "cache_salt": "pepper", "metadata": {"a": "b"}},
+    ],
+)
+def test_an_option_that_changes_nothing_is_accepted(scripted: Scripted, extra: dict[str, Any]) -> None:
+    assert scripted.chat(**extra).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b"[]", "invalid_json"),
+        (b'{"prompt": NaN}', "invalid_json"),
+        (b'{"prompt": "x", "temperature": NaN}', "invalid_json"),
+        (b'{"prompt": "x", "temperature": Infinity}', "invalid_json"),
+        (b'{"prompt": "x", "temperature": 1e999}', "invalid_json"),
+        (b'{"prompt": "\\ud800"}', "invalid_json"),
+        (b'{"prompt": "\xff"}', "invalid_json"),
+        (b'{"prompt": "a\\u0000b"}', "invalid_value"),
+        (b'{"prompt": "x", "a\\u0000b": 1}', "invalid_value"),
+        (b'{"prompt": ' + b"[" * 100_000, "invalid_json"),
+        (b"{}", "missing_required_parameter"),
+        (b'{"prompt": ""}', "invalid_value"),
+        (b'{"prompt": []}', "invalid_value"),
+        (b'{"prompt": [[]]}', "invalid_value"),
+        (b'{"prompt": [1, "a"]}', "invalid_value"),
+        (b'{"prompt": [300]}', "invalid_value"),
+        (b'{"prompt": [-1]}', "invalid_value"),
+        (b'{"prompt": [1.5]}', "invalid_type"),
+    ],
+)
+def test_bytes_that_are_no_request_are_400(scripted: Scripted, raw: bytes, code: str) -> None:
+    reply = scripted.http.post("/v1/completions", content=raw, headers={"content-type": "application/json"})
+    assert reply.status_code == 400, reply.text
+    assert error_of(reply)["code"] == code
+
+
+def test_more_than_64_prompts_are_400(scripted: Scripted) -> None:
+    assert error_of(scripted.complete(prompt=["a"] * 65))["param"] == "prompt"
+
+
+def test_prompt_and_max_tokens_over_the_context_name_both_numbers(scripted: Scripted) -> None:
+    reply = scripted.complete(prompt="x" * 100, max_tokens=4000)
+    assert reply.status_code == 400
+    error = error_of(reply)
+    assert error["code"] == "context_length_exceeded"
+    assert error["param"] == "max_tokens"
+    assert "100" in error["message"]
+    assert "4000" in error["message"]
+    assert "4096" in error["message"]
+    too_long = scripted.chat(messages=[{"role": "user", "content": "x" * 5000}])
+    assert error_of(too_long)["code"] == "context_length_exceeded"
+    assert error_of(too_long)["param"] == "messages"
+
+
+def test_an_unknown_model_is_404_and_lists_the_models(scripted: Scripted) -> None:
+    for reply in (
+        scripted.complete(model="gpt-9"),
+        scripted.chat(model="gpt-9"),
+        scripted.http.get("/v1/models/gpt-9"),
+    ):
+        assert reply.status_code == 404
+        error = error_of(reply)
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
+        assert "scripted" in error["message"]
+
+
+def test_unknown_paths_and_methods_have_the_same_shape(scripted: Scripted) -> None:
+    assert error_of(scripted.http.get("/v2/nothing"))["code"] == "not_found"
+    wrong = scripted.http.get("/v1/completions")
+    assert wrong.status_code == 405
+    assert wrong.headers["allow"] == "POST"
+    assert error_of(wrong)["code"] == "method_not_allowed"
+
+
+def test_a_body_over_the_limit_is_413(scripted: Scripted) -> None:
+    reply = scripted.complete(prompt="x" * 8_000_001)
+    assert reply.status_code == 413
+    assert error_of(reply)["code"] == "request_too_large"
+
+
+def test_a_form_is_not_json(scripted: Scripted) -> None:
+    reply = scripted.http.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
+    assert reply.status_code == 415
+    error_of(reply)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "type_", "code"),
+    [
+        (Overloaded("full", retry_after_s=2.3), 429, "rate_limit_error", "server_overloaded"),
+        (Unavailable("draining", retry_after_s=2.3), 503, "service_unavailable_error", "service_unavailable"),
+    ],
+)
+def test_overload_and_unavailability_say_when_to_come_back(
+    scripted: Scripted, stream: bool, error: PenstockError, status: int, type_: str, code: str
+) -> None:
+    scripted.service.script = raising(error)
+    reply = scripted.chat(stream=stream)
+    assert reply.status_code == status
+    assert (error_of(reply)["type"], error_of(reply)["code"]) == (type_, code)
+    assert reply.headers["retry-after"] == "3"
+    assert reply.headers["retry-after-ms"] == "2300"
+
+
+def test_the_worker_may_refuse_a_request_too(scripted: Scripted) -> None:
+    scripted.service.script = raising(
+        InvalidRequest(field="prompt", value=1, why="w", remedy="r", code="context_length_exceeded")
+    )
+    reply = scripted.complete()
+    assert reply.status_code == 400
+    assert error_of(reply)["code"] == "context_length_exceeded"
+
+
+def test_a_bug_is_500_in_the_same_shape_and_tells_nothing(scripted: Scripted) -> None:
+    scripted.service.script = raising(KeyError("secret"))
+    reply = scripted.complete()
+    assert reply.status_code == 500
+    assert error_of(reply)["type"] == "server_error"
+    assert "secret" not in reply.text
+
+
+def test_a_cancellation_by_the_server_is_a_clean_error(scripted: Scripted) -> None:
+    async def script(request: Request) -> AsyncIterator[Output]:
+        yield Output((), finished="cancelled")
+
+    scripted.service.script = script
+    assert scripted.complete().status_code == 503
+
+
+def test_the_clients_request_id_is_kept_if_it_is_safe(scripted: Scripted) -> None:
+    def id_for(sent: str) -> str:
+        return scripted.http.get("/health", headers={"x-request-id": sent}).headers["x-request-id"]
+
+    assert id_for("abc-1.2:3") == "abc-1.2:3"
+    assert id_for("a b") != "a b"
+    assert id_for("x" * 200) != "x" * 200
+
+
+@pytest.mark.parametrize("host", ["evil host", "a/b", "a:b", "", "a@b", "a:80:80"])
+def test_a_malformed_host_is_400(scripted: Scripted, host: str) -> None:
+    reply = scripted.http.get("/health", headers={"host": host})
+    assert reply.status_code == 400
+    assert error_of(reply)["code"] == "invalid_host"
+
+
+def test_headers_over_32_kilobytes_are_431(scripted: Scripted) -> None:
+    reply = scripted.http.get("/health", headers={f"x-{n}": "v" * 4000 for n in range(9)})
+    assert reply.status_code == 431
+    assert json.loads(reply.content)["error"]["code"] == "headers_too_large"

@@ -1,0 +1,152 @@
+"""Clients that leave, probes, keys: who gets in, what stops, and what the outside is told."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
+
+from penstock.control.request import Request
+from penstock.deployment import Deployment
+from penstock.runtime.facts import Output
+from penstock.serve.app import create_app
+
+from .conftest import Loop, Scripted
+from .scripted import ByteTokenizer, PlainTemplate, ScriptedService
+
+
+async def endless(request: Request) -> AsyncIterator[Output]:
+    while True:
+        yield Output((97,))
+        await asyncio.sleep(0.001)
+
+
+async def silent(request: Request) -> AsyncIterator[Output]:
+    yield Output(())
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("script", [endless, silent])
+def test_a_client_that_leaves_cancels_all_its_sequences(
+    scripted: Scripted, n: int, stream: bool, script: object
+) -> None:
+    scripted.service.script = script  # type: ignore[assignment]
+    host, port = scripted.url.removeprefix("http://").split(":")
+    body = b'{"prompt":"x","max_tokens":4000,"n":%d,"stream":%s}' % (n, b"true" if stream else b"false")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+            % (len(body), body)
+        )
+        assert scripted.service.someone_runs.wait(10)
+    for _ in range(n):
+        assert scripted.service.someone_left.wait(10)
+    deadline = 2000
+    while (
+        scripted.service.running and deadline
+    ):  # the other sequences of the same request end in the same callback round
+        scripted.http.get("/health")
+        deadline -= 1
+    assert scripted.service.running == 0
+    assert sorted(scripted.service.cancelled) == sorted(one.id for one in scripted.service.calls)
+    assert len(scripted.service.calls) == n
+
+
+def test_a_sequence_that_fails_ends_the_others_of_its_request(scripted: Scripted) -> None:
+    async def script(request: Request) -> AsyncIterator[Output]:
+        if request.id.endswith("-2"):
+            raise RuntimeError("only this one")
+        async for output in endless(request):
+            yield output
+
+    scripted.service.script = script
+    assert scripted.complete(n=4, max_tokens=4000).status_code == 500
+    assert scripted.service.running == 0
+
+
+def test_health_is_about_progress_and_ready_is_about_traffic(scripted: Scripted) -> None:
+    def status(path: str) -> int:
+        return scripted.http.get(path).status_code
+
+    assert (status("/health"), status("/ready")) == (200, 200)
+    for state in ("starting", "restarting", "draining"):
+        scripted.service.state = state  # type: ignore[assignment]
+        assert (status("/health"), status("/ready")) == (200, 503)
+        assert scripted.http.get("/ready").json()["status"] == state
+    scripted.service.state, scripted.service.stalled_s = "ready", 121.0
+    assert (status("/health"), status("/ready")) == (503, 200)
+    scripted.service.state, scripted.service.stalled_s = "restarting", 121.0
+    assert status("/health") == 200, "a restart is not a dead step loop"
+    scripted.service.state = "stopped"
+    assert status("/health") == 503
+
+
+def test_ready_tells_restarts(scripted: Scripted) -> None:
+    scripted.service.restarts = 2
+    assert scripted.http.get("/ready").json()["restarts"] == 2
+    scripted.service.restarts = 0
+
+
+@pytest.fixture(scope="module")
+def locked(loop: Loop) -> Iterator[Scripted]:
+    deployment = Deployment.parse({"server": {"api_keys": ["one", "two"]}})
+    service = ScriptedService(deployment)
+    app = create_app(service, deployment, tokenizer=ByteTokenizer(), template=PlainTemplate())  # type: ignore[arg-type]
+    for url in loop.serve(app):
+        yield Scripted(service, url)
+
+
+def api_routes(routes: list[BaseRoute]) -> Iterator[APIRoute]:
+    """All routes, also those of routers that were included."""
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield route
+        else:
+            inner = getattr(route, "original_router", route)
+            found = list(api_routes(list(getattr(inner, "routes", []))))
+            assert found, f"a route this walk cannot look into: {route!r}"
+            yield from found
+
+
+def test_every_route_but_health_needs_a_key(locked: Scripted) -> None:
+    service = locked.service
+    app = create_app(service, service.deployment, tokenizer=ByteTokenizer(), template=None)  # type: ignore[arg-type]
+    seen = set()
+    for route in api_routes(list(app.routes)):
+        for method in sorted(route.methods):
+            path = route.path.replace("{name:path}", "scripted")
+            seen.add((method, path))
+            for headers in (
+                {},
+                {"authorization": "Bearer wrong"},
+                {"authorization": "Basic one"},
+                {"authorization": "one"},
+            ):
+                reply = httpx.request(method, locked.url + path, headers=headers)
+                if path == "/health":
+                    assert reply.status_code == 200
+                    continue
+                assert reply.status_code == 401, (method, path)
+                assert reply.json()["error"]["code"] == "invalid_api_key"
+                assert "wrong" not in reply.text
+    assert {("POST", "/v1/chat/completions"), ("GET", "/metrics"), ("GET", "/ready"), ("GET", "/health")} <= seen
+
+
+def test_a_key_opens_and_is_the_tenant(locked: Scripted) -> None:
+    for key in ("one", "two", "one"):
+        reply = httpx.post(
+            f"{locked.url}/v1/completions",
+            json={"prompt": "x", "user": "root"},
+            headers={"authorization": f"Bearer {key}"},
+        )
+        assert reply.status_code == 200
+    one, two, again = (call.tenant for call in locked.service.calls[-3:])
+    assert one == again != two
+    assert len(one) == 16

@@ -1,0 +1,218 @@
+"""SERVING-CHECKLIST section 3: what each option does to the request that is run and to the answer that comes back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from itertools import chain
+
+import pytest
+
+from penstock.control.request import Request, Sampling
+from penstock.control.step import TokenLogprobs
+from penstock.deployment import Deployment
+from penstock.runtime.facts import Output
+from penstock.serve.app import create_app
+from penstock.serve.offload import INLINE_CHARACTERS
+
+from .conftest import Loop, Scripted
+from .scripted import EOS, ByteTokenizer, PlainTemplate, ScriptedService, say
+from .sse import check_usage, read_stream
+
+
+def test_fields_become_sampling_one_to_one(scripted: Scripted) -> None:
+    scripted.complete(
+        temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2, presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        logit_bias={"5": 1, "7": -100}, seed=-3, logprobs=2, stop_token_ids=[10], min_tokens=2, max_tokens=9,
+    )  # fmt: skip
+    (request,) = scripted.service.calls
+    assert request.max_tokens == 9
+    assert request.sampling == Sampling(
+        temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2, presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        logit_bias=((5, 1.0), (7, -100.0)), seed=-3, logprobs=2, stop_ids=(EOS, 10), min_tokens=2,
+    )  # fmt: skip
+
+
+def test_absent_fields_take_the_models_generation_config_and_explicit_ones_win(loop: Loop) -> None:
+    service = ScriptedService(Deployment())
+    tokenizer = ByteTokenizer(temperature=0.3, top_k=20)
+    app = create_app(service, service.deployment, tokenizer=tokenizer, template=PlainTemplate())  # type: ignore[arg-type]
+    for url in loop.serve(app):
+        client = Scripted(service, url)
+        client.complete()
+        client.complete(temperature=0, top_k=-1)
+    assert [(one.sampling.temperature, one.sampling.top_k) for one in service.calls] == [(0.3, 20), (0.0, 0)]
+
+
+def test_ignore_eos_removes_end_tokens_and_keeps_the_clients_stop_ids(scripted: Scripted) -> None:
+    scripted.complete(ignore_eos=True, stop_token_ids=[108])
+    assert scripted.service.calls[0].sampling.stop_ids == (108,)
+
+
+def test_max_completion_tokens_wins_and_without_both_chat_may_fill_the_context(scripted: Scripted) -> None:
+    scripted.chat(max_tokens=5, max_completion_tokens=7)
+    scripted.chat(max_tokens=5)
+    scripted.chat()
+    scripted.complete()
+    calls = scripted.service.calls
+    assert [one.max_tokens for one in calls] == [7, 5, 4096 - len(calls[2].prompt), 16]
+
+
+def test_the_tenant_is_never_what_the_client_says(scripted: Scripted) -> None:
+    scripted.complete(user="someone else", cache_salt="salt", priority=-2)
+    (request,) = scripted.service.calls
+    assert (request.tenant, request.salt, request.priority) == ("", "salt", -2)
+
+
+def test_choices_of_one_seed_differ_and_the_first_is_that_of_n_1(scripted: Scripted) -> None:
+    scripted.complete(n=3, seed=41)
+    assert [one.sampling.seed for one in scripted.service.calls] == [41, 42, 43]
+
+
+def test_internal_ids_are_unique_even_if_clients_repeat_theirs(scripted: Scripted) -> None:
+    for _ in range(2):
+        scripted.http.post("/v1/completions", json={"prompt": "x", "n": 2}, headers={"x-request-id": "same"})
+    assert len({one.id for one in scripted.service.calls}) == 4
+
+
+def test_a_whole_chat_answer(scripted: Scripted) -> None:
+    body = scripted.chat(return_token_ids=True).json()
+    assert body["object"] == "chat.completion"
+    assert body["system_fingerprint"] == "fp_scripted"
+    (choice,) = body["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "hello", "refusal": None}
+    assert (choice["finish_reason"], choice["stop_reason"], choice["logprobs"]) == ("stop", None, None)
+    assert choice["token_ids"] == [*b"hello", EOS]
+    assert bytes(body["prompt_token_ids"]) == b"user: hi\nassistant: "
+    check_usage(body["usage"])
+
+
+def test_a_whole_completion_answer_with_echo(scripted: Scripted) -> None:
+    body = scripted.complete(prompt=["a", [98]], n=2, echo=True, return_token_ids=True, max_tokens=3).json()
+    assert body["object"] == "text_completion"
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"] for choice in body["choices"]] == ["ahel", "ahel", "bhel", "bhel"]
+    assert [choice["prompt_token_ids"] for choice in body["choices"]] == [[97], [97], [98], [98]]
+    assert {choice["finish_reason"] for choice in body["choices"]} == {"length"}
+    assert body["usage"]["prompt_tokens"] == 2
+    assert body["usage"]["completion_tokens"] == 12
+    check_usage(body["usage"])
+
+
+def test_echo_streams_the_prompt_first(scripted: Scripted) -> None:
+    stream = read_stream(scripted.complete(prompt="abc", echo=True, stream=True).content, chat=False)
+    assert stream.choices[0].pieces[0] == "abc"
+    assert stream.choices[0].text == "abchello"
+
+
+def test_echo_with_logprobs_is_refused_for_now(scripted: Scripted) -> None:
+    reply = scripted.complete(echo=True, logprobs=1)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "logprobs"
+
+
+def test_an_ordinary_stop_id_ends_the_text_before_it_and_is_named(scripted: Scripted) -> None:
+    scripted.service.script = say("hi!", stop_id=ord("?"))
+    choice = scripted.complete(stop_token_ids=[ord("?")]).json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("hi!", "stop", ord("?"))
+    kept = scripted.complete(stop_token_ids=[ord("?")], include_stop_str_in_output=True).json()["choices"][0]
+    assert kept["text"] == "hi!?"
+
+
+def test_a_stop_string_in_the_middle_of_an_output_cuts_text_tokens_and_usage(scripted: Scripted) -> None:
+    scripted.service.script = say("abc END def", tokens_per_output=100)
+    body = scripted.complete(stop="END", return_token_ids=True, max_tokens=50).json()
+    choice = body["choices"][0]
+    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("abc ", "stop", "END")
+    assert bytes(choice["token_ids"]) == b"abc END"
+    assert body["usage"]["completion_tokens"] == 7
+
+
+def test_the_stop_string_is_shown_if_asked_for(scripted: Scripted) -> None:
+    scripted.service.script = say("abc END def")
+    choice = scripted.complete(stop="END", include_stop_str_in_output=True, max_tokens=50).json()["choices"][0]
+    assert choice["text"] == "abc END"
+
+
+def test_min_tokens_delays_stop_strings(scripted: Scripted) -> None:
+    scripted.service.script = say("a.b.c.d")
+    choice = scripted.complete(stop=".", min_tokens=3).json()["choices"][0]
+    assert (choice["text"], choice["stop_reason"]) == ("a.b", ".")
+
+
+def test_text_that_was_held_back_for_a_stop_string_comes_out_at_the_end(scripted: Scripted) -> None:
+    scripted.service.script = say("abcEN")
+    choice = scripted.complete(stop="END").json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("abcEN", "stop", None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_chat_logprobs(scripted: Scripted, stream: bool) -> None:
+    scripted.service.script = say("aé")
+    reply = scripted.chat(logprobs=True, top_logprobs=2, stream=stream)
+    if stream:
+        content = read_stream(reply.content).choices[0].logprobs
+    else:
+        content = reply.json()["choices"][0]["logprobs"]["content"]
+    assert [one["token"] for one in content] == ["a", "\ufffd", "\ufffd", ""]
+    assert content[0] == {
+        "token": "a", "logprob": -0.5, "bytes": [97],
+        "top_logprobs": [
+            {"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "b", "logprob": -1.5, "bytes": [98]},
+        ],
+    }  # fmt: skip
+    assert bytes(chain.from_iterable(one["bytes"] for one in content)).decode() == "aé"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_legacy_logprobs(scripted: Scripted, stream: bool) -> None:
+    scripted.service.script = say("aéz")
+    reply = scripted.complete(logprobs=1, stream=stream)
+    if stream:
+        parts = read_stream(reply.content, chat=False).choices[0].logprobs
+        merged = {key: list(chain.from_iterable(part[key] for part in parts)) for key in parts[0]}
+    else:
+        merged = reply.json()["choices"][0]["logprobs"]
+    assert merged["tokens"] == ["a", "\ufffd", "\ufffd", "z", ""]
+    assert merged["token_logprobs"] == [-0.5] * 5
+    assert merged["top_logprobs"][0] == {"a": -0.5}
+    assert merged["text_offset"] == [0, 1, 1, 2, 3]
+
+
+def test_zero_logprobs_still_gives_the_chosen_tokens(scripted: Scripted) -> None:
+    assert scripted.complete(logprobs=0).json()["choices"][0]["logprobs"]["token_logprobs"] == [-0.5] * 6
+    assert scripted.chat(logprobs=True).json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+
+
+def test_minus_infinity_is_a_number_in_json(scripted: Scripted) -> None:
+    async def script(request: Request) -> AsyncIterator[Output]:
+        yield Output((97,), (TokenLogprobs(float("-inf"), ((98, 0.0),)),), finished="length")
+
+    scripted.service.script = script
+    assert scripted.complete(logprobs=1).json()["choices"][0]["logprobs"]["token_logprobs"] == [-9999.0]
+
+
+def test_developer_is_system_and_text_parts_are_joined(scripted: Scripted) -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    scripted.chat(messages=[{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}])
+    assert bytes(scripted.service.calls[0].prompt) == b"system: be brief\nuser: one two\nassistant: "
+
+
+def test_unknown_fields_are_ignored_and_counted_once_per_request(scripted: Scripted) -> None:
+    for _ in range(2):
+        assert scripted.complete(frobnicate=1, **{"x y": 2}).status_code == 200
+    shown = scripted.http.get("/metrics").text
+    assert 'penstock_unknown_fields_total{field="frobnicate"} 2.0' in shown
+    assert 'penstock_unknown_fields_total{field="x_y"} 2.0' in shown
+
+
+def test_a_big_prompt_is_tokenised_off_the_event_loop_with_the_same_result(scripted: Scripted) -> None:
+    reply = scripted.complete(prompt="x" * (INLINE_CHARACTERS + 1), max_tokens=5)
+    assert reply.json()["usage"]["prompt_tokens"] == INLINE_CHARACTERS + 1
+
+
+def test_models_are_listed(scripted: Scripted) -> None:
+    (model,) = scripted.http.get("/v1/models").json()["data"]
+    assert (model["id"], model["max_model_len"], model["object"]) == ("scripted", 4096, "model")
+    assert scripted.http.get("/v1/models/scripted").json() == model
