@@ -18,6 +18,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 Make = Callable[..., Path]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Models this small gain nothing from a second thread, and lose much when the other core is busy."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """checkpoint(family, **overrides): a tiny checkpoint, one for equal arguments."""

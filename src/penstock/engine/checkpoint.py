@@ -28,7 +28,7 @@ DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2}
 _FLOATS: Final = ("F64", "F32", "F16", "BF16")
 _HEADER_LIMIT_BYTES: Final = 100_000_000
 # Buffers that old versions of transformers saved; they are functions of config.json.
-_DERIVED: Final = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
+_DERIVED: Final = re.compile(r"(rotary_emb\.inv_freq|(^|\.)attn\.(masked_)?bias)$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,11 @@ import torch
 from penstock.control.request import Request
 from penstock.control.step import Chunk, Finish, Step, StepResult
 from penstock.engine.batch import Batch, Rows, make_batch
-from penstock.engine.greedy import Sampler
 from penstock.engine.loader import LoadedModel, load_model
 from penstock.engine.ops.kernels import Kernels, kernels_for
 from penstock.engine.ops.rope import RopeAngles
 from penstock.engine.pool import KVPool
+from penstock.engine.sampling import Sampler
 from penstock.engine.sequences import DecodeSet, Sequence, Slots
 from penstock.errors import InvalidRequest, ProtocolError
 
@@ -77,7 +77,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._slots = Slots(max_seqs, self.max_sequence_tokens, block_tokens)
         self._decoding = DecodeSet(max_seqs)
-        self._sampler = Sampler(max_seqs, architecture.vocab_size)
+        self._sampler = Sampler(max_seqs, architecture.vocab_size, model.device)
         self._last_step: int | None = None
 
     @classmethod
@@ -324,6 +324,7 @@ class Engine:
                 why="it is no token id of this model",
                 remedy=f"ids from 0 to {self.architecture.vocab_size - 1}",
             )
+        self._sampler.check_request(request)
         if request.max_tokens <= len(request.output):
             raise InvalidRequest(
                 field="max_tokens",
