@@ -1,8 +1,7 @@
 """A tiny OpenAI-compatible server with scripted answers, on a loopback port, for tests of the load generator.
 
-The prompt's first token id (or the number of words) picks nothing; what happens is a function of the request number:
-`script(number, body)` returns a list of pieces. A dict is one event, bytes are written as they are, an int is a
-status to refuse with, `Wait` holds the stream until the test lets it go.
+What happens is a function of the request: `script(number, body)` returns a list of pieces, or a status to refuse with.
+A dict is one event, a string the data of one, bytes are written as they are. `hold` is awaited before an answer begins.
 """
 
 from __future__ import annotations
@@ -10,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 
 Piece = dict[str, Any] | bytes | str
+Hold = Callable[["ScriptedServer", dict[str, Any]], Awaitable[None]]
 Script = Callable[[int, dict[str, Any]], "list[Piece] | int"]
 
 
@@ -44,13 +44,16 @@ def well_behaved(number: int, body: dict[str, Any]) -> list[Piece] | int:
 class ScriptedServer:
     """An ASGI application; `bodies` are the streaming requests seen, in order."""
 
-    def __init__(self, script: Script, *, takes_ids: bool = True) -> None:
-        self._script, self._takes_ids = script, takes_ids
+    def __init__(self, script: Script, *, takes_ids: bool = True, hold: Hold | None = None) -> None:
+        self._script, self._takes_ids, self._hold = script, takes_ids, hold
         self.bodies: list[dict[str, Any]] = []
         self.disconnects = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
+            return
+        if scope["path"].startswith("/wrong"):
+            await _json(send, 404, {"error": {"message": "no such path"}})
             return
         if scope["path"] == "/v1/models":
             card = {"id": "scripted", "max_model_len": 4096, "vocab_size": 5000}
@@ -67,6 +70,8 @@ class ScriptedServer:
 
     async def _stream(self, body: dict[str, Any], receive: Any, send: Any) -> None:
         pieces = self._script(len(self.bodies) - 1, body)
+        if self._hold is not None:
+            await self._hold(self, body)
         if isinstance(pieces, int):
             extra = [(b"retry-after", b"3"), (b"retry-after-ms", b"20")]
             await _json(send, pieces, {"error": {"message": "full", "type": "rate_limit_error"}}, extra)
@@ -108,9 +113,11 @@ async def _json(send: Any, status: int, data: Any, headers: list[tuple[bytes, by
 
 
 @contextmanager
-def serving(script: Script = well_behaved, *, takes_ids: bool = True) -> Iterator[tuple[str, ScriptedServer]]:
+def serving(
+    script: Script = well_behaved, *, takes_ids: bool = True, hold: Hold | None = None
+) -> Iterator[tuple[str, ScriptedServer]]:
     """(url, server), in a thread of its own."""
-    app = ScriptedServer(script, takes_ids=takes_ids)
+    app = ScriptedServer(script, takes_ids=takes_ids, hold=hold)
     started = threading.Event()
 
     class Server(uvicorn.Server):

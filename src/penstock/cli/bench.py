@@ -21,7 +21,7 @@ from penstock.report.html import html_report
 from penstock.report.latency import Limits, RequestRecord
 from penstock.report.table import console_block, formulas, sweep_table, write_requests, write_text
 from penstock.units import parse_seconds
-from penstock.workload.arrivals import SHAPES
+from penstock.workload.arrivals import SHAPES, arrivals
 
 from penstock.workload.bench import BenchResult, BenchSettings, bench as run_bench  # isort: skip
 from penstock.workload.client import run_async
@@ -177,6 +177,7 @@ def bench(
         raise BadInput(
             field="--turns", value=turns, why="turns need users who wait for answers", remedy="--concurrency 8"
         )
+    arrivals(shape, 1.0, cv=cv)  # a bad law is a usage error before anything is sent
     requested = _numbers("--rates", rates) if rates else _numbers("--rate", rate) if rate else ()
     loads = _numbers("--load", load) if load else ()
     loaded = _trace(trace, dequantise, seed, scale_lengths_to)

@@ -32,7 +32,7 @@ failed request."""
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: Any = None
 
 
 class _Choice(msgspec.Struct):
@@ -62,7 +62,7 @@ class Usage(msgspec.Struct):
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _decode: Final = msgspec.json.Decoder(_Event).decode
@@ -235,7 +235,7 @@ class _Connection(asyncio.Protocol):
             answer.error = answer.error or f"unreadable event: {error}"
             return
         if event.error is not None:
-            answer.error = answer.error or f"error in the stream: {error_message(bytes(event.error))}"
+            answer.error = answer.error or f"error in the stream: {_message(event.error)}"
         if event.usage is not None:
             answer.usage = event.usage
         # One event is one moment: several choices or tokens in it are not several gaps.
@@ -336,6 +336,10 @@ def error_message(body: bytes) -> str:
         data: Any = msgspec.json.decode(body)
     except msgspec.MsgspecError:
         return body[:200].decode("utf-8", "replace")
+    return _message(data)
+
+
+def _message(data: Any) -> str:
     for key in ("error", "message", "detail"):
         if isinstance(data, dict) and key in data:
             data = data[key]

@@ -87,8 +87,12 @@ class _Run:
 
     async def closed_loop(self, concurrency: int) -> None:
         chains = self._stage.chains()
-        stop_s = self._stage.stop_after_s
-        deadline = None if stop_s is None else self._start_s + stop_s
+        over = False
+
+        def end() -> None:
+            nonlocal over
+            over = True
+            self._driver.client.cut_all()
 
         async def user() -> None:
             # Users share one iterator: whoever is free takes the next chain.
@@ -96,13 +100,13 @@ class _Run:
                 for turn, index in enumerate(chain):
                     if turn and self._driver.think_s:
                         await asyncio.sleep(self._driver.think_s)
-                    if deadline is not None and time.perf_counter() >= deadline:
+                    if over:
                         return
                     body = self._body(index)
                     await self._one(index, body, time.perf_counter())
 
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(stop_s + LEAD_S, self._driver.client.cut_all) if stop_s is not None else None
+        stop_s = self._stage.stop_after_s
+        timer = None if stop_s is None else asyncio.get_running_loop().call_later(stop_s + LEAD_S, end)
         try:
             await asyncio.gather(*(user() for _ in range(concurrency)))
         finally:

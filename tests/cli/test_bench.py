@@ -1,0 +1,180 @@
+"""`penstock bench` from the command line: what is printed, what is written, and how it exits."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from penstock.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+scripted = _load("scripted_server", Path(__file__).parents[1] / "workload" / "scripted_server.py")
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+    f"2023-11-16 18:15:{second:02d}.0000000,{300 + second},{20 + second % 7}\n" for second in range(30)
+)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["bench", *arguments])
+        seen = capsys.readouterr()
+        return int(ended.value.code or 0), seen.out, seen.err
+
+    return call
+
+
+def test_with_no_load_given_requests_go_one_at_a_time(run: Run) -> None:
+    with scripted.serving() as (url, server):
+        code, out, _ = run("--url", url, "--requests", "5", "--output-tokens", "6", "--warmup", "0", "--json")
+    data = json.loads(out)
+    assert code == 0
+    assert (data["completed"], data["max_concurrency"], data["peak_in_flight"]) == (5, 1, 1)
+    assert (data["total_input_tokens"], data["total_output_tokens"]) == (5 * 128, 30)
+    assert len(server.bodies) == 5
+
+
+def test_the_result_of_a_plain_run_is_the_known_block_with_the_formulas(run: Run) -> None:
+    with scripted.serving() as (url, _):
+        code, out, _ = run("--url", url, "--rate", "100", "--requests", "10", "--shape", "constant")
+    assert code == 0
+    assert " Serving Benchmark Result " in out
+    assert "TPOT     (last token - first token) / (n - 1)" in out
+    assert "us per token event" in out
+
+
+def test_warm_up_is_sent_but_not_counted(run: Run) -> None:
+    with scripted.serving() as (url, server):
+        _, out, _ = run("--url", url, "--requests", "4", "--warmup", "3", "--json")
+    assert len(server.bodies) == 7
+    assert json.loads(out)["completed"] == 4
+
+
+def test_a_trace_is_replayed_scaled_to_the_context_at_the_rate_asked_for(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "azure.csv"
+    file.write_text(AZURE)
+    with scripted.serving() as (url, server):
+        code, out, _ = run(
+            "--url", url, "--trace", str(file), "--scale-lengths-to", "100", "--rate", "200", "--warmup", "0", "--json"
+        )  # fmt: skip
+    data = json.loads(out)
+    assert code == 0
+    assert data["completed"] == 30
+    assert data["request_rate"] == pytest.approx(200)
+    assert all(len(body["prompt"]) + body["max_tokens"] <= 100 for body in server.bodies)
+    assert any("to fit 100 tokens" in note for note in data["notes"])
+
+
+def test_a_trace_alone_keeps_its_own_times_and_can_be_sped_up_and_cut(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "azure.csv"
+    file.write_text(AZURE)
+    with scripted.serving() as (url, _):
+        _, out, _ = run("--url", url, "--trace", str(file), "--speed", "100", "--limit", "20", "--json")
+    data = json.loads(out)
+    assert data["completed"] == 20
+    assert data["request_rate"] == pytest.approx(100)
+
+
+def test_a_trace_too_long_for_the_server_is_refused_before_anything_is_sent(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "azure.csv"
+    file.write_text(AZURE.replace(",329,", ",5000,"))
+    with scripted.serving() as (url, server):
+        code, out, err = run("--url", url, "--trace", str(file))
+    assert (code, out, server.bodies) == (2, "", [])
+    assert "--scale-lengths-to 4096" in err
+
+
+def test_a_sweep_has_a_stage_per_rate(run: Run) -> None:
+    with scripted.serving() as (url, _):
+        _, out, _ = run("--url", url, "--rates", "50,100", "--requests", "10", "--json")
+    stages = json.loads(out)["stages"]
+    assert [(stage["stage"], stage["completed"]) for stage in stages] == [("rate 50", 10), ("rate 100", 10)]
+
+
+def test_load_is_a_share_of_the_capacity_measured_in_the_same_run(run: Run) -> None:
+    with scripted.serving() as (url, _):
+        _, out, _ = run(
+            "--url", url, "--load", "0.2,0.4", "--capacity-stage", "300ms", "--max-concurrency", "8", "--json",
+            "--requests", "20", "--output-tokens", "8",
+        )  # fmt: skip
+    data = json.loads(out)
+    capacity = data["capacity"]["request_throughput"]
+    assert capacity > 0
+    assert [stage["request_rate"] / capacity for stage in data["stages"]] == pytest.approx([0.2, 0.4])
+
+
+def test_files_are_written_for_every_stage(run: Run, tmp_path: Path) -> None:
+    html, rows = tmp_path / "r.html", tmp_path / "r.jsonl"
+    with scripted.serving() as (url, _):
+        run("--url", url, "--rates", "50,100", "--requests", "10", "--report", str(html), "--out", str(rows))
+    assert "<svg" in html.read_text()
+    assert len(rows.read_text().splitlines()) == 20
+
+
+def test_refusals_do_not_fail_a_run_but_failures_do(run: Run) -> None:
+    def every_other(status: int) -> Callable[[int, dict[str, Any]], Any]:
+        return lambda number, body: status if number % 2 else scripted.well_behaved(number, body)
+
+    for status, exit_code, counted in ((429, 0, "rejected"), (500, 1, "failed")):
+        with scripted.serving(every_other(status)) as (url, _):
+            code, out, _ = run("--url", url, "--requests", "6", "--warmup", "0", "--json")
+        assert (code, json.loads(out)[counted]) == (exit_code, 3)
+
+
+def test_a_run_without_one_answer_is_invalid_and_exits_with_one(run: Run) -> None:
+    with scripted.serving(lambda number, body: 429) as (url, _):
+        code, out, _ = run("--url", url, "--requests", "3", "--json")
+    data = json.loads(out)
+    assert (code, data["valid"], data["invalid_because"]) == (1, False, "no request was completed")
+
+
+def test_no_server_is_one_line_on_stderr_and_exit_code_one(run: Run) -> None:
+    with scripted.serving() as (url, _):
+        pass
+    code, out, err = run("--url", url)
+    assert (code, out) == (1, "")
+    assert "Remedy" in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--rate", "2", "--concurrency", "3"),
+        ("--rate", "zero"),
+        ("--rates", "1,,2"),
+        ("--rate", "-1"),
+        ("--shape", "sine", "--rate", "1"),
+        ("--input-tokens", "many"),
+        ("--endpoint", "embeddings"),
+        ("--trace", "/no/such/file"),
+        ("--turns", "3"),
+        ("--duration", "soon"),
+        ("--scale-lengths-to", "1"),
+        ("--cancel-fraction", "2"),
+    ],
+)
+def test_flags_that_cannot_be_are_usage_errors(run: Run, flags: tuple[str, ...]) -> None:
+    with scripted.serving() as (url, server):
+        code, out, err = run("--url", url, *flags)
+    assert (code, out, server.bodies) == (2, "", [])
+    assert err
