@@ -16,7 +16,7 @@ from penstock.deployment import Deployment
 from penstock.serve.app import create_app
 from penstock.serve.server import Server, listen, settings, url_of
 
-from .scripted import ByteTokenizer, PlainTemplate, ScriptedService, say
+from .scripted import PlainTemplate, ScriptedService, byte_tokenizer, say
 
 Result = TypeVar("Result")
 
@@ -71,7 +71,7 @@ def loop() -> Iterator[Loop]:
 def _scripted(loop: Loop) -> Iterator[Scripted]:
     deployment = Deployment()
     service = ScriptedService(deployment)
-    app = create_app(service, deployment, tokenizer=ByteTokenizer(), template=PlainTemplate())  # type: ignore[arg-type]
+    app = create_app(service, deployment, tokenizer=byte_tokenizer(), template=PlainTemplate())  # type: ignore[arg-type]
     for url in loop.serve(app):
         yield Scripted(service, url)
 

@@ -19,8 +19,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from serve.scripted import ByteTokenizer, PlainTemplate, ScriptedService
-
 from penstock.control.request import Request
 from penstock.control.step import Finished
 from penstock.deployment import Deployment
@@ -28,6 +26,7 @@ from penstock.runtime.facts import Output
 from penstock.runtime.stream import Stream
 from penstock.serve.app import create_app
 from penstock.serve.server import Server, listen, settings
+from serve.scripted import PlainTemplate, ScriptedService, byte_tokenizer
 
 STEP_S = 0.02
 
@@ -64,7 +63,7 @@ class Stepping(ScriptedService):
 def serve(pipe: Connection) -> None:
     deployment = Deployment()
     service = Stepping(deployment)
-    app = create_app(service, deployment, tokenizer=ByteTokenizer(), template=PlainTemplate())  # type: ignore[arg-type]
+    app = create_app(service, deployment, tokenizer=byte_tokenizer(), template=PlainTemplate())  # type: ignore[arg-type]
 
     async def main() -> None:
         sock = listen("127.0.0.1", 0)

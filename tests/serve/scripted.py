@@ -6,14 +6,19 @@ Tokens are bytes (id = byte), 256 is the end token. A script is an async generat
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+
+import tokenizers
 
 from penstock.control.replica import Statistics
 from penstock.control.request import Request
 from penstock.control.step import TokenLogprobs
 from penstock.deployment import Deployment
+from penstock.engine.token_settings import TokenSettings
 from penstock.errors import PenstockError
+from penstock.runtime import Tokenizer
 from penstock.runtime.facts import ModelInfo, Output, State, StepReport, Timings
 
 EOS = 256
@@ -26,25 +31,20 @@ INFO = ModelInfo(
 )  # fmt: skip
 
 
-class ByteTokenizer:
-    """Each byte is a token; 256 ends a text."""
-
-    vocab_size = 257
-    bos_id: int | None = None
-    eos_ids = (EOS,)
-    special_ids = frozenset({EOS})
-
-    def __init__(self, **sampling_defaults: float) -> None:
-        self.sampling_defaults = sampling_defaults
-
-    def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return bytes(id for id in ids if id < 256).decode("utf-8", "replace")
-
-    def token_bytes(self, id: int) -> bytes:
-        return b"" if id == EOS else bytes((id,))
+def byte_tokenizer(**sampling_defaults: float) -> Tokenizer:
+    """The real tokenizer, over a vocabulary of the 256 bytes and one end token."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    pieces = {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+    assert sorted(pieces) == alphabet
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=pieces, merges=[]))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    library.add_special_tokens(["<|end|>"])
+    return Tokenizer(
+        json.loads(library.to_str()), TokenSettings(eos_token="<|end|>", sampling_defaults=dict(sampling_defaults))
+    )
 
 
 class PlainTemplate:
@@ -112,11 +112,13 @@ class ScriptedService:
         self.cancelled: list[str] = []
         self.running = 0
         self.someone_left = threading.Event()
+        self.all_left = threading.Event()
         self.someone_runs = threading.Event()
 
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         self.calls.append(request)
         self.running += 1
+        self.all_left.clear()
         finished = False
         try:
             async for output in self.script(request):
@@ -128,6 +130,8 @@ class ScriptedService:
             if not finished:
                 self.cancelled.append(request.id)
                 self.someone_left.set()
+            if not self.running:
+                self.all_left.set()
 
     def step(self, number: int, tokens: int) -> None:
         """Report a step to whoever listens."""

@@ -15,7 +15,7 @@ from penstock.serve.app import create_app
 from penstock.serve.offload import INLINE_CHARACTERS
 
 from .conftest import Loop, Scripted
-from .scripted import EOS, ByteTokenizer, PlainTemplate, ScriptedService, say
+from .scripted import EOS, PlainTemplate, ScriptedService, byte_tokenizer, say
 from .sse import check_usage, read_stream
 
 
@@ -36,7 +36,7 @@ def test_fields_become_sampling_one_to_one(scripted: Scripted) -> None:
 
 def test_absent_fields_take_the_models_generation_config_and_explicit_ones_win(loop: Loop) -> None:
     service = ScriptedService(Deployment())
-    tokenizer = ByteTokenizer(temperature=0.3, top_k=20)
+    tokenizer = byte_tokenizer(temperature=0.3, top_k=20)
     app = create_app(service, service.deployment, tokenizer=tokenizer, template=PlainTemplate())  # type: ignore[arg-type]
     for url in loop.serve(app):
         client = Scripted(service, url)
@@ -155,14 +155,14 @@ def test_chat_logprobs(scripted: Scripted, stream: bool) -> None:
         content = read_stream(reply.content).choices[0].logprobs
     else:
         content = reply.json()["choices"][0]["logprobs"]["content"]
-    assert [one["token"] for one in content] == ["a", "\ufffd", "\ufffd", ""]
+    assert [one["token"] for one in content] == ["a", "\ufffd", "\ufffd", "<|end|>"]
     assert content[0] == {
         "token": "a", "logprob": -0.5, "bytes": [97],
         "top_logprobs": [
             {"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "b", "logprob": -1.5, "bytes": [98]},
         ],
     }  # fmt: skip
-    assert bytes(chain.from_iterable(one["bytes"] for one in content)).decode() == "aé"
+    assert bytes(chain.from_iterable(one["bytes"] for one in content[:-1])).decode() == "aé"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -174,7 +174,7 @@ def test_legacy_logprobs(scripted: Scripted, stream: bool) -> None:
         merged = {key: list(chain.from_iterable(part[key] for part in parts)) for key in parts[0]}
     else:
         merged = reply.json()["choices"][0]["logprobs"]
-    assert merged["tokens"] == ["a", "\ufffd", "\ufffd", "z", ""]
+    assert merged["tokens"] == ["a", "\ufffd", "\ufffd", "z", "<|end|>"]
     assert merged["token_logprobs"] == [-0.5] * 5
     assert merged["top_logprobs"][0] == {"a": -0.5}
     assert merged["text_offset"] == [0, 1, 1, 2, 3]

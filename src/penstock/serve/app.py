@@ -19,7 +19,6 @@ from starlette.responses import Response
 
 from penstock.deployment import Deployment
 from penstock.errors import PenstockError
-from penstock.runtime import ChatTemplate, Tokenizer
 from penstock.serve.auth import KeyRing
 from penstock.serve.chat import chat_completions
 from penstock.serve.completions import completions
@@ -29,6 +28,7 @@ from penstock.serve.front import Front
 from penstock.serve.metrics import CONTENT_TYPE, Metrics
 
 if TYPE_CHECKING:
+    from penstock.runtime import ChatTemplate, Tokenizer
     from penstock.runtime.service import Service
 
 

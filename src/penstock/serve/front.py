@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from penstock.control.request import Request, Sampling
 from penstock.deployment import Deployment
 from penstock.errors import InvalidRequest
-from penstock.runtime import ChatTemplate, Detokenizer, Tokenizer
+from penstock.runtime import Detokenizer
 from penstock.serve.body import parse_body, read_body
 from penstock.serve.choice import Choice
 from penstock.serve.errors import Refusal
@@ -25,6 +25,7 @@ from penstock.serve.sampling import make_sampling, seed_of_choice
 from penstock.serve.schema import Body
 
 if TYPE_CHECKING:
+    from penstock.runtime import ChatTemplate, Tokenizer
     from penstock.runtime.service import Service
 
 SomeBody = TypeVar("SomeBody", bound=Body)

@@ -31,19 +31,28 @@ class LegacyLogprobs:
         self._tokenizer = tokenizer
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
+        self._started = False
 
     def of(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
         """The four lists for the next tokens. A token that ends a character started before it has that one's offset."""
         offsets: list[int] = []
         for token in tokens:
             offsets.append(self._offset)
-            self._offset += len(self._characters.decode(self._tokenizer.token_bytes(token)))
+            self._offset += self._characters_of(token)
         return {
             "tokens": [_shown(self._tokenizer, token) for token in tokens],
             "token_logprobs": [_finite(one.chosen) for one in logprobs],
             "top_logprobs": [self._top(token, one) for token, one in zip(tokens, logprobs, strict=True)],
             "text_offset": offsets,
         }
+
+    def _characters_of(self, token: int) -> int:
+        # As the text is made: control tokens leave no trace, and the first token may have lost its space.
+        if token in self._tokenizer.special_ids:
+            return 0
+        spell = self._tokenizer.token_bytes if self._started else self._tokenizer.first_token_bytes
+        self._started = True
+        return len(self._characters.decode(spell(token)))
 
     def _top(self, token: int, one: TokenLogprobs) -> dict[str, float]:
         # Different ids may read the same (an unfinished character); the likelier one is kept, as it comes first.
