@@ -19,14 +19,14 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the model looks like. The defaults are Millrace: 3.9 M parameters, of which the embedding is 0.26 M."""
+    """What the model looks like. The defaults are Millrace: 3.0 M parameters, of which the embedding is 0.26 M."""
 
     vocab: int = 1024
     width: int = 256
-    layers: int = 5
-    heads: int = 8
-    kv_heads: int = 4
-    feed_forward: int = 704
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    feed_forward: int = 640
     context: int = 2048
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
@@ -39,7 +39,7 @@ class Shape:
         """Parameters of the whole model; the output head shares the embedding.
 
         >>> Shape().parameters()
-        3952896
+        3016960
         """
         attention = 2 * self.width * self.width + 2 * self.width * self.kv_heads * self.head_width
         layer = attention + 3 * self.width * self.feed_forward + 2 * self.width
