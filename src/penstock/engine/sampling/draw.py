@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK: Final = 64
-"""Weights are summed in blocks of this many, so that a running sum is needed over V/64 values and 64 more, not over V."""
+"""Weights are summed in blocks of this many: a running sum is then needed over V/64 values and 64 more, not over V."""
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 

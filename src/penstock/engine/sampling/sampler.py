@@ -76,7 +76,7 @@ class Sampler:
     def __init__(
         self, max_seqs: int, vocab_size: int, device: torch.device | str = "cpu", *, entropy: int | None = None
     ) -> None:
-        """`device`: where logits come from. `entropy`: makes requests without a seed repeatable; None asks the system."""
+        """`device`: of the logits. `entropy`: makes requests without a seed repeatable; None asks the system."""
         self.max_seqs, self.vocab_size, self.device = max_seqs, vocab_size, torch.device(device)
         self._fresh_seeds = np.random.Generator(np.random.PCG64(secrets.randbits(128) if entropy is None else entropy))
         self._slots: list[_Slot | None] = [None] * max_seqs

@@ -1,0 +1,218 @@
+"""A conversation as token ids, through the model's own Jinja template. Imports no torch: the HTTP front end uses it.
+
+The template is code from elsewhere: it runs in Jinja's immutable sandbox, with the globals and filters that
+`transformers` gives it, a bound on its output and one on its loops.
+
+What clients send is text, not code. A spelling of a control token in it stays plain text: before rendering, a *guard*,
+one private-use character that occurs nowhere in the input, is put into every such spelling, and into what is the
+beginning or the end of one at the border of a string, lest two strings join to one. After rendering, whatever is still
+spelled correctly was written by the template; the tokenizer marks that, the guards are taken out, and the whole is
+tokenised in one call, so that ordinary conversations give exactly the ids that `transformers` gives. Three limits:
+`role` and `type` must be plain names, for templates do build tokens from roles; a template that deletes text from
+within a client's string may join its rest to a spelling; and in what the assistant said, tokens that are not special
+in tokenizer.json (such as <think>) stay tokens, for templates look for them.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import jinja2
+
+from penstock.engine.template_sandbox import MAX_LOOP_TURNS, TemplateSandbox
+from penstock.engine.tokenizer import Tokenizer
+from penstock.errors import InvalidDeployment, InvalidRequest
+
+MAX_OUTPUT_CHARS: Final = 32_000_000
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_RESERVED: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+
+class ChatTemplate:
+    """One compiled template, and the tokenizer whose control tokens it writes."""
+
+    def __init__(self, tokenizer: Tokenizer, source: str) -> None:
+        """Raises InvalidDeployment: `source` is not a Jinja template."""
+        self.source = source
+        self._tokenizer = tokenizer
+        self._environment = TemplateSandbox()
+        try:
+            self._template = self._environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise InvalidDeployment(
+                field="chat_template",
+                value=source,
+                why=f"it is not valid Jinja: {error}",
+                remedy="the template that came with the checkpoint",
+            ) from error
+        self._every = _Spellings(tokenizer.control_tokens)
+        self._special = _Spellings(
+            spelling for spelling, id in tokenizer.control_tokens.items() if id in tokenizer.special_ids
+        )
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, name: str = "default") -> ChatTemplate | None:
+        """The checkpoint's template of this name, None if it has none. Raises InvalidDeployment."""
+        source = tokenizer.settings.templates.get(name)
+        return None if source is None else cls(tokenizer, source)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The conversation as text, for people to read. Arguments and errors as of `encode`."""
+        text, guard = self._render(messages, add_generation_prompt, tools, extra)
+        return text.replace(guard, "")
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The conversation as token ids. The template alone decides on the token of the beginning.
+
+        Args:
+            messages: `role`, `content` and whatever else the template reads; plain JSON values.
+            add_generation_prompt: end with the header of the assistant's turn.
+            tools: function descriptions as JSON. extra: more variables for the template (chat_template_kwargs).
+
+        Raises: InvalidRequest: the template refuses or cannot render this conversation, or it is too long.
+        """
+        text, guard = self._render(messages, add_generation_prompt, tools, extra)
+        marked = self._tokenizer.mark(text).replace(guard, "")
+        return self._tokenizer.encode(marked, add_special_tokens=False)
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        extra: Mapping[str, Any] | None,
+    ) -> tuple[str, str]:
+        """(text with guards, the guard)."""
+        if extra and (taken := sorted(_RESERVED & extra.keys())):
+            raise InvalidRequest(
+                field="chat_template_kwargs", value=taken[0], why="this variable is set by the server",
+                remedy="the field of the request with this name",
+            )  # fmt: skip
+        for message in messages:
+            if not _NAME.match(str(message.get("role"))):
+                raise InvalidRequest(
+                    field="messages.role", value=message.get("role"), why="it is not the name of a role",
+                    remedy="one of the roles the model knows, such as user",
+                )  # fmt: skip
+        guard = _guard([messages, tools, extra])
+        guarded = [
+            self._special.guard(message, guard)
+            if message.get("role") == "assistant"
+            else self._every.guard(message, guard)
+            for message in messages
+        ]
+        variables = {
+            **self._tokenizer.settings.named_tokens,
+            **self._every.guard(dict(extra or {}), guard),
+            "messages": guarded,
+            "tools": self._every.guard(list(tools), guard) if tools else None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        parts, length = [], 0
+        run = self._environment.run
+        run.turns_left, run.guard = MAX_LOOP_TURNS, guard
+        try:
+            for part in self._template.generate(variables):
+                length += len(part)
+                if length > MAX_OUTPUT_CHARS:
+                    raise jinja2.TemplateError(f"the result is longer than {MAX_OUTPUT_CHARS} characters")
+                parts.append(part)
+        except Exception as error:  # a template can raise anything that Python can
+            raise InvalidRequest(
+                field="messages",
+                value=messages,
+                why=f"the model's chat template refuses them: {error}",
+                remedy="a conversation of the form this model was trained on",
+                code="invalid_messages",
+            ) from error
+        return "".join(parts), guard
+
+
+class _Spellings:
+    """The control tokens that client text must not spell, and where it would."""
+
+    def __init__(self, spellings: Iterable[str]) -> None:
+        tokens = sorted(spellings, key=len, reverse=True)
+        self._whole = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+        self._beginnings = {token[:length] for token in tokens for length in range(1, len(token))}
+        self._endings = {token[length:] for token in tokens for length in range(1, len(token))}
+        self._longest = max(map(len, tokens), default=1) - 1
+
+    def guard(self, value: Any, guard: str) -> Any:
+        """A copy of JSON value `value`, keys included, in which no string spells or helps to spell a control token."""
+        if isinstance(value, str):
+            return self._guard_text(value, guard)
+        if isinstance(value, Mapping):
+            return {
+                self.guard(key, guard): part
+                if key in ("role", "type") and isinstance(part, str) and _NAME.match(part)
+                else self.guard(part, guard)
+                for key, part in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.guard(part, guard) for part in value]
+        return value
+
+    def _guard_text(self, text: str, guard: str) -> str:
+        places = sorted(set(self._places(text)))
+        if not places:
+            return text
+        borders = [0, *places, len(text)]
+        return guard.join(text[start:end] for start, end in pairwise(borders))
+
+    def _places(self, text: str) -> Iterator[int]:
+        """After the first character of what is, or may become, a spelling; before what may end one."""
+        at = -1
+        while (match := self._whole.search(text, at + 1)) is not None:
+            at = match.start()
+            yield at + 1
+        # Templates strip: look at the ends with and without the space around the text.
+        for end in {len(text), len(text.rstrip())}:
+            for start in range(max(0, end - self._longest), end):
+                if text[start:end] in self._beginnings:
+                    yield start + 1
+        for start in {0, len(text) - len(text.lstrip())}:
+            if any(text[start:end] in self._endings for end in range(start + 1, start + self._longest + 1)):
+                yield start
+
+
+def _guard(values: Any) -> str:
+    """A private-use character that occurs in no string of `values`."""
+    for _ in range(64):
+        guard = chr(0x100000 + secrets.randbelow(0xFFFE))
+        if not any(guard in text for text in _strings(values)):
+            return guard
+    raise InvalidRequest(
+        field="messages", value="", why="they hold nearly all private-use characters", remedy="text without them"
+    )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _strings(key)
+            yield from _strings(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _strings(part)
