@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -178,3 +181,22 @@ def test_flags_that_cannot_be_are_usage_errors(run: Run, flags: tuple[str, ...])
         code, out, err = run("--url", url, *flags)
     assert (code, out, server.bodies) == (2, "", [])
     assert err
+
+
+def test_an_interrupt_prints_what_was_measured_so_far_and_exits_with_130() -> None:
+    started = threading.Semaphore(0)
+
+    def counted(number: int, body: dict[str, Any]) -> Any:
+        started.release()
+        return scripted.well_behaved(number, body)
+
+    with scripted.serving(counted) as (url, _):
+        program = [sys.executable, "-c", "from penstock.cli import main; main()", "bench", "--url", url]
+        bench = subprocess.Popen(
+            [*program, "--rate", "50", "--requests", "100000", "--warmup", "0"], stdout=subprocess.PIPE, text=True
+        )
+        assert all(started.acquire(timeout=30) for _ in range(20))
+        bench.send_signal(signal.SIGINT)
+        out, _ = bench.communicate(timeout=30)
+    assert bench.returncode == 130
+    assert "note: interrupted" in out

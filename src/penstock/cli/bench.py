@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
+from rich.console import Console
+from rich.status import Status
 
 from penstock.errors import BadInput
 from penstock.report.html import html_report
 from penstock.report.latency import Limits, RequestRecord
+from penstock.report.result import StageResult
 from penstock.report.table import console_block, formulas, sweep_table, write_requests, write_text
 from penstock.units import parse_seconds
 from penstock.workload.arrivals import SHAPES, arrivals
@@ -231,7 +235,12 @@ def bench(
 
 def _run(settings: BenchSettings) -> BenchResult:
     with _progress() as progress:
-        result: BenchResult = run_async(lambda: run_bench(settings, progress))
+        try:
+            result: BenchResult = run_async(lambda: run_bench(settings, progress))
+        except KeyboardInterrupt:
+            if progress.records:
+                print(console_block(StageResult.of(progress.name, progress.records, notes=("interrupted",))))
+            raise typer.Exit(130) from None
     return result
 
 
@@ -243,8 +252,6 @@ def _show(result: BenchResult, as_json: bool) -> None:
     for stage in result.stages:
         print(console_block(stage))
     if len(stages) > 1:
-        from rich.console import Console
-
         # A pipe gets the whole table, not one folded to 80 columns.
         Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(sweep_table(stages))
     if result.capacity is not None:
@@ -262,25 +269,27 @@ def _show(result: BenchResult, as_json: bool) -> None:
 
 
 class _Shown:
-    """Progress as one line that changes, or silence."""
+    """Progress as one line that changes, or silence; keeps the records of the stage, for when it is interrupted."""
 
-    def __init__(self, status: object | None) -> None:
-        self._status, self._name, self._total = status, "", 0
-        self._seen: dict[str, int] = {}
+    def __init__(self, status: Status | None) -> None:
+        self._status, self._total = status, 0
+        self.name = ""
+        self.records: list[RequestRecord] = []
 
     def stage(self, name: str, requests: int | None) -> None:
-        self._name, self._total, self._seen = name, requests or 0, {}
+        self.name, self._total, self.records = name, requests or 0, []
         self._update()
 
     def record(self, record: RequestRecord) -> None:
-        self._seen[record.outcome] = self._seen.get(record.outcome, 0) + 1
-        if sum(self._seen.values()) % 16 == 0:
+        self.records.append(record)
+        if self._status is not None and len(self.records) % 16 == 0:
             self._update()
 
     def _update(self) -> None:
         if self._status is not None:
-            counts = ", ".join(f"{count} {outcome}" for outcome, count in self._seen.items())
-            self._status.update(f"{self._name}: {self._total} requests; {counts}")  # type: ignore[attr-defined]
+            counts = Counter(record.outcome for record in self.records)
+            shown = "".join(f", {count} {outcome}" for outcome, count in counts.items())
+            self._status.update(f"{self.name}: {self._total} requests{shown}")
 
 
 @contextmanager
@@ -288,8 +297,6 @@ def _progress() -> Iterator[_Shown]:
     if not sys.stderr.isatty():
         yield _Shown(None)
         return
-    from rich.console import Console
-
     # Two frames a second: the animation takes CPU from the generator.
     with Console(stderr=True).status("asking the server", refresh_per_second=2) as status:
         yield _Shown(status)
