@@ -19,7 +19,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-MAX_LOOP_TURNS: Final = 1_000_000
+MAX_LOOP_TURNS: Final = 200_000
 MAX_REPEATED_ITEMS: Final = 1_000_000
 MAX_EXPONENT: Final = 64
 

@@ -65,4 +65,5 @@ def _first_above(
     last_positive = parts.shape[1] - 1 - np.argmax(parts[:, ::-1] > 0, axis=1)
     above = np.argmax(running > np.maximum(target, 0.0)[:, None], axis=1)
     none = running[:, -1] <= target
-    return np.where(none, last_positive, above)
+    chosen: NDArray[np.int64] = np.where(none, last_positive, above)
+    return chosen

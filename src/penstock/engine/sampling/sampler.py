@@ -80,6 +80,7 @@ class Sampler:
         self.max_seqs, self.vocab_size, self.device = max_seqs, vocab_size, torch.device(device)
         self._fresh_seeds = np.random.Generator(np.random.PCG64(secrets.randbits(128) if entropy is None else entropy))
         self._slots: list[_Slot | None] = [None] * max_seqs
+        self._taken = np.zeros(max_seqs, bool)
         self._temperature = np.zeros(max_seqs)
         self._seed = np.zeros(max_seqs, np.uint64)
         self._truncates = np.zeros(max_seqs, bool)
@@ -102,6 +103,7 @@ class Sampler:
         check_request(request, self.vocab_size)
         sampling = request.sampling
         self._slots[slot] = state = _Slot(request)
+        self._taken[slot] = True
         seed = sampling.seed
         if seed is None:
             seed = int(self._fresh_seeds.integers(2**64, dtype=np.uint64))
@@ -116,10 +118,11 @@ class Sampler:
         if not 0 <= slot < self.max_seqs or self._slots[slot] is None:
             raise ProtocolError(f"sampling slot {slot} of {self.max_seqs} is free or does not exist")
         self._slots[slot] = None
+        self._taken[slot] = False
 
     def statistics(self) -> dict[str, int]:
         """Slots taken, and how many of them are random, edited or want log-probabilities."""
-        taken = np.array([slot is not None for slot in self._slots], bool)
+        taken = self._taken
         return {
             "slots_used": int(taken.sum()),
             "random": int((taken & (self._temperature > 0)).sum()),
@@ -143,6 +146,8 @@ class Sampler:
             )
         if not len(slots):
             return SampledRows(np.zeros(0, np.int64))
+        if not self._taken[slots].all():
+            raise ProtocolError(f"sampling slot {int(slots[np.argmin(self._taken[slots])])} is free")
         largest, greedy = logits.max(dim=1)
         peak = largest.float().cpu().numpy()
         result = SampledRows(greedy.cpu().numpy())
