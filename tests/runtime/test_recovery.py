@@ -1,4 +1,4 @@
-"""Contract: a worker that is killed in the middle changes no token, greedy or sampled (real engine, small checkpoint)."""
+"""Contract: a worker killed in the middle changes no token, greedy or sampled (real engine, small checkpoint)."""
 
 from __future__ import annotations
 

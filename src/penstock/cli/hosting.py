@@ -1,4 +1,4 @@
-"""A model behind HTTP, put together from its rooms: `serve` runs it until a signal, `chat` beside itself in a thread."""
+"""A model behind HTTP, put together from its rooms: `serve` runs it until a signal, `chat` in a thread."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def app_for(service: Service, deployment: Deployment) -> FastAPI:
     from penstock.serve.app import create_app
 
     tokenizer = load_tokenizer(service.info.path)
-    return create_app(
-        service, deployment, tokenizer=tokenizer, template=ChatTemplate.load(service.info.path, tokenizer)
-    )
+    return create_app(service, deployment, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer))
 
 
 @contextmanager

@@ -89,15 +89,20 @@ async def _serve(deployment: Deployment, console: Console) -> None:
             "a second signal stops at once"
         )
 
-    app = app_for(service, deployment)
+    try:
+        app = app_for(service, deployment)
+    except BaseException:
+        await service.close()
+        raise
     cut_off = await run(app, service, deployment, sock=sock, on_listening=show_ready, on_draining=show_draining)
     console.print(f"stopped; {cut_off} requests were cut off" if cut_off else "stopped")
 
 
 def _ready_line(url: str, info: ModelInfo, seconds: float) -> str:
     return (
-        f"[bold green]ready[/] {url}  model {escape(info.name)} ({info.parameters / 1e6:,.1f}M parameters, {info.dtype}), "
-        f"context {info.max_sequence_tokens:,} tokens, KV {info.kv_capacity_tokens:,} tokens, started in {seconds:.1f} s"
+        f"[bold green]ready[/] {url}  model {escape(info.name)} ({info.parameters / 1e6:,.1f}M parameters, "
+        f"{info.dtype}), context {info.max_sequence_tokens:,} tokens, KV {info.kv_capacity_tokens:,} tokens, "
+        f"started in {seconds:.1f} s"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -19,6 +20,10 @@ from penstock.errors import ProtocolError
 from penstock.runtime import wire
 
 COMMAND: Final = (sys.executable, "-m", "penstock.runtime.worker")
+
+# Threads of OpenMP that wait by spinning take the cores that front end and control need. Measured on two busy cores
+# with the model in the box, 16 sequences: 57 to 159 tokens/s spinning, 775 to 2,236 asleep. It is read once, at start.
+_ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class WorkerProcess:
@@ -41,8 +46,9 @@ class WorkerProcess:
         with theirs:
             try:
                 process = subprocess.Popen(
-                    [*command, "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
-                )
+                    [*command, "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    env=_ENVIRONMENT | os.environ,
+                )  # fmt: skip
             except OSError:
                 ours.close()
                 raise
