@@ -51,7 +51,7 @@ class PlainTemplate:
     """`role: content` lines."""
 
     def encode(
-        self, messages: Sequence[dict[str, object]], *, add_generation_prompt: bool = True, **_: object
+        self, messages: Sequence[dict[str, object]], *, add_generation_prompt: bool = True, extra: object = None
     ) -> list[int]:
         text = "".join(f"{one['role']}: {one['content']}\n" for one in messages)
         return list((text + "assistant: " if add_generation_prompt else text).encode())

@@ -42,8 +42,8 @@ def test_a_client_that_leaves_cancels_all_its_sequences(
     body = b'{"prompt":"x","max_tokens":4000,"n":%d,"stream":%s}' % (n, b"true" if stream else b"false")
     with socket.create_connection((host, int(port))) as client:
         client.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
-            % (len(body), body)
+            b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(body), body)
         )
         assert scripted.service.someone_runs.wait(10)
     assert scripted.service.all_left.wait(10)
@@ -121,7 +121,7 @@ def test_every_route_but_health_needs_a_key(locked: Scripted) -> None:
                 {"authorization": "Basic one"},
                 {"authorization": "one"},
             ):
-                reply = httpx.request(method, locked.url + path, headers=headers)
+                reply = locked.http.request(method, path, headers=headers)
                 if path == "/health":
                     assert reply.status_code == 200
                     continue

@@ -60,7 +60,7 @@ class Answer(Response):
         self._wrote_at = monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._send = send
+        self._send = scope["penstock.send"]
         began = monotonic()
         work = asyncio.create_task(self._streamed() if self._stream else self._whole())
         gone = asyncio.create_task(_until_gone(receive))
@@ -103,7 +103,11 @@ class Answer(Response):
         if self._events:
             data = b"".join(self._events)
             self._events.clear()
-            await self._write(data)
+            if self._started:
+                self._wrote_at = monotonic()
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            else:
+                await self._write(data)
 
     async def _write(self, data: bytes, *, more: bool = True) -> None:
         self._wrote_at = monotonic()

@@ -67,7 +67,10 @@ async def _prompt(front: Front, body: ChatBody) -> Prompt:
     messages = plain_messages(body.messages)
     characters = len(json_bytes(messages))
     encode = partial(
-        front.template.encode, messages, add_generation_prompt=body.add_generation_prompt is not False, **kwargs
+        front.template.encode,
+        messages,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        extra=kwargs or None,
     )
     return Prompt(tuple(await front.offload.run(encode, characters=characters, field="messages")))
 

@@ -22,6 +22,9 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2
 class Edge:
     """Wraps the app. The request id is in scope['request_id'] and in the x-request-id header of the answer.
 
+    scope['penstock.send'] is the way out past the layers between here and a route: each costs a coroutine per write,
+    and an answer that streams writes once per token.
+
     `on_answer` hears the route's pattern ("" if none matched) and the status of every answer.
     """
 
@@ -49,6 +52,7 @@ class Edge:
                 self.on_answer(getattr(scope.get("route"), "path", ""), message["status"])
             return send(message)
 
+        scope["penstock.send"] = send_with_id
         refusal = _refusal(hosts, header_bytes, scope["http_version"])
         if refusal is None:
             await self.app(scope, receive, send_with_id)
