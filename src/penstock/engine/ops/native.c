@@ -70,29 +70,29 @@ INLINE float exponential(float x) {
 /* Sums of 16 vectors as the 16 lanes of one: pairs are added lane by lane, halving their number four times. */
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 #define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+#define HALVE(n) \
+    _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) v[i] = EVEN(v[2 * i], v[2 * i + 1]) + ODD(v[2 * i], v[2 * i + 1]);
 INLINE vec sums(vec v[LANES]) {
-    for (int n = LANES / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) v[i] = EVEN(v[2 * i], v[2 * i + 1]) + ODD(v[2 * i], v[2 * i + 1]);
+    HALVE(8) HALVE(4) HALVE(2) HALVE(1)
     return v[0];
 }
 
 /* q . k for 16 tokens; of fewer, the last is repeated and its copies are not used. Rows are `strips` vectors long. */
-INLINE vec scores(const float *q, const float *keys, int strips, int tokens) {
+INLINE vec scores(const float *q, const float *keys, const int strips, const int full, int tokens) {
     vec part[LANES];
-    const float *row[LANES];
+    #pragma GCC unroll 16
     for (int t = 0; t < LANES; t++) {
-        part[t] = (vec){0};
-        row[t] = keys + (long)(t < tokens ? t : tokens - 1) * strips * LANES;
-    }
-    for (int s = 0; s < strips; s++) {
-        vec x = load_vec(q + s * LANES);
-        for (int t = 0; t < LANES; t++) part[t] += x * load_vec(row[t] + s * LANES);
+        const float *key = keys + (long)(full || t < tokens ? t : tokens - 1) * strips * LANES;
+        vec dot = load_vec(q) * load_vec(key);
+        #pragma GCC unroll 8
+        for (int s = 1; s < strips; s++) dot += load_vec(q + s * LANES) * load_vec(key + s * LANES);
+        part[t] = dot;
     }
     return sums(part);
 }
 
 /* out += sum over tokens of p[t] * values[t]. */
-INLINE void add_values(float *out, const float *p, const float *values, int strips, int tokens) {
+INLINE void add_values(float *out, const float *p, const float *values, const int strips, int tokens) {
     long width = (long)strips * LANES;
     int s = 0;
     for (; s + 4 <= strips; s += 4) {
@@ -122,15 +122,15 @@ typedef struct {
 } Scratch;
 
 /* One row against tokens [first, last) of a block: an online softmax, 16 tokens at a time. */
-INLINE void attend(Scratch *w, int row, const float *keys, const float *values, int strips, int first, int last) {
+INLINE void attend(Scratch *w, int row, const float *keys, const float *values, const int strips, int first, int last) {
     long width = (long)strips * LANES;
     const float *q = w->q + row * width;
     float *out = w->out + row * width, peak = w->peak[row], total = w->total[row];
     for (int t = first; t < last; t += LANES) {
         int tokens = last - t < LANES ? last - t : LANES;
         float p[LANES], high = -INFINITY, sum = 0;
-        store_vec(p, tokens == LANES ? scores(q, keys + t * width, strips, LANES)
-                                     : scores(q, keys + t * width, strips, tokens));
+        store_vec(p, tokens == LANES ? scores(q, keys + t * width, strips, 1, LANES)
+                                     : scores(q, keys + t * width, strips, 0, tokens));
         for (int i = tokens; i < LANES; i++) p[i] = -INFINITY;
         #pragma omp simd reduction(max : high)
         for (int i = 0; i < LANES; i++) high = p[i] > high ? p[i] : high;
@@ -146,11 +146,35 @@ INLINE void attend(Scratch *w, int row, const float *keys, const float *values, 
             sum += i < tokens ? p[i] : 0.0f;
         }
         total += sum;
-        add_values(out, p, values + t * width, strips, tokens);
+        if (tokens == LANES) add_values(out, p, values + t * width, strips, LANES);
+        else add_values(out, p, values + t * width, strips, tokens);
     }
     w->peak[row] = peak;
     w->total[row] = total;
 }
+
+/* All rows of a tile against one block: the common head widths (16, 32, 64, 128) have code of their own. `position`
+ * is the first row's, counted from the block's first token. */
+INLINE void attend_rows(Scratch *w, int rows, int group, const float *keys, const float *values, const int strips,
+                        int position, int window, int tokens) {
+    for (int m = 0; m < rows; m++) {
+        int here = position + m / group, first = window && here - window + 1 > 0 ? here - window + 1 : 0;
+        int last = here + 1 < tokens ? here + 1 : tokens;
+        if (first < last) attend(w, m, keys, values, strips, first, last);
+    }
+}
+typedef void attend_block(Scratch *, int, int, const float *, const float *, int, int, int, int);
+#define ATTEND_BLOCK(name, fixed)                                                                                    \
+    static __attribute__((noinline)) void name(Scratch *w, int rows, int group, const float *keys,                   \
+                                               const float *values, int strips, int position, int window, int tokens) { \
+        (void)strips;                                                                                                \
+        attend_rows(w, rows, group, keys, values, fixed, position, window, tokens);                                  \
+    }
+ATTEND_BLOCK(attend_16, 1)
+ATTEND_BLOCK(attend_32, 2)
+ATTEND_BLOCK(attend_64, 4)
+ATTEND_BLOCK(attend_128, 8)
+ATTEND_BLOCK(attend_any, strips)
 
 /* A block's rows as floats, padded with zeros to whole vectors. */
 INLINE void unpack(float *to, const void *from, int tokens, int head, int width, const int half) {
@@ -188,24 +212,33 @@ INLINE void attend_tile(const Attention *a, Scratch *w, int s, int kv_head, int 
         w->total[m] = 0;
     }
     memset(w->out, 0, sizeof(float) * tile * width);
+    attend_block *attend_now = strips == 1   ? attend_16
+                               : strips == 2 ? attend_32
+                               : strips == 4 ? attend_64
+                               : strips == 8 ? attend_128
+                                             : attend_any;
 
     for (int block = low / a->block_tokens; block <= (high - 1) / a->block_tokens; block++) {
         int token0 = block * a->block_tokens;
         int tokens = high - token0 < a->block_tokens ? high - token0 : a->block_tokens;
         const void *keys = at(a->pool, table[block] * a->block_stride + kv_head * head_elements, half);
         const void *values = at(keys, values_offset, half);
+        /* The next block lies anywhere: the hardware cannot guess it. */
+        if (token0 + a->block_tokens < high) {
+            const char *next = at(a->pool, table[block + 1] * a->block_stride + kv_head * head_elements, half);
+            long bytes = head_elements * (half ? 2 : 4), apart = values_offset * (half ? 2 : 4);
+            for (long i = 0; i < bytes; i += 64) {
+                __builtin_prefetch(next + i);
+                __builtin_prefetch(next + apart + i);
+            }
+        }
         if (half || width != head) {
             unpack(w->keys, keys, tokens, head, width, half);
             unpack(w->values, values, tokens, head, width, half);
             keys = w->keys;
             values = w->values;
         }
-        for (int m = 0; m < tile; m++) {
-            int here = position + m / group - token0;
-            int first = a->window && here - a->window + 1 > 0 ? here - a->window + 1 : 0;
-            int last = here + 1 < tokens ? here + 1 : tokens;
-            if (first < last) attend(w, m, keys, values, strips, first, last);
-        }
+        attend_now(w, tile, group, keys, values, strips, position - token0, a->window, tokens);
     }
 
     for (int m = 0; m < tile; m++) {
@@ -241,7 +274,7 @@ int penstock_attention(
     long items = segments * kv_heads * tiles, tokens = 0;
     for (int s = 0; s < a.segments; s++) tokens += (long)lengths[s] * (first_row[s + 1] - first_row[s]);
     /* Waking a team costs about as much as this many multiply-adds. */
-    if (tokens * heads * head < 1 << 15) threads = 1;
+    if (tokens * heads * head < 1 << 17) threads = 1;
     int failed = 0;
     #pragma omp parallel num_threads((int)threads) reduction(| : failed) if (threads > 1)
     {
@@ -288,7 +321,7 @@ INLINE void norm_row(void *x, const void *delta, const void *weight, void *out, 
 
 void penstock_add_rms_norm(
     void *x, const void *delta, const void *weight, void *out, long rows, long n, double eps, long half, long threads) {
-    if (rows * n < 1 << 15) threads = 1;
+    if (rows * n < 1 << 16) threads = 1;
     #pragma omp parallel for num_threads((int)threads) if (threads > 1)
     for (long t = 0; t < rows; t++) {
         void *row = (void *)at(x, t * n, half), *to = (void *)at(out, t * n, half);
@@ -308,7 +341,7 @@ INLINE void silu_row(const void *gate_up, void *out, long n, const int half) {
 }
 
 void penstock_silu_mul(const void *gate_up, void *out, long rows, long n, long half, long threads) {
-    if (rows * n < 1 << 14) threads = 1;
+    if (rows * n < 1 << 15) threads = 1;
     #pragma omp parallel for num_threads((int)threads) if (threads > 1)
     for (long t = 0; t < rows; t++) {
         if (half) silu_row(at(gate_up, 2 * t * n, 1), (void *)at(out, t * n, 1), n, 1);
@@ -359,7 +392,7 @@ void penstock_rotate_and_store(
     const int64_t *kv_index, long rows, long heads, long kv_heads, long head, long block_tokens, long block_stride,
     double eps, long half, long threads) {
     long width = (heads + 2 * kv_heads) * head, head_stride = block_tokens * head;
-    if (rows * width < 1 << 14) threads = 1;
+    if (rows * width < 1 << 16) threads = 1;
     #pragma omp parallel for num_threads((int)threads) if (threads > 1)
     for (long t = 0; t < rows; t++) {
         long block = kv_index[t] / block_tokens, offset = kv_index[t] % block_tokens;
