@@ -2,12 +2,17 @@
 
 Seven families x five policies x {plain, chunked, prefix hits, preempted, swapped}, with requests cancelled along the
 way and a step planned ahead. Each case also shows that what it is named after really happened.
+
+Token equality is only a fair question where the model has an answer: random weights now and then put two tokens within
+rounding of each other, and then `transformers` with its cache disagrees with `transformers` without. Prompts with such
+a tie (MARGIN) are replaced by others before any of our code runs.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +32,8 @@ POLICIES = ("sarathi", "splitfuse", "orca", "vllm_prefill_first", "request_level
 CUTTING = {"sarathi", "splitfuse", "request_level"}
 BLOCK = 4
 OUTPUT = 10
+MARGIN = 0.005
+"""Least distance of the two largest logits (about 8 in size); `transformers` with and without cache: up to 0.001."""
 CANCELLED = ("r3", "r8")
 
 
@@ -52,32 +59,39 @@ CASES = {
 }
 
 
-def prompts(vocabulary: int) -> list[tuple[int, ...]]:
-    """Ten prompts, four of them with a common stem of 11 tokens: not a whole number of blocks."""
+def prompts(vocabulary: int) -> Iterator[tuple[int, ...]]:
+    """Endless; every third begins with a common stem of 11 tokens: not a whole number of blocks."""
     chance = random.Random(7)
     stem = tuple(chance.randrange(vocabulary) for _ in range(11))
-    made = []
-    for number in range(10):
+    for number in itertools.count():
         own = tuple(chance.randrange(vocabulary) for _ in range(chance.randrange(2, 22)))
-        made.append(stem + own if number % 3 == 0 else own)
-    return made
+        yield stem + own if number % 3 == 0 else own
 
 
 @lru_cache(maxsize=1)  # cases are ordered by family: one model at a time
 def loaded(family: str, directory: Path) -> tuple[LoadedModel, list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """The model, the prompts, and what `transformers` makes of them."""
+    """The model, ten prompts, and what `transformers` makes of them."""
     from transformers import AutoModelForCausalLM
 
     path = tiny_checkpoint(family, directory / family)
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    asked = prompts(reference.config.vocab_size)
-    answers = []
-    for prompt in asked:
+    reference.generation_config.eos_token_id = None  # run on: a random model's end of sequence means nothing
+    asked: list[tuple[int, ...]] = []
+    answers: list[tuple[int, ...]] = []
+    for prompt in prompts(reference.config.vocab_size):
+        ids = torch.tensor([prompt])
         made = reference.generate(
-            torch.tensor([prompt]), max_new_tokens=OUTPUT, min_new_tokens=OUTPUT, do_sample=False, pad_token_id=0
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=OUTPUT, do_sample=False, pad_token_id=0
         )
+        with torch.no_grad():
+            best = reference(made).logits[0, len(prompt) - 1 : -1].topk(2).values
+        if (best[:, 0] - best[:, 1]).min() < MARGIN:
+            continue
+        asked.append(prompt)
         answers.append(tuple(made[0, len(prompt) :].tolist()))
-    return load_model(path, dtype="float32", device="cpu"), asked, answers
+        if len(asked) == 10:
+            return load_model(path, dtype="float32", device="cpu"), asked, answers
+    raise AssertionError("the prompts are endless")
 
 
 @pytest.fixture(scope="session")
