@@ -36,6 +36,7 @@ def serve(
         typer.echo(resolved(deployment), nl=False)
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(_serve(deployment, stderr()))
 

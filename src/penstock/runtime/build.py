@@ -74,6 +74,7 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
 
         from penstock.engine.engine import Engine
         from penstock.engine.loader import load_model
+        from penstock.engine.ops.kernels import kernels_for
 
         threads = deployment.hardware.threads
         if threads is not None:
@@ -83,11 +84,14 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
     with _phase("load weights", on_phase) as say:
         model = load_model(size.path, dtype=deployment.model.dtype, device=deployment.hardware.device)
         say(f"{format_bytes(size.weight_bytes)} as {deployment.model.dtype}")
+    with _phase("compile", on_phase) as say:
+        kernels = kernels_for(model.device)
+        say(type(kernels).__name__)
     with _phase("size KV", on_phase) as say:
         memory, policy = deployment.memory, deployment.policy
         engine = Engine(
             model, blocks=size.blocks, block_tokens=memory.block_tokens, host_blocks=size.host_blocks,
-            max_seqs=policy.max_seqs,
+            max_seqs=policy.max_seqs, kernels=kernels,
         )  # fmt: skip
         replica = _replica(deployment, size)
         say(

@@ -1,0 +1,78 @@
+"""Every key of the deployment file is a flag and an environment variable, in that order of precedence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from penstock.cli.flags import environment_name, flag_name
+from penstock.deployment import Deployment, keys
+
+from .program import penstock
+
+
+def test_every_key_is_a_flag_in_the_help_grouped_by_section() -> None:
+    text = penstock("serve", "--help", COLUMNS="200").stdout
+    for key in keys():
+        assert re.search(rf"{re.escape(flag_name(key))}\s", text), key
+    for section in {key.rpartition(".")[0] for key in keys()}:
+        assert f"{section} (keys of the deployment file)" in text
+
+
+def test_the_dry_run_prints_a_file_that_loads_as_the_same_deployment(tmp_path: Path) -> None:
+    printed = penstock("serve", "--dry-run", "--policy.max-seqs", "8", "--memory.kv-bytes", "2MiB").stdout
+    file = tmp_path / "deployment.yaml"
+    file.write_text(printed)
+    assert Deployment.load(file) == Deployment.load(None, {"policy.max_seqs": 8, "memory.kv_bytes": 2 * 2**20})
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "deployment.yaml"
+    file.write_text("policy: {max_seqs: 1, token_budget: 100}\nserver: {port: 1, drain_timeout: 5s}\n")
+    environment = {environment_name("policy.max_seqs"): "2", environment_name("server.port"): "2"}
+    printed = penstock("serve", "-f", str(file), "--dry-run", "--policy.max-seqs", "3", **environment).stdout
+    found = yaml.safe_load(printed)
+    assert found["policy"]["max_seqs"] == 3
+    assert found["server"]["port"] == 2
+    assert found["server"]["drain_timeout"] == 5.0
+    assert found["policy"]["token_budget"] == 100
+
+
+def test_the_argument_names_the_model() -> None:
+    assert yaml.safe_load(penstock("serve", "/some/where", "--dry-run").stdout)["model"]["path"] == "/some/where"
+
+
+def test_truth_values_and_lists_are_written_as_in_the_file() -> None:
+    printed = penstock("serve", "--dry-run", "--policy.plan-ahead", "false", "--server.api-keys", "one,two").stdout
+    found = yaml.safe_load(printed)
+    assert found["policy"]["plan_ahead"] is False
+    assert len(found["server"]["api_keys"]) == 2
+
+
+def test_keys_of_clients_are_never_printed() -> None:
+    done = penstock("serve", "--dry-run", PENSTOCK_SERVER__API_KEYS="hunter2")
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        (("--policy.token-budget", "many"), {}, "policy.token_budget"),
+        (("--server.host", "0.0.0.0"), {}, "server.host"),
+        (("-f", "/nonexistent.yaml"), {}, "file"),
+        ((), {"PENSTOCK_POLICY__TOKENS": "1"}, "PENSTOCK_POLICY__TOKENS"),
+        (("--policy.tokens", "1"), {}, "--policy.tokens"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_its_name_and_exit_code_2(
+    arguments: tuple[str, ...], environment: dict[str, str], named: str
+) -> None:
+    done = penstock("serve", *arguments, "--dry-run", expect=2, **environment)
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    if done.stderr.startswith("error:"):
+        assert done.stderr.count("\n") == 1
+        assert "Remedy:" in done.stderr

@@ -1,0 +1,161 @@
+"""The program as a whole: verbs, exit codes, a server from start to SIGTERM, a chat through a pipe."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+
+from .program import environment, penstock
+
+
+@dataclass
+class Serving:
+    """`penstock serve` as a child; its stderr is read along."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    ready: threading.Event = field(default_factory=threading.Event)
+
+    def read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if line.startswith("curl "):
+                self.ready.set()
+        self.ready.set()
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+    @property
+    def url(self) -> str:
+        found = re.search(r"ready (http://\S+)", self.log)
+        assert found, self.log
+        return found[1]
+
+    def end(self) -> int:
+        code = self.process.wait(timeout=40)
+        self.reader.join(timeout=10)
+        return code
+
+    reader: threading.Thread = field(default_factory=threading.Thread)
+
+
+def start(*arguments: str) -> Serving:
+    command = [sys.executable, "-m", "penstock", "serve", "--server.port", "0", "--memory.kv-bytes", "8MiB", *arguments]
+    serving = Serving(subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True))
+    serving.reader = threading.Thread(target=serving.read, daemon=True)
+    serving.reader.start()
+    assert serving.ready.wait(60)
+    return serving
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Serving]:
+    serving = start()
+    yield serving
+    serving.process.kill()
+    serving.process.wait()
+
+
+def test_the_help_lists_all_verbs_and_loads_none_of_them() -> None:
+    code = (
+        "import sys\nfrom penstock.cli import VERBS, main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'numpy', 'fastapi', 'uvicorn', 'pydantic', 'httpx', 'tokenizers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for verb in ("serve", "chat", "bench", "version"):
+        assert verb in done.stdout
+
+
+def test_an_unknown_verb_is_a_usage_error() -> None:
+    assert "serv" in penstock("serv", expect=2).stderr
+
+
+def test_version_prints_what_it_runs_on() -> None:
+    facts = json.loads(penstock("version", "--json").stdout)
+    assert facts["python"].startswith("3.")
+    assert facts["torch"][0].isdigit()
+
+
+def test_a_model_that_is_not_there_is_an_error_with_the_models_that_are() -> None:
+    done = penstock("serve", "/no/such/model", "--server.port", "0", expect=2)
+    assert "model.path" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_an_error_with_a_remedy() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = penstock("serve", "--server.port", str(taken.getsockname()[1]), expect=2)
+    assert "server.port" in done.stderr
+    assert "Remedy" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_start_log_accounts_for_each_phase_and_ends_with_the_url_and_a_curl(server: Serving) -> None:
+    for phase in ("resolve", "import torch", "load weights", "size KV", "warm up"):
+        assert re.search(rf"^{phase}\s+\d+\.\d\d s", server.log, re.MULTILINE), server.log
+    assert re.search(r"ready http://\S+ .*context [\d,]+ tokens, KV [\d,]+ tokens", server.log)
+    assert server.log.splitlines()[-1].startswith("curl http://")
+    assert "\x1b" not in server.log
+
+
+def test_the_printed_curl_body_is_answered(server: Serving) -> None:
+    curl = next(line for line in server.lines if line.startswith("curl "))
+    body = json.loads(curl[curl.index("{") : curl.rindex("}") + 1])
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "max_completion_tokens": 8}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"]
+
+
+def test_chat_works_through_a_pipe_and_keeps_answers_and_figures_apart(server: Serving) -> None:
+    done = penstock(
+        "chat", "--url", server.url, "--temperature", "0", "--max-tokens", "12", stdin="Hello\n/reset\nHello\n/exit\n"
+    )
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert done.stderr.count("first token after") == 2
+    assert "started over" in done.stderr
+
+
+def test_chat_remembers_the_turns_before(server: Serving) -> None:
+    done = penstock("chat", "--url", server.url, "--temperature", "0", "--max-tokens", "12", stdin="Hello\nHello\n")
+    assert len(done.stdout.splitlines()) == 2
+    assert "prompt tokens cached" in done.stderr  # the second prompt begins with the first
+
+
+def test_chat_with_a_server_that_is_not_there_is_one_line_and_exit_code_1() -> None:
+    done = penstock("chat", "--url", "http://127.0.0.1:9", stdin="Hello\n", expect=1)
+    assert done.stderr.startswith("error: no answer from http://127.0.0.1:9")
+
+
+def test_sigterm_lets_a_running_stream_finish_and_ends_with_exit_code_0() -> None:
+    serving = start()
+    body = {"prompt": "Hello", "max_tokens": 300, "stream": True, "ignore_eos": True, "temperature": 0}
+    with httpx.stream("POST", f"{serving.url}/v1/completions", json=body, timeout=30) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
+        serving.process.send_signal(signal.SIGTERM)
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert serving.end() == 0
+    assert "stopping" in serving.log
+    assert "Traceback" not in serving.log
