@@ -1,0 +1,58 @@
+# make serve   answers on http://127.0.0.1:8000 with the model in the box
+# make test    everything that must hold, in under 15 minutes on 2 cores
+# Each makes its own .venv first; all that is needed before is python3 (3.11 or later), pip, make and a C compiler.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup setup-dev serve test lint types unit test-slow format bench-control bench-azure bench-engine model clean
+
+$(VENV)/.serve: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	$(BIN)/python -c 'import torch; from penstock.engine.ops.kernels import kernels_for; kernels_for(torch.device("cpu"))'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.serve
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+setup: $(VENV)/.serve
+setup-dev: $(VENV)/.dev
+
+serve: setup  ## FLAGS="--server.port 9000" for more
+	$(BIN)/penstock serve $(FLAGS)
+
+test: lint types unit
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: setup-dev
+	$(BIN)/mypy
+
+unit: setup-dev
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: setup-dev  ## minutes to hours; figures go to benchmarks/RESULTS.md
+	$(BIN)/pytest -m slow
+
+format: setup-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-control: setup  ## planning time per step by batch size, and its share of a real step
+	$(BIN)/python benchmarks/control_overhead.py
+
+bench-azure: setup  ## the Azure trace at 40, 80 and 150 % of this machine's capacity
+	$(BIN)/python benchmarks/azure_replay.py
+
+model: setup-dev  ## train the model in the box again, from nothing
+	$(BIN)/python -m recipes.millrace.train --out runs/millrace
+
+clean:
+	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
