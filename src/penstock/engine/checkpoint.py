@@ -138,7 +138,7 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
             raise _damaged(file, "it does not start with a safetensors header")
         text = stream.read(length)
     try:
-        header = json.loads(text)
+        header: dict[str, dict[str, Any]] = json.loads(text)
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise _damaged(file, "its header is not what safetensors writes") from None
@@ -200,7 +200,8 @@ class Checkpoint:
         stored = name
         if self._prefix and not self._stored_prefix and name != "lm_head.weight":
             stored = name.removeprefix(self._prefix)
-        return self._open[entry.file].get_tensor(stored).to(self._device, self._dtype, copy=True)
+        tensor: torch.Tensor = self._open[entry.file].get_tensor(stored)
+        return tensor.to(self._device, self._dtype, copy=True)
 
     def take_stacked(self, names: Iterable[tuple[str, tuple[int, ...]]]) -> torch.Tensor:
         """Several tensors, one below the other along dimension 0, as one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -27,7 +28,7 @@ class Model(Protocol):
         """[R, D] to [R, V], in float32."""
 
 
-_LOADERS: Final = {
+_LOADERS: Final[dict[str, Callable[[Architecture, Checkpoint], Model]]] = {
     "LlamaForCausalLM": llama.load,
     "MistralForCausalLM": llama.load,
     "Qwen2ForCausalLM": llama.load,

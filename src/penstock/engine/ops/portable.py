@@ -37,7 +37,7 @@ class PortableKernels:
         kv_index: Tensor,
     ) -> None:
         rows = qkv.view(qkv.shape[0], heads.query + 2 * heads.kv, heads.width)
-        q, k, v = rows.split([heads.query, heads.kv, heads.kv], dim=1)
+        q, k, v = torch.split(rows, [heads.query, heads.kv, heads.kv], dim=1)
         if norm is not None:
             q.copy_(_rms_norm(q, norm.query, norm.eps))
             k.copy_(_rms_norm(k, norm.key, norm.eps))

@@ -15,6 +15,8 @@ Sources: RoPE, Su et al., 2021; linear, Chen et al., 2023; dynamic NTK, Peng et 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +79,7 @@ def static_frequencies(rope: Rope, head_dim: int) -> tuple[Tensor, float]:
     return frequencies, 1.0
 
 
-def _llama3(frequencies: Tensor, given: dict) -> Tensor:
+def _llama3(frequencies: Tensor, given: Mapping[str, Any]) -> Tensor:
     """Long wavelengths are stretched by `factor`, short ones kept, those between blended."""
     factor, low, high = given["factor"], given["low_freq_factor"], given["high_freq_factor"]
     original = given["original_max_position_embeddings"]
