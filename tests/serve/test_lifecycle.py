@@ -69,7 +69,7 @@ def test_health_is_about_progress_and_ready_is_about_traffic(scripted: Scripted)
 
     assert (status("/health"), status("/ready")) == (200, 200)
     for state in ("starting", "restarting", "draining"):
-        scripted.service.state = state  # type: ignore[assignment]
+        scripted.service.state = state
         assert (status("/health"), status("/ready")) == (200, 503)
         assert scripted.http.get("/ready").json()["status"] == state
     scripted.service.state, scripted.service.stalled_s = "ready", 121.0
@@ -112,7 +112,7 @@ def test_every_route_but_health_needs_a_key(locked: Scripted) -> None:
     app = create_app(service, service.deployment, tokenizer=byte_tokenizer(), template=None)  # type: ignore[arg-type]
     seen = set()
     for route in api_routes(list(app.routes)):
-        for method in sorted(route.methods):
+        for method in sorted(route.methods or ()):
             path = route.path.replace("{name:path}", "scripted")
             seen.add((method, path))
             for headers in (

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from penstock.control.request import Request, Sampling
 from penstock.deployment import Deployment
@@ -19,7 +20,7 @@ from penstock.serve.app import create_app
 from .conftest import Loop
 from .sse import check_usage, read_stream
 
-USER = [{"role": "user", "content": "Tell me about rivers."}]
+USER: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me about rivers."}]
 
 
 class Real:
@@ -42,7 +43,9 @@ class Real:
 
 @pytest.fixture(scope="module")
 def real(loop: Loop) -> Iterator[Real]:
-    deployment = Deployment.parse({"hardware": {"threads": 1}, "memory": {"kv_bytes": "32MiB"}})
+    deployment = Deployment.parse(
+        {"hardware": {"threads": 1}, "memory": {"kv_bytes": "32MiB"}, "server": {"queue": {"max_requests": 40}}}
+    )
     service = loop.run(Service.start(deployment))
     tokenizer = load_tokenizer(service.info.path)
     app = create_app(service, deployment, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer))
@@ -164,6 +167,17 @@ def test_a_client_that_leaves_frees_the_worker(real: Real) -> None:
     while real.service.statistics.running:
         assert real.http.get("/health").status_code == 200
     assert real.service.statistics.cancelled >= 3
+
+
+def test_more_than_the_queue_holds_is_429_with_a_time_and_leaves_nothing_behind(real: Real) -> None:
+    body = {"prompt": ["x"] * 41, "max_tokens": 2}
+    reply = real.http.post("/v1/completions", json=body)
+    assert reply.status_code == 429
+    assert reply.json()["error"]["code"] == "server_overloaded"
+    assert float(reply.headers["retry-after-ms"]) > 0
+    assert int(reply.headers["retry-after"]) >= 1
+    assert real.service.in_flight == 0
+    assert real.http.post("/v1/completions", json=body | {"prompt": ["x"] * 40}).status_code == 200
 
 
 def test_metrics_count_what_happened(real: Real) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from penstock.errors import Overloaded, RequestFailed
 
 from .conftest import Scripted
 from .scripted import raising, say
 
-USER = [{"role": "user", "content": "hi"}]
+USER: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 
 
 def test_chat(scripted: Scripted) -> None:

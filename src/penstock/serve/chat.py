@@ -26,7 +26,7 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
     """From the body to an answer that runs when it is sent. Raises InvalidRequest, Refusal, Overloaded."""
     call = Call(tenant)
     body = await front.body(request, ChatBody)
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise InvalidRequest(
             field="top_logprobs",
             value=body.top_logprobs,

@@ -50,9 +50,9 @@ class LegacyLogprobs:
         # As the text is made: control tokens leave no trace, and the first token may have lost its space.
         if token in self._tokenizer.special_ids:
             return 0
-        spell = self._tokenizer.token_bytes if self._started else self._tokenizer.first_token_bytes
-        self._started = True
-        return len(self._characters.decode(spell(token)))
+        data = self._tokenizer.token_bytes(token) if self._started else self._tokenizer.first_token_bytes(token)
+        self._started = self._started or data is not None
+        return len(self._characters.decode(data or b""))
 
     def _top(self, token: int, one: TokenLogprobs) -> dict[str, float]:
         # Different ids may read the same (an unfinished character); the likelier one is kept, as it comes first.
