@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from recipes.millrace.model import Millrace, Shape
-from recipes.millrace.tokenizer import BEGIN, END, PAD, save_tokenizer
+from recipes.millrace.tokenizer import BEGIN, END, PAD, SPECIALS, save_tokenizer
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -26,7 +26,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     partial = path.with_suffix(".partial")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial, metadata={"format": "pt"}
+    )
     partial.chmod(0o644)  # safetensors writes for the owner alone
     os.replace(partial, path)
 
@@ -34,7 +36,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def export(out: Path, model: Millrace, tokenizer: Tokenizer) -> None:
     """Writes the model in bfloat16 as any engine for Llama expects to find it."""
     out.mkdir(parents=True, exist_ok=True)
-    begin, end, pad = (tokenizer.token_to_id(token) for token in (BEGIN, END, PAD))
+    begin, end, pad = (SPECIALS.index(token) for token in (BEGIN, END, PAD))
     write_json(out / "config.json", model.shape.config(bos=begin, eos=end, pad=pad))
     generation = {"bos_token_id": begin, "eos_token_id": [end], "pad_token_id": pad, "do_sample": False}
     write_json(out / "generation_config.json", generation)
@@ -50,7 +52,10 @@ def load(directory: Path, dtype: torch.dtype = torch.bfloat16) -> tuple[Millrace
 
 
 def save_run(folder: Path, step: int, seconds: float, model: Millrace, optimizers: list[torch.optim.Optimizer]) -> None:
-    """What a run needs to go on as if it had never stopped. The data need nothing: a batch is a function of its number."""
+    """What a run needs to go on as if it had never stopped.
+
+    The data need nothing: a batch is a function of its number.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"weight/{name}": value for name, value in model.state_dict().items()}
     for index, optimizer in enumerate(optimizers):
@@ -71,7 +76,9 @@ def load_run(folder: Path, model: Millrace, optimizers: list[torch.optim.Optimiz
         return 0, 0.0
     run = json.loads((folder / "run.json").read_text())
     tensors = load_file(folder / run["file"])
-    model.load_state_dict({name.removeprefix("weight/"): t for name, t in tensors.items() if name.startswith("weight/")})
+    model.load_state_dict(
+        {name.removeprefix("weight/"): t for name, t in tensors.items() if name.startswith("weight/")}
+    )
     for index, optimizer in enumerate(optimizers):
         state = optimizer.state_dict()
         for name, tensor in tensors.items():

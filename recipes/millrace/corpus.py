@@ -16,16 +16,18 @@ CHOICE = re.compile(r"\[([^\[\]]*)\]")
 ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
 
 HEROES = (
-    ("Ada", "she"), ("Anton", "he"), ("Bela", "he"), ("Clara", "she"), ("Dora", "she"), ("Edwin", "he"), ("Elsa", "she"),
-    ("Finn", "he"), ("Greta", "she"), ("Hugo", "he"), ("Ida", "she"), ("Jonas", "he"), ("Karl", "he"), ("Lena", "she"),
-    ("Mara", "she"), ("Mira", "she"), ("Nils", "he"), ("Nora", "she"), ("Oskar", "he"), ("Otto", "he"), ("Paula", "she"),
-    ("Rosa", "she"), ("Simon", "he"), ("Tilda", "she"), ("Tom", "he"), ("Vera", "she"), ("Willem", "he"), ("Yara", "she"),
+    ("Ada", "she"), ("Anton", "he"), ("Bela", "he"), ("Clara", "she"), ("Dora", "she"), ("Edwin", "he"),
+    ("Elsa", "she"), ("Finn", "he"), ("Greta", "she"), ("Hugo", "he"), ("Ida", "she"), ("Jonas", "he"),
+    ("Karl", "he"), ("Lena", "she"), ("Mara", "she"), ("Mira", "she"), ("Nils", "he"), ("Nora", "she"),
+    ("Oskar", "he"), ("Otto", "he"), ("Paula", "she"), ("Rosa", "she"), ("Simon", "he"), ("Tilda", "she"),
+    ("Tom", "he"), ("Vera", "she"), ("Willem", "he"), ("Yara", "she"),
 )  # fmt: skip
 PRONOUNS = {"she": ("she", "her", "her"), "he": ("he", "him", "his")}
 TRADES = ("miller", "carpenter", "blacksmith", "ferryman", "baker", "weaver", "engineer", "farmer", "mason", "potter")
 PLACES = (
-    "a narrow valley", "the old town", "a green island", "the foot of a hill", "a quiet village", "the edge of the forest",
-    "a windy plain", "the mouth of the river", "a stone bridge", "the north bank", "a bend in the river", "the upper lake",
+    "a narrow valley", "the old town", "a green island", "the foot of a hill", "a quiet village",
+    "the edge of the forest", "a windy plain", "the mouth of the river", "a stone bridge", "the north bank",
+    "a bend in the river", "the upper lake",
 )  # fmt: skip
 ANIMALS = ("otter", "heron", "fox", "beaver", "duck", "swan", "hedgehog", "frog")
 TOPICS = ("mill", "river", "water wheel", "machine", "bridge", "boat", "flood", "millstone", "gate", "pump", *ANIMALS)
@@ -40,18 +42,31 @@ ENDINGS = (
     "From that day on, {hero} [never forgot|always remembered] {lesson}.",
     "That evening {hero} sat by the [river|fire|window] and [smiled|was content|slept well].",
     "And if you walk past [early in the morning|on a quiet evening], you can still hear {sound}.",
-    "[Everyone in the village|The whole village|Every neighbour] [thanked|cheered for] {hero}, and there was [warm bread|apple cake|hot soup] for all.",
+    (
+        "[Everyone in the village|The whole village|Every neighbour] [thanked|cheered for] {hero}, and there was "
+        "[warm bread|apple cake|hot soup] for all."
+    ),
     "And so {hero} learned {lesson}.",
 )
 LESSONS = (
-    "that water is patient", "to listen before acting", "that small parts move great wheels", "to ask a friend for help",
-    "that a good machine needs a drop of oil", "to look at the sky before leaving home", "that slow work is sure work",
+    "that water is patient", "to listen before acting", "that small parts move great wheels",
+    "to ask a friend for help", "that a good machine needs a drop of oil", "to look at the sky before leaving home",
+    "that slow work is sure work",
 )  # fmt: skip
-SOUNDS = ("the wheel turning", "the water singing", "the old stones humming", "a soft song over the water", "the gears clicking")
+SOUNDS = (
+    "the wheel turning",
+    "the water singing",
+    "the old stones humming",
+    "a soft song over the water",
+    "the gears clicking",
+)
 
 PLOTS: Mapping[str, tuple[str, ...]] = {
     "mill": (
-        "[One morning|One day|In autumn] the mill [stood still|made no sound], and no flour fell into the [sacks|bins].",
+        (
+            "[One morning|One day|In autumn] the mill [stood still|made no sound], and no flour fell into the [sacks|"
+            "bins]."
+        ),
         "{hero} [climbed up the ladder|took a lamp|opened the heavy door] and looked at the [gears|shaft|wheel].",
         "A [branch|stone|piece of wood] was stuck between [two teeth of the great gear|the wheel and the wall].",
         "{they_c} pulled with both hands, but it [did not move|would not come out].",
@@ -60,7 +75,10 @@ PLOTS: Mapping[str, tuple[str, ...]] = {
         "By [noon|evening] there were [seven|nine|twelve] sacks of [white|fine|fresh] flour by the door.",
     ),
     "river": (
-        "Every [day|morning] {they} walked along the river and [counted the boats|listened to the water|watched the fish].",
+        (
+            "Every [day|morning] {they} walked along the river and [counted the boats|listened to the water|watched "
+            "the fish]."
+        ),
         "One [summer|spring] the river grew [thin|quiet|slow], and the [mill|wheel] could hardly turn.",
         "{hero} followed the river up the valley to find out why.",
         "High in the hills {they} found [a fallen tree|a heap of stones|a wall of mud] that held the water back.",
@@ -70,25 +88,37 @@ PLOTS: Mapping[str, tuple[str, ...]] = {
     "water wheel": (
         "Behind the house stood a great water wheel with [twelve|twenty|thirty] wooden [buckets|paddles].",
         "[One night|One winter] the ice broke [three|four] of them, and the wheel [limped|shook] with every turn.",
-        "{hero} [cut new boards from an old oak|carved new paddles from ash wood], and {friend} brought [nails|iron straps|pegs].",
+        (
+            "{hero} [cut new boards from an old oak|carved new paddles from ash wood], and {friend} brought [nails|"
+            "iron straps|pegs]."
+        ),
         "The first board was too [long|wide], and the second was too [short|thin], but the third one fitted.",
-        "When {they} opened the gate, the water [fell on the wheel|pushed the wheel], and it turned [smoothly|without a sound].",
+        (
+            "When {they} opened the gate, the water [fell on the wheel|pushed the wheel], and it turned [smoothly|"
+            "without a sound]."
+        ),
     ),
     "machine": (
         "{hero} wanted to build a machine that could [lift stones|saw wood|wind rope|sort apples].",
         "{they_c} drew it [first|many times], with [three|five|seven] gears and one long lever.",
         "The first machine [fell apart|made only noise|ran backwards].",
-        "\"[Do not worry|Try once more],\" said {friend}. \"[A machine learns slowly|Every machine begins with a mistake].\"",
+        (
+            '"[Do not worry|Try once more]," said {friend}. "[A machine learns slowly|Every machine begins with a '
+            'mistake]."'
+        ),
         "So {hero} [made the small gear larger|turned the belt around|put oil on every bearing].",
         "The second machine ran all day, and it [never stopped|hummed like a bee].",
     ),
     "bridge": (
         "The [old|wooden] bridge over the river was [weak|crooked], and nobody dared to cross it with a [cart|horse].",
         "{hero} [measured it|walked over it] [twice|three times] and shook {their} head.",
-        "\"We need [stones|strong beams],\" {they} said, \"and many hands.\"",
+        '"We need [stones|strong beams]," {they} said, "and many hands."',
         "{friend} brought [a cart|two horses], and the neighbours brought [ropes|hammers|lamps].",
         "They worked from [spring|May] until [autumn|October], stone by stone.",
-        "On the last day a [cart full of grain|wagon full of flour] rolled over the bridge, and it did not [shake|move] at all.",
+        (
+            "On the last day a [cart full of grain|wagon full of flour] rolled over the bridge, and it did not "
+            "[shake|move] at all."
+        ),
     ),
     "boat": (
         "{hero} owned a small [red|blue|green] boat that carried [flour|apples|letters] down the river.",
@@ -116,8 +146,14 @@ PLOTS: Mapping[str, tuple[str, ...]] = {
         "{hero} kept the gate that [lets the water into the millrace|holds back the pond].",
         "At [dawn|sunrise] {they} opened it, and at [dusk|sunset] {they} closed it, and {they} was never late.",
         "One [evening|night] the key was gone.",
-        "{hero} looked [under the bench|behind the stove] and [in the flour bin|in every pocket], but it was not there.",
-        "\"[Is this what you are looking for|Did you lose this]?\" asked {friend}, and held up the key. It had fallen into the [grass|reeds].",
+        (
+            "{hero} looked [under the bench|behind the stove] and [in the flour bin|in every pocket], but it was not "
+            "there."
+        ),
+        (
+            '"[Is this what you are looking for|Did you lose this]?" asked {friend}, and held up the key. It had '
+            "fallen into the [grass|reeds]."
+        ),
         "They closed the gate together, just as the [rain|storm] began.",
     ),
     "pump": (
@@ -129,13 +165,19 @@ PLOTS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 ANIMAL_PLOT = (
-    "[One day|One morning|In spring] {they} met {an_animal} that sat [by the millrace|under the bridge|next to the wheel].",
-    "\"[The water is too fast for me|I have lost my way home|The wheel took my nest],\" said the {animal}.",
-    "{hero} thought for a while and [closed the gate a little|laid a plank over the water|built a small house of reeds].",
+    (
+        "[One day|One morning|In spring] {they} met {an_animal} that sat [by the millrace|under the bridge|next "
+        "to the wheel]."
+    ),
+    '"[The water is too fast for me|I have lost my way home|The wheel took my nest]," said the {animal}.',
+    (
+        "{hero} thought for a while and [closed the gate a little|laid a plank over the water|built a small "
+        "house of reeds]."
+    ),
     "The {animal} [bowed|nodded] and [went on its way|was happy again].",
     "[Weeks|Days] later a [rope|belt] slipped off the wheel, and nobody could reach it.",
     "But the {animal} [swam|crept|climbed] into the dark and brought it back.",
-    "\"[Now we are even|One good turn deserves another],\" it said.",
+    '"[Now we are even|One good turn deserves another]," it said.',
 )
 
 
@@ -151,7 +193,11 @@ def fill(rng: random.Random, template: str, cast: Mapping[str, str] | None = Non
 
 def heroes(split: Split) -> list[str]:
     """The names that have at least one place in the split, so that a story may be asked for by name."""
-    return [name for name, _ in HEROES if any(is_held_out("cast", name, place) == (split is Split.HELD_OUT) for place in PLACES)]
+    return [
+        name
+        for name, _ in HEROES
+        if any(is_held_out("cast", name, place) == (split is Split.HELD_OUT) for place in PLACES)
+    ]
 
 
 def make_cast(rng: random.Random, split: Split, topic: str, hero: str | None = None) -> dict[str, str]:

@@ -1,13 +1,12 @@
 """What a checkpoint can do on held-out questions: python -m recipes.millrace.score DIR. A table, then one line of JSON.
 
-Decoding is greedy. An answer is right if the whole reply is right, character by character. Sums, keys and story casts are
-from the held-out tenth (see `split`), so none of them was in the training stream.
+Decoding is greedy. An answer is right if the whole reply is right, character by character. Sums, keys and story casts
+are from the held-out tenth (see `split`), so none of them was in the training stream.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import random
@@ -24,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from recipes.millrace.checkpoint import load
-from recipes.millrace.corpus import fill
-from recipes.millrace.dialogues import ABILITIES, CAN, GREETINGS, IDENTITY, REFUSAL, UNKNOWN, UNKNOWN_ASKS, WHO, one_of
+from recipes.millrace.corpus import fill, sentences
+from recipes.millrace.dialogues import ABILITIES, CAN, GREETINGS, IDENTITY, UNKNOWN, UNKNOWN_ASKS, WHO, one_of
 from recipes.millrace.model import Millrace
-from recipes.millrace.skills import capital, facts, operands, phrase, sentences
+from recipes.millrace.skills import capital, facts, operands, phrase
 from recipes.millrace.split import Split
 from recipes.millrace.stream import documents
 from recipes.millrace.tokenizer import ASSISTANT, BEGIN, END, USER
@@ -42,7 +41,9 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @torch.no_grad()
-def complete(model: Millrace, tokenizer: Tokenizer, prompts: Sequence[list[int]], most: int, rows: int = 25) -> list[str]:
+def complete(
+    model: Millrace, tokenizer: Tokenizer, prompts: Sequence[list[int]], most: int, rows: int = 25
+) -> list[str]:
     """The greedy continuation of each prompt up to <|end|>, at most so many tokens.
 
     Rows are padded on the right: attention is causal, so what stands after a row's last token cannot be seen from it.
@@ -92,7 +93,7 @@ def is_exactly(expected: str) -> Callable[[str], bool]:
 
 
 def sums(model: Millrace, tokenizer: Tokenizer, rng: random.Random, count: int, template: str) -> float:
-    """Held-out pairs of two-digit numbers. `template` asks in chat ("What is {a} + {b}?") or as plain text ("{a} + {b} =")."""
+    """Held-out pairs of two-digit numbers, asked in chat ("What is {a} + {b}?") or as plain text ("{a} + {b} =")."""
     questions: list[tuple[str, Callable[[str], bool]]] = []
     plain = template.endswith("=")
     while len(questions) < count:
@@ -110,12 +111,15 @@ def _plain_answer(start: str) -> Callable[[str], bool]:
     return lambda reply: reply.startswith(start) and not reply[len(start) : len(start) + 1].isdigit()
 
 
-def recall(model: Millrace, tokenizer: Tokenizer, rng: random.Random, count: int, distance: int, facts_told: int = 4) -> float:
+def recall(
+    model: Millrace, tokenizer: Tokenizer, rng: random.Random, count: int, distance: int, facts_told: int = 4
+) -> float:
     """Facts told, then story, then a question about the first fact, `distance` tokens after its value.
 
     Keys are held out; the story between is cut to the token, so that the distance is exact.
     """
-    prompts, expected = [], []
+    prompts: list[list[int]] = []
+    expected: list[str] = []
     while len(prompts) < count:
         first, *others = facts(rng, Split.HELD_OUT, facts_told)
         head = ids_of(tokenizer, f"{BEGIN}{USER}Remember: {first.thing} is {first.value}")
@@ -142,16 +146,22 @@ def manners(model: Millrace, tokenizer: Tokenizer, rng: random.Random, count: in
         "greets": (lambda: one_of(rng, GREETINGS), lambda reply: reply.startswith(GREETING_OPENINGS)),
         "says who it is": (lambda: one_of(rng, WHO), is_exactly(IDENTITY)),
         "says what it can do": (lambda: one_of(rng, CAN), is_exactly(ABILITIES)),
-        "declines": (lambda: one_of(rng, UNKNOWN_ASKS, fill(rng, rng.choice(UNKNOWN))), lambda reply: REFUSAL_CORE in reply),
+        "declines": (
+            lambda: one_of(rng, UNKNOWN_ASKS, fill(rng, rng.choice(UNKNOWN))),
+            lambda reply: REFUSAL_CORE in reply,
+        ),
     }
-    return {name: ask(model, tokenizer, [(chat_prompt(make()), right) for _ in range(count)], 50) for name, (make, right) in kinds.items()}
+    return {
+        name: ask(model, tokenizer, [(chat_prompt(make()), right) for _ in range(count)], 50)
+        for name, (make, right) in kinds.items()
+    }
 
 
 @torch.no_grad()
 def losses(model: Millrace, rows: Tensor) -> Tensor:
     """Nats per token of each row of [rows, length + 1] at each position."""
     out = []
-    for row in rows.split(2):
+    for row in torch.split(rows, 2):
         logits = model(row[:, :-1]).float()
         out.append(functional.cross_entropy(logits.transpose(1, 2), row[:, 1:], reduction="none"))
     return torch.cat(out)
@@ -191,7 +201,9 @@ def score(directory: Path, seed: int = 0, count: int = 200) -> dict[str, object]
         **manners(model, tokenizer, rng, max(20, count // 4)),
         "perplexity_per_token": math.exp(nats),
         "bits_per_byte": nats / math.log(2) / bytes_per_token,
-        "perplexity_by_position": {f"{256 * i}-{256 * (i + 1)}": round(value.exp().item(), 3) for i, value in enumerate(by_position)},
+        "perplexity_by_position": {
+            f"{256 * i}-{256 * (i + 1)}": round(value.exp().item(), 3) for i, value in enumerate(by_position)
+        },
     }
 
 

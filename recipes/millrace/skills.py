@@ -16,22 +16,62 @@ COLOURS = ("red", "blue", "green", "yellow", "black", "white", "silver", "golden
            "old", "new", "round", "heavy", "wooden", "iron", "copper", "glass")  # fmt: skip
 THINGS = ("key", "box", "door", "gate", "barrel", "wheel", "lamp", "boat", "sack", "chest", "bell", "cart", "drawer",
           "pump", "locker", "bridge", "tower", "valve", "book", "jar", "ticket", "crate")  # fmt: skip
-WORDS = ("river", "mill", "wheel", "water", "stone", "flour", "bridge", "rope", "gear", "belt", "lamp", "boat", "oak", "reed",
-         "otter", "heron", "fox", "bread", "apple", "morning", "evening", "rain", "wind", "snow", "oil", "iron", "copper",
-         "red", "blue", "green", "seven", "twelve", "the", "and", "a", "of", "turns", "runs", "sings", "old", "new")  # fmt: skip
-SYLLABLES = ("ba", "do", "ki", "lu", "me", "no", "pa", "ri", "so", "tu", "ve", "za", "gran", "mel", "tor", "fin", "quo", "lex")
+WORDS = (
+    "river", "mill", "wheel", "water", "stone", "flour", "bridge", "rope", "gear", "belt", "lamp", "boat", "oak",
+    "reed", "otter", "heron", "fox", "bread", "apple", "morning", "evening", "rain", "wind", "snow", "oil", "iron",
+    "copper", "red", "blue", "green", "seven", "twelve", "the", "and", "a", "of", "turns", "runs", "sings", "old",
+    "new",
+)  # fmt: skip
+SYLLABLES = (
+    "ba",
+    "do",
+    "ki",
+    "lu",
+    "me",
+    "no",
+    "pa",
+    "ri",
+    "so",
+    "tu",
+    "ve",
+    "za",
+    "gran",
+    "mel",
+    "tor",
+    "fin",
+    "quo",
+    "lex",
+)
 STRANGE = "äöüßéèêñçåøłžšπλΩ→≤∞№§°€£漢字水川車山あいうカキク한글АБвгд😀🚀🌊⚙"
 
 SUM_ASKS = (
-    "What is {a} + {b}?", "What is {a} plus {b}?", "{a} + {b} = ?", "{a} + {b}", "How much is {a} + {b}?", "Add {a} and {b}.",
-    "Can you add {a} and {b}?", "Calculate {a} + {b}.", "what's {a} + {b}?", "Please compute {a} + {b}.", "{a} plus {b}?",
-    "The miller has {a} sacks and buys {b} more. How many sacks are there?", "What is the sum of {a} and {b}?",
-    "There are {a} apples in one basket and {b} in the other. How many apples are there?", "{a}+{b}", "What is {a}+{b}?",
-)  # fmt: skip
+    "What is {a} + {b}?",
+    "What is {a} plus {b}?",
+    "{a} + {b} = ?",
+    "{a} + {b}",
+    "How much is {a} + {b}?",
+    "Add {a} and {b}.",
+    "Can you add {a} and {b}?",
+    "Calculate {a} + {b}.",
+    "what's {a} + {b}?",
+    "Please compute {a} + {b}.",
+    "{a} plus {b}?",
+    "The miller has {a} sacks and buys {b} more. How many sacks are there?",
+    "What is the sum of {a} and {b}?",
+    "There are {a} apples in one basket and {b} in the other. How many apples are there?",
+    "{a}+{b}",
+    "What is {a}+{b}?",
+)
 LESS_ASKS = (
-    "What is {a} - {b}?", "What is {a} minus {b}?", "{a} - {b} = ?", "How much is {a} - {b}?", "Take {b} away from {a}.",
-    "The miller had {a} sacks and sold {b}. How many sacks are left?", "Subtract {b} from {a}.", "{a} minus {b}?",
-)  # fmt: skip
+    "What is {a} - {b}?",
+    "What is {a} minus {b}?",
+    "{a} - {b} = ?",
+    "How much is {a} - {b}?",
+    "Take {b} away from {a}.",
+    "The miller had {a} sacks and sold {b}. How many sacks are left?",
+    "Subtract {b} from {a}.",
+    "{a} minus {b}?",
+)
 
 
 class Fact(NamedTuple):
@@ -54,13 +94,13 @@ def operands(rng: random.Random, split: Split) -> tuple[int, int]:
 
 
 def equation(rng: random.Random, split: Split) -> str:
-    """"27 + 45 = 72", or one time in five the way back, "72 - 45 = 27"."""
+    """ "27 + 45 = 72", or one time in five the way back, "72 - 45 = 27"."""
     a, b = operands(rng, split)
     return f"{a} + {b} = {a + b}" if rng.random() < 0.8 else f"{a + b} - {b} = {a}"
 
 
 def sum_question(rng: random.Random, split: Split) -> tuple[str, str]:
-    """A sum in words or signs and its answer, written out: the question "What is 27 plus 45?", the answer "27 + 45 = 72."."""
+    """A sum in words or signs, as in "What is 27 plus 45?", and its answer written out: "27 + 45 = 72."."""
     a, b = operands(rng, split)
     if rng.random() < 0.8:
         return rng.choice(SUM_ASKS).format(a=a, b=b), f"{a} + {b} = {a + b}."
@@ -125,8 +165,7 @@ def word(rng: random.Random) -> str:
     if kind < 0.95:
         made = "".join(chr(rng.randint(97, 122)) for _ in range(rng.randint(1, 7)))
         return made if rng.random() < 0.7 else rng.choice((made.upper(), made.capitalize()))
-    return "".join(rng.choice(STRANGE) if rng.random() < 0.8 else chr(rng.randint(0xA1, 0xFFFF - 0x2800)) for _ in range(2)) \
-        .encode("utf-8", "ignore").decode()
+    return "".join(rng.choice(STRANGE) if rng.random() < 0.8 else chr(rng.randint(0xA1, 0xD7FF)) for _ in range(2))
 
 
 def phrase(rng: random.Random, longest: int = 16) -> str:

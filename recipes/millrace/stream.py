@@ -1,4 +1,4 @@
-"""The training stream: documents by weight, packed into rows; batch number i is a function of (seed, i) and nothing else.
+"""The training stream: documents by weight, packed into rows. Batch i is a function of (seed, i) and nothing else.
 
 So there is no loader state to save: a resumed run asks for the next number.
 """
@@ -33,7 +33,10 @@ def questions(rng: random.Random, split: Split) -> str:
     ask, answer = rng.choice((("Q: ", "A: "), ("Question: ", "Answer: "), ("User: ", "Millrace: ")))
     pairs: list[tuple[str, str]] = []
     while len(pairs) < 4:
-        pairs += [sum_question(rng, split)] if rng.random() < 0.6 else [tuple(turn) for turn in conversation(rng, split)]  # type: ignore[misc]
+        short = rng.random() < 0.6
+        pairs += (
+            [sum_question(rng, split)] if short else [(said.user, said.assistant) for said in conversation(rng, split)]
+        )
     return "\n".join(f"{ask}{question}\n{answer}{reply}" for question, reply in pairs)
 
 
@@ -49,41 +52,62 @@ def dialogue(rng: random.Random, split: Split) -> str:
     return render(turns)
 
 
-MIX: tuple[tuple[Callable[[random.Random, Split], str], float], ...] = (
-    (dialogue, 0.50),
-    (plain_story, 0.08),
-    (chapters, 0.01),
-    (sum_drill, 0.18),
-    (recall_drill, 0.13),
-    (questions, 0.04),
-    (copies, 0.06),
-)
+Kind = Callable[[random.Random, Split], str]
+KINDS: tuple[Kind, ...] = (dialogue, plain_story, chapters, sum_drill, recall_drill, questions, copies)
+BROAD = (0.50, 0.08, 0.01, 0.18, 0.13, 0.04, 0.06)
+"""Shares of documents, in the order of KINDS, that teach the language and the manners, and begin with the skills."""
+DRILLS = (0.34, 0.02, 0.01, 0.25, 0.18, 0.03, 0.17)
+"""More sums, more facts and far more repetition: what a head that copies grows from."""
 
 
-def documents(seed: str, split: Split) -> Iterator[str]:
+def documents(seed: str, split: Split, mix: tuple[float, ...] = BROAD) -> Iterator[str]:
     """Endless documents, each from <|begin|> to <|end|>."""
     rng = random.Random(seed)  # a string seed is hashed by SHA-512: the same on every machine
-    kinds, weights = zip(*MIX, strict=True)
     while True:
-        kind = rng.choices(kinds, weights)[0]
+        kind = rng.choices(KINDS, mix)[0]
         text = kind(rng, split)
         yield text if kind is dialogue else f"{BEGIN}{text}{END}"
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """Packed batches. Rows are cut from one long run of documents; `tokens` per batch, whatever the length of a row."""
+class Lesson:
+    """A stretch of training: how many steps, tokens in each, the lengths of rows in turn, and the mix of documents."""
 
-    tokenizer: Tokenizer
-    seed: int
+    steps: int
     tokens: int
+    lengths: tuple[int, ...]
+    mix: tuple[float, ...]
 
-    def batch(self, number: int, length: int) -> Tensor:
-        """Token ids [tokens / length, length + 1]: inputs are all but the last column, targets all but the first."""
-        rows = self.tokens // length
-        need, ids = rows * (length + 1), []
-        for text in documents(f"{self.seed}/{number}", Split.TRAIN):
-            ids += self.tokenizer.encode(text, add_special_tokens=False).ids
-            if len(ids) >= need:
-                break
-        return torch.tensor(ids[:need], dtype=torch.int64).view(rows, length + 1)
+
+LESSONS = (
+    Lesson(steps=250, tokens=8_192, lengths=(256,), mix=BROAD),
+    Lesson(steps=500, tokens=4_096, lengths=(256,), mix=DRILLS),
+    Lesson(steps=1_000_000, tokens=4_096, lengths=(512,) * 7 + (2_048,), mix=DRILLS),  # to the end, however long
+)
+
+
+def lesson_at(step: int) -> Lesson:
+    """The lesson that a step belongs to.
+
+    >>> [LESSONS.index(lesson_at(step)) for step in (0, 249, 250, 749, 750, 9_999)]
+    [0, 0, 1, 1, 2, 2]
+    """
+    for lesson in LESSONS:
+        if step < lesson.steps:
+            return lesson
+        step -= lesson.steps
+    raise ValueError(f"step {step} lies beyond the last lesson")
+
+
+def batch(tokenizer: Tokenizer, seed: int, step: int) -> Tensor:
+    """Token ids [rows, length + 1] of a step: inputs are all but the last column, targets all but the first."""
+    lesson = lesson_at(step)
+    length = lesson.lengths[step % len(lesson.lengths)]
+    rows = lesson.tokens // length
+    need = rows * (length + 1)
+    ids: list[int] = []
+    for text in documents(f"{seed}/{step}", Split.TRAIN, lesson.mix):
+        ids += tokenizer.encode(text, add_special_tokens=False).ids
+        if len(ids) >= need:
+            break
+    return torch.tensor(ids[:need], dtype=torch.int64).view(rows, length + 1)

@@ -1,4 +1,4 @@
-"""Byte-level BPE with 1,024 tokens: any text round-trips, and every digit is a token of its own, so that sums can be learnt.
+"""Byte-level BPE with 1,024 tokens: any text round-trips; each digit is its own token, so that sums can be learnt.
 
 The chat template lives here too, once as Jinja for every serving engine and once as `render`, which training uses.
 """

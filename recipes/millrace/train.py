@@ -1,9 +1,10 @@
 """Trains Millrace from nothing: python -m recipes.millrace.train --out DIR. About an hour on two CPU cores.
 
 The forward pass runs on a bfloat16 copy of the weights, the copy that ships; the float32 originals take the updates.
-Matrices inside the layers are updated by Muon (Jordan et al., 2024), the embedding and the norms by AdamW. The learning
-rate warms up, stays, and decays over the last fifth (WSD; Hu et al., MiniCPM, 2024), so until the decay begins a run does
-not depend on how long it will be: stopped there and resumed with other `--steps`, it equals a run of that length.
+Matrices inside the layers are updated by Muon (Jordan et al., 2024), the embedding and the norms by AdamW. The
+learning rate warms up, stays, and decays over the last fifth (WSD; Hu et al., MiniCPM, 2024), so until the decay begins
+a run does not depend on how long it will be: stopped there and resumed with other `--steps`, it equals a run of that
+length.
 """
 
 from __future__ import annotations
@@ -23,22 +24,13 @@ from torch.nn import functional
 from recipes.millrace.checkpoint import export, load_run, save_run
 from recipes.millrace.model import Millrace, Shape
 from recipes.millrace.split import Split
-from recipes.millrace.stream import Stream, documents
+from recipes.millrace.stream import batch, documents
 from recipes.millrace.tokenizer import train_tokenizer
 
 TOKENIZER_DOCUMENTS = 8_000
-TOKENS_PER_STEP = 8_192
 WARMUP_STEPS = 60
-SHORT_STEPS = 300  # rows of 256 tokens at first: quicker, and enough for the skills to begin
 DECAY_SHARE = 0.2
 MUON_RATE, ADAM_RATE = 4e-3, 3e-3
-
-
-def row_length(step: int) -> int:
-    """Tokens per row: 256 at first, then 512, and every eighth step the whole context."""
-    if step < SHORT_STEPS:
-        return 256
-    return 2_048 if step % 8 == 7 else 512
 
 
 def rate(step: int, steps: int) -> float:
@@ -61,21 +53,25 @@ def train(out: Path, steps: int, seed: int, save_every: int, console: Console) -
     """Runs to `steps`, from the last saved state under `out` if there is one."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(itertools.islice(documents(f"tokenizer/{seed}", Split.TRAIN), TOKENIZER_DOCUMENTS))
-    stream = Stream(tokenizer, seed, TOKENS_PER_STEP)
     master = Millrace(Shape())
     optimizers = make_optimizers(master)
     done, seconds_before = load_run(out / "run", master, optimizers)
     worker = deepcopy(master).to(torch.bfloat16)
-    started = time.monotonic()
+    started, trained = time.monotonic(), 0
 
-    columns = (MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"), TimeRemainingColumn())
+    columns = (
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("train", total=steps, completed=done, loss=float("nan"), speed=0.0)
         for step in range(done, steps):
-            batch = stream.batch(step, row_length(step))
-            logits = worker(batch[:, :-1])
-            loss = functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-            loss.backward()
+            tokens = batch(tokenizer, seed, step)
+            trained += tokens[:, 1:].numel()
+            logits = worker(tokens[:, :-1])
+            loss = functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+            loss.backward()  # type: ignore[no-untyped-call]
             for original, copy in zip(master.parameters(), worker.parameters(), strict=True):
                 assert copy.grad is not None
                 original.grad, copy.grad = copy.grad.float(), None
@@ -89,7 +85,7 @@ def train(out: Path, steps: int, seed: int, save_every: int, console: Console) -
                     copy.copy_(original)
 
             seconds = time.monotonic() - started
-            speed = (step + 1 - done) * TOKENS_PER_STEP / seconds
+            speed = trained / seconds
             progress.update(task, advance=1, loss=loss.item(), speed=speed)
             if (step + 1) % 20 == 0:
                 console.log(f"step {step + 1} loss {loss.item():.3f} tokens/s {speed:,.0f}")
@@ -101,7 +97,7 @@ def train(out: Path, steps: int, seed: int, save_every: int, console: Console) -
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train Millrace from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="where the model and the state of the run go")
-    parser.add_argument("--steps", type=int, default=2_000, help=f"optimizer steps of {TOKENS_PER_STEP:,} tokens")
+    parser.add_argument("--steps", type=int, default=4_000, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=50, help="steps between saved states")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
