@@ -325,7 +325,7 @@ class Replica:
         return (sequence for sequence in self._running.values() if sequence.state is not State.ENDING)
 
     def _preempt(self, step: Step, sequence: Sequence) -> None:
-        """Take a running sequence's blocks: to the host if its prompt is done and there is room, else to be recomputed."""
+        """Take a running sequence's blocks: to the host if its prompt is done and there is room; else recompute."""
         prompt_done = sequence.state is not State.PREFILLING
         if sequence.state is State.DECODING:
             self._leave_decode_set(sequence)
