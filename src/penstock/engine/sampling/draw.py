@@ -48,7 +48,7 @@ def draw(weights: NDArray[np.float32], uniform: NDArray[np.float64]) -> NDArray[
     """
     rows = np.arange(len(weights))
     blocks = weights.reshape(len(weights), -1, BLOCK)
-    sums = blocks.sum(axis=2, dtype=np.float64)
+    sums = np.einsum("nbk->nb", blocks).astype(np.float64)
     running = np.cumsum(sums, axis=1)
     target = uniform * running[:, -1]
     block = _first_above(running, target, sums)

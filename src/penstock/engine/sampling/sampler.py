@@ -148,9 +148,8 @@ class Sampler:
             return SampledRows(np.zeros(0, np.int64))
         if not self._taken[slots].all():
             raise ProtocolError(f"sampling slot {int(slots[np.argmin(self._taken[slots])])} is free")
-        largest, greedy = logits.max(dim=1)
-        peak = largest.float().cpu().numpy()
-        result = SampledRows(greedy.cpu().numpy())
+        greedy, peak = _largest(logits)
+        result = SampledRows(greedy)
         fine = np.isfinite(peak)
         if not fine.all():
             result.failed = dict.fromkeys(np.flatnonzero(~fine).tolist(), NOT_NUMBERS)
@@ -166,7 +165,9 @@ class Sampler:
         for row in np.flatnonzero(self._wants_logprobs[slots] & fine).tolist():
             if row not in result.failed:
                 wanted = self._state(slots[row]).sampling.logprobs or 0
-                result.logprobs[row] = token_logprobs(_host(logits, [row])[0], int(result.tokens[row]), wanted)
+                result.logprobs[row] = token_logprobs(
+                    _host(logits, np.array([row]))[0], int(result.tokens[row]), wanted
+                )
         return result
 
     def _sample_edited(
@@ -179,7 +180,7 @@ class Sampler:
     ) -> None:
         for row in rows.tolist():
             state = self._state(slots[row])
-            scores = _host(logits, [row]).copy()
+            scores = _host(logits, np.array([row]))
             state.edit(scores[0], int(output_lengths[row]))
             token = int(scores[0].argmax())
             peak = scores[0, token]
@@ -225,8 +226,24 @@ class Sampler:
         return state
 
 
-def _host(logits: Tensor, rows: NDArray[np.int64] | list[int]) -> NDArray[np.float32]:
-    """Rows of the logits as float32 on the host: a view where one row of such logits is asked for, else a copy."""
-    if len(rows) == 1:
-        return logits[int(rows[0]) : int(rows[0]) + 1].float().cpu().numpy()
+def _largest(logits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Column and value of each row's largest logit, ties to the lowest column; NaN counts as the largest."""
+    if _in_place(logits):
+        # One thread of numpy reads memory as fast as it comes, and waits for no other thread.
+        values = logits.numpy()
+        greedy = values.argmax(axis=1)
+        return greedy, values[np.arange(len(values)), greedy]
+    largest, columns = logits.max(dim=1)
+    return columns.cpu().numpy(), largest.float().cpu().numpy()
+
+
+def _host(logits: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """A copy of rows of the logits, as float32 on the host."""
+    if _in_place(logits):
+        copy: NDArray[np.float32] = logits.numpy()[rows]
+        return copy
     return logits[torch.as_tensor(rows, device=logits.device)].float().cpu().numpy()
+
+
+def _in_place(logits: Tensor) -> bool:
+    return logits.device.type == "cpu" and logits.dtype == torch.float32
