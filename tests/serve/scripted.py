@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import tokenizers
 
-from penstock.control.replica import Statistics
 from penstock.control.request import Request
+from penstock.control.statistics import Statistics
 from penstock.control.step import TokenLogprobs
 from penstock.deployment import Deployment
 from penstock.engine.token_settings import TokenSettings

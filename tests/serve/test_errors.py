@@ -12,6 +12,7 @@ import pytest
 from penstock.control.request import Request
 from penstock.errors import InvalidRequest, Overloaded, PenstockError, Unavailable
 from penstock.runtime.facts import Output
+from penstock.serve import front
 
 from .conftest import Scripted
 from .scripted import raising
@@ -256,6 +257,19 @@ def test_a_bug_is_500_in_the_same_shape_and_tells_nothing(scripted: Scripted) ->
     assert reply.status_code == 500
     assert error_of(reply)["type"] == "server_error"
     assert "secret" not in reply.text
+
+
+def test_a_bug_before_generation_has_an_id_too(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("secret")
+
+    monkeypatch.setattr(front, "make_sampling", broken)
+    reply = scripted.complete()
+    assert reply.status_code == 500
+    assert error_of(reply)["code"] == "internal_error"
+    assert "secret" not in reply.text
+    monkeypatch.undo()
+    assert scripted.complete().status_code == 200
 
 
 def test_a_cancellation_by_the_server_is_a_clean_error(scripted: Scripted) -> None:

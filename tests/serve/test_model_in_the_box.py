@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 
@@ -178,6 +180,22 @@ def test_more_than_the_queue_holds_is_429_with_a_time_and_leaves_nothing_behind(
     assert int(reply.headers["retry-after"]) >= 1
     assert real.service.in_flight == 0
     assert real.http.post("/v1/completions", json=body | {"prompt": ["x"] * 40}).status_code == 200
+
+
+def test_killing_the_worker_in_the_middle_of_a_stream_is_a_pause_and_nothing_else(real: Real) -> None:
+    body = {"prompt": "The river", "max_tokens": 120, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    undisturbed = real.http.post("/v1/completions", json=body).json()["choices"][0]["token_ids"]
+    raw = b""
+    with real.http.stream("POST", "/v1/completions", json=body | {"stream": True}) as reply:
+        for part in reply.iter_raw():
+            if not raw:
+                pid = real.service.worker_pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+            raw += part
+    assert read_stream(raw, chat=False).choices[0].token_ids == undisturbed
+    assert real.http.get("/ready").json()["restarts"] == 1
+    assert "penstock_worker_restarts_total 1.0" in real.http.get("/metrics").text
 
 
 def test_metrics_count_what_happened(real: Real) -> None:

@@ -49,9 +49,9 @@ def create_app(
     app.include_router(_inference(front, keys))
     app.include_router(_operations(front, keys))
     app.include_router(_open(service, deployment))
-    for kind in (PenstockError, HTTPException, ClientDisconnect, Exception):
+    for kind in (PenstockError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _error_handler(metrics))
-    app.add_middleware(Edge, on_answer=metrics.answered)
+    app.add_middleware(Edge, on_answer=metrics.answered, on_error=metrics.failed)
     return app
 
 
@@ -142,7 +142,7 @@ def _error_handler(metrics: Metrics) -> Callable[[Request, Exception], Awaitable
         if isinstance(error, HTTPException):
             error = _from_routing(request, error)
         answer = wire(error)
-        metrics.errors[answer.reason] += 1
+        metrics.failed(answer.reason)
         response = Response(answer.body, status_code=answer.status)
         response.raw_headers.extend(answer.headers)
         return response

@@ -25,11 +25,12 @@ class Edge:
     scope['penstock.send'] is the way out past the layers between here and a route: each costs a coroutine per write,
     and an answer that streams writes once per token.
 
-    `on_answer` hears the route's pattern ("" if none matched) and the status of every answer.
+    `on_answer` hears the route's pattern ("" if none matched) and the status of every answer, `on_error` the code of
+    every error that nobody below answered.
     """
 
-    def __init__(self, app: ASGIApp, on_answer: Callable[[str, int], None]) -> None:
-        self.app, self.on_answer = app, on_answer
+    def __init__(self, app: ASGIApp, on_answer: Callable[[str, int], None], on_error: Callable[[str], None]) -> None:
+        self.app, self.on_answer, self.on_error = app, on_answer, on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,32 +46,36 @@ class Edge:
                 given = value
         request_id = given or uuid.uuid4().hex.encode()
         scope["request_id"] = request_id.decode()
+        started = False
 
         def send_with_id(message: Message) -> Awaitable[None]:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
                 self.on_answer(getattr(scope.get("route"), "path", ""), message["status"])
             return send(message)
 
         scope["penstock.send"] = send_with_id
-        refusal = _refusal(hosts, header_bytes, scope["http_version"])
-        if refusal is None:
+        try:
+            _check(hosts, header_bytes, scope["http_version"])
             await self.app(scope, receive, send_with_id)
-            return
-        answer = wire(refusal)
-        headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close")]
-        await send_with_id({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send_with_id({"type": "http.response.body", "body": answer.body})
+        except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
+            answer = wire(error)
+            self.on_error(answer.reason)
+            if not started:
+                headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close")]
+                await send_with_id({"type": "http.response.start", "status": answer.status, "headers": headers})
+                await send_with_id({"type": "http.response.body", "body": answer.body})
 
 
-def _refusal(hosts: list[bytes], header_bytes: int, http_version: str) -> Refusal | None:
+def _check(hosts: list[bytes], header_bytes: int, http_version: str) -> None:
     if header_bytes > MAX_HEADER_BYTES:
-        return Refusal(
+        raise Refusal(
             431, "headers_too_large",
             f"the headers have {header_bytes:,} bytes; {MAX_HEADER_BYTES:,} are allowed. Remedy: send fewer",
         )  # fmt: skip
     if (len(hosts) != 1 and http_version != "1.0") or not all(_HOST.fullmatch(host) for host in hosts):
-        return Refusal(
+        raise Refusal(
             400, "invalid_host", "the Host header is missing, doubled or malformed. Remedy: send one host[:port]"
         )
-    return None

@@ -118,6 +118,10 @@ class Metrics(Collector):
         """The head of an answer left. `route` is a pattern, not a path, so there are few."""
         self.responses[route or "none", status] += 1
 
+    def failed(self, code: str) -> None:
+        """An error was answered; `code` is that of its body."""
+        self.errors[code] += 1
+
     def unknown_field(self, name: str) -> None:
         """A body held a field that nothing here knows."""
         label = re.sub(r"[^A-Za-z0-9_.-]", "_", name[:64])

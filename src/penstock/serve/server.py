@@ -31,7 +31,8 @@ KEEP_ALIVE_S: Final = 75
 def settings(app: ASGIApp) -> uvicorn.Config:
     """How uvicorn runs the app. Its access log is off: `answer.py` writes one line per request, and none for probes."""
     return uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        app, http="httptools", ws="none", lifespan="off", proxy_headers=False, server_header=False, log_config=None,
+        access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=LAST_WRITES_S,
     )  # fmt: skip
 
