@@ -130,7 +130,7 @@ class Deployment(Section):
             raise InvalidDeployment(
                 field=field, value=first.get("input"), why=first["msg"], remedy=_remedy(field, first["type"])
             ) from None
-        for rule in (_swap_needs_host_memory, _public_needs_key, _budget_holds_a_decode_batch):
+        for rule in (_swap_needs_host_memory, _public_needs_key, _budget_holds_a_decode_batch, _nothing_without_effect):
             rule(deployment)
         return deployment
 
@@ -208,8 +208,7 @@ def _swap_needs_host_memory(deployment: Deployment) -> None:
 
 def _public_needs_key(deployment: Deployment) -> None:
     server = deployment.server
-    loopback = server.host in {"localhost", "::1"} or server.host.startswith("127.")
-    if not loopback and not server.api_keys and not server.allow_public_without_key:
+    if not _is_loopback(server.host) and not server.api_keys and not server.allow_public_without_key:
         raise InvalidDeployment(
             field="server.host", value=server.host, why="that address is reachable from outside and no key is set",
             remedy="server.api_keys: [...], or server.allow_public_without_key: true",
@@ -225,3 +224,26 @@ def _budget_holds_a_decode_batch(deployment: Deployment) -> None:
             why=f"max_seqs {policy.max_seqs} decodes would not fit into one step, and prompts would starve",
             remedy=f"token_budget of {policy.max_seqs + 1} or more, or a smaller max_seqs",
         )  # fmt: skip
+
+
+def _nothing_without_effect(deployment: Deployment) -> None:
+    """A setting somebody wrote down, and that nothing would read, is a mistake of theirs that we should name."""
+    policy, memory, server = deployment.policy, deployment.memory, deployment.server
+    loopback = _is_loopback(server.host)
+    idle = (
+        ("policy.ageing_s", policy, policy.order not in {"priority", "shortest"}, "policy.order: priority or shortest"),
+        ("memory.watermark", memory, memory.kind == "reserved", "memory.kind: paged or prefix_tree"),
+        ("server.allow_public_without_key", server, loopback, "server.host: 0.0.0.0"),
+    )
+    for field, section, unused, user in idle:
+        name = field.rpartition(".")[2]
+        value = getattr(section, name)
+        if unused and name in section.model_fields_set and value != type(section).model_fields[name].default:
+            raise InvalidDeployment(
+                field=field, value=value, why="nothing reads it in this deployment",
+                remedy=f"leave it out, or set {user}",
+            )  # fmt: skip
+
+
+def _is_loopback(host: str) -> bool:
+    return host in {"localhost", "::1"} or host.startswith("127.")

@@ -1,0 +1,84 @@
+"""The deployment file: defaults for everything, errors that name the key, the value and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from penstock.deployment import Deployment, keys, merge
+from penstock.errors import InvalidDeployment
+
+
+def test_an_empty_file_is_a_whole_deployment(tmp_path: Path) -> None:
+    file = tmp_path / "empty.yaml"
+    file.write_text("")
+    assert Deployment.load(file) == Deployment.load() == Deployment()
+
+
+def test_what_is_written_out_reads_back_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "all.yaml"
+    first = Deployment.load(None, {"policy.token_budget": 300, "memory.kv_bytes": "1GiB", "server.drain_timeout": "5s"})
+    file.write_text(first.to_yaml())
+    assert Deployment.load(file) == first
+
+
+def test_an_override_wins_over_the_file_and_leaves_its_neighbours(tmp_path: Path) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text("policy: {token_budget: 200, max_seqs: 50}")
+    policy = Deployment.load(file, {"policy.token_budget": 400}).policy
+    assert (policy.token_budget, policy.max_seqs) == (400, 50)
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "remedy"),
+    [
+        ({"policy": {"tokn": 3}}, "policy.tokn", "policy.token_budget"),
+        ({"polcy": {}}, "polcy", "policy"),
+        ({"memory": {"kv_bytes": "3x"}}, "memory.kv_bytes", "KV blocks"),
+        ({"memory": {"watermark": 1.5}}, "memory.watermark", "admitted"),
+        ({"policy": {"evict": "swap"}}, "memory.host_bytes", "256MiB"),
+        ({"memory": {"host_bytes": "1GiB"}}, "memory.host_bytes", "swap"),
+        ({"server": {"host": "0.0.0.0"}}, "server.host", "api_keys"),
+        ({"policy": {"token_budget": 64}}, "policy.token_budget", "129"),
+        ({"policy": {"ageing_s": 5}}, "policy.ageing_s", "shortest"),
+        ({"memory": {"kind": "reserved", "watermark": 0.2}}, "memory.watermark", "paged"),
+        ({"server": {"allow_public_without_key": True}}, "server.allow_public_without_key", "0.0.0.0"),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(given: dict[str, object], field: str, remedy: str) -> None:
+    with pytest.raises(InvalidDeployment) as caught:
+        Deployment.parse(given)
+    assert caught.value.field == field
+    assert remedy in caught.value.remedy
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words"])
+def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidDeployment, match=r"bad\.yaml"):
+        Deployment.load(file)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InvalidDeployment, match=r"nowhere\.yaml"):
+        Deployment.load(tmp_path / "nowhere.yaml")
+
+
+def test_merging_changes_neither_side() -> None:
+    base = {"a": {"b": 1}}
+    assert merge(base, {"a.c": 2, "d.e": 3}) == {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
+    assert base == {"a": {"b": 1}}
+
+
+def test_every_key_has_a_description_and_reaches_the_resolved_file() -> None:
+    resolved = yaml.safe_load(Deployment().to_yaml())
+    for name, (_, _, description) in keys().items():
+        assert description, name
+        value = resolved
+        for part in name.split("."):
+            assert part in value, name
+            value = value[part]
