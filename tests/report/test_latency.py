@@ -139,9 +139,23 @@ def test_the_steady_window_leaves_out_the_ramp_and_the_drain() -> None:
     found = steady(records, ramp=0.25)
     assert found is not None
     assert (found.begin_s, found.end_s) == (2.0, 8.0)
-    assert found.requests_per_s == pytest.approx(1.0)
+    assert found.prompt_tokens_per_s == pytest.approx(10.0)
     assert found.output_tokens_per_s == pytest.approx(2.0)
-    assert found.total_tokens_per_s == pytest.approx(12.0)
+    assert found.requests_per_s(prompt_tokens=10, output_tokens=2) == pytest.approx(1.0)
+
+
+def test_the_ramp_of_a_closed_loop_ends_when_there_are_as_many_answers_as_users() -> None:
+    records = [record(i, sent=float(i), tokens=(i + 0.25, i + 0.75)) for i in range(9)]
+    found = steady(records, users=3)
+    assert found is not None
+    assert (found.begin_s, found.end_s) == (2.75, 8.0)
+    assert steady(records, users=10) is None
+
+
+def test_what_the_client_cut_still_counts_as_work_of_the_server() -> None:
+    whole = [record(i, sent=float(i), tokens=(i + 0.25, i + 0.75)) for i in range(9)]
+    cut = [record(i, sent=float(i), tokens=(i + 0.25, i + 0.75), outcome="cancelled") for i in range(9)]
+    assert steady(whole) == steady(cut)
 
 
 def test_saturation_is_load_and_ttft_rising_together() -> None:

@@ -257,8 +257,8 @@ def _show(result: BenchResult, as_json: bool) -> None:
     if result.capacity is not None:
         found = result.capacity
         print(
-            f"capacity: {found.requests_per_s:.2f} req/s, {found.output_tokens_per_s:.1f} output tok/s, "
-            f"{found.total_tokens_per_s:.1f} total tok/s at concurrency {found.concurrency}"
+            f"capacity: {found.requests_per_s:.2f} req/s, {found.work.output_tokens_per_s:.1f} output tok/s, "
+            f"{found.work.total_tokens_per_s:.1f} total tok/s at concurrency {found.concurrency}"
         )
     if result.token_events:
         cost = 1e6 * result.generator_cpu_s / result.token_events

@@ -50,7 +50,7 @@ class StageResult:
         return cls(
             name=name,
             records=records,
-            report=analyse(records, limits=limits),
+            report=analyse(records, limits=limits, users=concurrency),
             requested_rate=requested_rate,
             concurrency=concurrency,
             load=load,
@@ -121,7 +121,7 @@ class StageResult:
             "request_goodput": report.goodput_per_s,
             "output_throughput": report.output_tokens_per_s,
             "total_token_throughput": report.total_tokens_per_s,
-            "steady_request_throughput": report.steady.requests_per_s if report.steady else None,
+            "steady_input_throughput": report.steady.prompt_tokens_per_s if report.steady else None,
             "steady_output_throughput": report.steady.output_tokens_per_s if report.steady else None,
             "steady_total_token_throughput": report.steady.total_tokens_per_s if report.steady else None,
             "slo": {

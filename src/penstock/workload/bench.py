@@ -9,12 +9,12 @@ measured in the same run) or closed loop at a fixed concurrency.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from penstock.errors import BadInput
-from penstock.report.latency import FORMULAS, Limits, RequestRecord, saturated
+from penstock.report.latency import FORMULAS, Limits, RequestRecord, Steady, saturated
 from penstock.report.result import StageResult
 from penstock.workload.arrivals import arrivals
 from penstock.workload.client import Client, Target
@@ -22,7 +22,7 @@ from penstock.workload.drive import Driver
 from penstock.workload.endpoint import Api, Endpoint, discover
 from penstock.workload.plan import Stage, Workload, conversations, open_loop, replay
 from penstock.workload.prompts import phase_seed
-from penstock.workload.trace import Trace, TraceRequest
+from penstock.workload.trace import MOONCAKE_BLOCK_TOKENS, Trace, TraceRequest
 
 DEFAULT_REQUESTS: Final = 100
 FIRST_CONCURRENCY: Final = 8
@@ -79,12 +79,27 @@ class BenchSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """The most the server did in closed loop. Rates are steady-state, ramps left out."""
+    """The most the server did in closed loop, in the steady part of the best stage."""
 
     concurrency: int
-    requests_per_s: float
-    output_tokens_per_s: float
-    total_tokens_per_s: float
+    work: Steady
+    prompt_tokens: float
+    output_tokens: float
+    """Mean lengths of the requests of that stage."""
+
+    @property
+    def requests_per_s(self) -> float:
+        return self.work.requests_per_s(self.prompt_tokens, self.output_tokens)
+
+    def rate_for(self, requests: Sequence[TraceRequest]) -> float:
+        """Requests like these per second: a piece of a trace may be heavier than the piece that was measured."""
+        return self.work.requests_per_s(*mean_lengths(requests))
+
+
+def mean_lengths(requests: Sequence[TraceRequest]) -> tuple[float, float]:
+    """(mean prompt tokens, mean output tokens)."""
+    prompts = sum(request.prompt_tokens for request in requests)
+    return prompts / len(requests), sum(request.output_tokens for request in requests) / len(requests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +132,8 @@ class BenchResult:
             else {
                 "concurrency": self.capacity.concurrency,
                 "request_throughput": self.capacity.requests_per_s,
-                "output_throughput": self.capacity.output_tokens_per_s,
-                "total_token_throughput": self.capacity.total_tokens_per_s,
+                "output_throughput": self.capacity.work.output_tokens_per_s,
+                "total_token_throughput": self.capacity.work.total_tokens_per_s,
                 "stages": [stage.to_json() for stage in self.search],
             },
             "generator_cpu_s": self.generator_cpu_s,
@@ -256,39 +271,50 @@ class _Bench:
             notes=tuple(notes),
         )
 
-    # Capacity: closed loop, concurrency doubled until it brings nothing more.
+    # Capacity: closed loop, concurrency doubled until it brings nothing more or the server refuses.
 
     async def _search(self, seen: list[StageResult]) -> Capacity:
         settings = self._settings
-        level, best = FIRST_CONCURRENCY, None
+        best: Capacity | None = None
+        level = FIRST_CONCURRENCY
         while level <= settings.max_concurrency:
             name = f"capacity {level}"
+            # Far more requests than can be sent; how many that is, the stage's own time decides.
             requests = self._sample(max(2000, level * math.ceil(10 * settings.capacity_stage_s)), name)
             stage = Stage(
                 name=name,
                 requests=requests,
                 concurrency=level,
-                stop_after_s=settings.capacity_stage_s,
-                block_tokens=settings.trace.block_tokens if settings.trace is not None else 512,
+                steady_s=settings.capacity_stage_s,
+                stop_after_s=60 + 4 * settings.capacity_stage_s,  # in case steady state never comes
+                block_tokens=self._block_tokens,
             )
             result = await self._measure(stage, None)
             seen.append(result)
             if self._on_stage is not None:
                 self._on_stage(result)
-            found = _capacity(result, level)
-            if found is None:
+            if result.report.steady is None or result.invalid:
                 break
-            if best is not None and found.total_tokens_per_s < GAIN * best.total_tokens_per_s:
-                best = max(best, found, key=lambda capacity: capacity.total_tokens_per_s)
+            # Every level draws from the same lengths; one yardstick for all keeps their comparison fair.
+            prompt, output = mean_lengths(requests)
+            work = result.report.steady
+            found = Capacity(concurrency=level, work=work, prompt_tokens=prompt, output_tokens=output)
+            gained = best is None or found.requests_per_s >= GAIN * best.requests_per_s
+            best = found if best is None else max(best, found, key=lambda capacity: capacity.requests_per_s)
+            if not gained or result.report.rejected:
                 break
-            best, level = found, 2 * level
+            level *= 2
         if best is None:
             raise BadInput(
                 field="capacity-stage", value=settings.capacity_stage_s,
-                why="no answer was complete in that time: " + (seen[-1].invalid or "no steady state"),
+                why="there was no steady state to measure" + (f": {seen[-1].invalid}" if seen[-1].invalid else ""),
                 remedy="a longer time, or shorter requests",
             )  # fmt: skip
         return best
+
+    @property
+    def _block_tokens(self) -> int:
+        return self._settings.trace.block_tokens if self._settings.trace is not None else MOONCAKE_BLOCK_TOKENS
 
     # Stages
 
@@ -296,9 +322,9 @@ class _Bench:
         settings = self._settings
         if settings.loads:
             assert capacity is not None
-            return [(self._at(load * capacity.requests_per_s, f"load {load:g}"), load) for load in settings.loads]
+            return [(self._at(load, f"load {load:g}", capacity), load) for load in settings.loads]
         if settings.rates:
-            return [(self._at(rate, f"rate {rate:g}"), None) for rate in settings.rates]
+            return [(self._at(rate, f"rate {rate:g}", None), None) for rate in settings.rates]
         if settings.concurrency is not None:
             return [(self._closed(settings.concurrency), None)]
         if settings.trace is not None:
@@ -317,24 +343,32 @@ class _Bench:
         bounds = [bound for bound in (by_time, settings.requests) if bound is not None]
         return min(bounds) if bounds else DEFAULT_REQUESTS
 
-    def _at(self, rate: float, name: str) -> Stage:
-        """Open loop at `rate`: the trace's first requests stretched to it, or the law of arrival."""
+    def _at(self, amount: float, name: str, capacity: Capacity | None) -> Stage:
+        """Open loop at `amount` requests per second, or that share of the capacity.
+
+        A trace's first requests are stretched to that rate: first their number is set, then the rate, so that what is
+        sent has the mean rate asked for. A generated workload follows the law of arrival.
+        """
         settings = self._settings
+
+        def rate_of(requests: Sequence[TraceRequest]) -> float:
+            return amount if capacity is None else amount * capacity.rate_for(requests)
+
         if settings.trace is not None:
-            # First the number of requests, then the rate: the part that is sent has the mean rate asked for.
-            part = (
-                settings.trace.first(self._count(rate)) if settings.duration_s or settings.requests else settings.trace
-            )
-            return replay(part.at_rate(rate), name=name)
+            part = settings.trace
+            if settings.duration_s or settings.requests:
+                part = part.first(self._count(rate_of(part.requests)))
+            return replay(part.at_rate(rate_of(part.requests)), name=name)
+        count = self._count(amount if capacity is None else amount * capacity.requests_per_s)
+        requests = self._sample(count, name)
+        rate = rate_of(requests)
         law = arrivals(settings.shape, rate, cv=settings.cv)
-        seed = phase_seed(settings.seed, name)
-        requests = open_loop(self._sample(self._count(rate), name), law, seed)
-        return Stage(name=name, requests=requests, requested_rate=rate)
+        timed = open_loop(requests, law, phase_seed(settings.seed, name))
+        return Stage(name=name, requests=timed, requested_rate=rate)
 
     def _closed(self, concurrency: int) -> Stage:
         settings = self._settings
         name = f"concurrency {concurrency}"
-        blocks = settings.trace.block_tokens if settings.trace is not None else 512
         if settings.duration_s is not None and settings.requests is None:
             count = max(2000, concurrency * math.ceil(10 * settings.duration_s))
         else:
@@ -348,18 +382,6 @@ class _Bench:
             name=name,
             requests=requests,
             concurrency=concurrency,
-            block_tokens=blocks,
+            block_tokens=self._block_tokens,
             stop_after_s=settings.duration_s,
         )
-
-
-def _capacity(result: StageResult, concurrency: int) -> Capacity | None:
-    steady = result.report.steady
-    if steady is None or not result.report.completed:
-        return None
-    return Capacity(
-        concurrency=concurrency,
-        requests_per_s=steady.requests_per_s,
-        output_tokens_per_s=steady.output_tokens_per_s,
-        total_tokens_per_s=steady.total_tokens_per_s,
-    )

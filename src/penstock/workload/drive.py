@@ -1,9 +1,9 @@
 """Sends a stage of load and records what comes back.
 
 Open loop: each request leaves at its time, whether or not earlier ones were answered; that is how users behave, and
-the only way to see an overload. Closed loop: a fixed number of users, each sends when its last answer is complete.
-The next body is made before its time comes. Whatever the generator itself loses between a request's time and its
-first byte on the wire is recorded as send delay, never hidden.
+the only way to see an overload. Closed loop: a fixed number of users, each sends when its last answer is complete, or
+after the time a refusal told it to wait. The next body is made before its time comes. Whatever the generator itself
+loses between a request's time and its first byte on the wire is recorded as send delay, never hidden.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -87,33 +88,45 @@ class _Run:
 
     async def closed_loop(self, concurrency: int) -> None:
         chains = self._stage.chains()
-        over = False
+        over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        timers: list[asyncio.TimerHandle] = []
+        answers = 0
 
         def end() -> None:
-            nonlocal over
-            over = True
+            over.set()
             self._driver.client.cut_all()
 
+        async def pause(seconds: float) -> None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), seconds)
+
         async def user() -> None:
+            nonlocal answers
             # Users share one iterator: whoever is free takes the next chain.
             for chain in chains:
                 for turn, index in enumerate(chain):
                     if turn and self._driver.think_s:
-                        await asyncio.sleep(self._driver.think_s)
-                    if over:
+                        await pause(self._driver.think_s)
+                    if over.is_set():
                         return
                     body = self._body(index)
-                    await self._one(index, body, time.perf_counter())
+                    record = await self._one(index, body, time.perf_counter())
+                    answers += record.outcome == "completed"
+                    if answers == concurrency and self._stage.steady_s is not None and not timers:
+                        timers.append(loop.call_later(self._stage.steady_s, end))
+                    if record.outcome == "rejected":
+                        await pause(record.retry_after_s or 1.0)
 
-        stop_s = self._stage.stop_after_s
-        timer = None if stop_s is None else asyncio.get_running_loop().call_later(stop_s + LEAD_S, end)
+        if self._stage.stop_after_s is not None:
+            timers.append(loop.call_later(self._stage.stop_after_s + LEAD_S, end))
         try:
             await asyncio.gather(*(user() for _ in range(concurrency)))
         finally:
-            if timer is not None:
+            for timer in timers:
                 timer.cancel()
 
-    async def _one(self, index: int, body: bytes, due_s: float) -> None:
+    async def _one(self, index: int, body: bytes, due_s: float) -> RequestRecord:
         driver, request = self._driver, self._stage.requests[index]
         answer = await driver.client.send(
             driver.endpoint.path, body, asked_s=due_s, cut_after=self._cuts[index] or None
@@ -128,6 +141,7 @@ class _Run:
         self.records.append(record)
         if self._on_record is not None:
             self._on_record(record)
+        return record
 
 
 def _cuts(stage: Stage, fraction: float, generator: np.random.Generator) -> list[int]:

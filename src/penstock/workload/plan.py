@@ -65,6 +65,8 @@ class Stage:
     block_tokens: int = 512
     stop_after_s: float | None = None
     """Closed loop: send nothing more after this time and cut what still runs."""
+    steady_s: float | None = None
+    """Closed loop: likewise, but counted from when as many answers as users are there, so that the ramp is over."""
     requested_rate: float | None = None
 
     def chains(self) -> Iterator[list[int]]:
