@@ -83,6 +83,19 @@ def test_a_value_out_of_bounds_is_400_and_names_the_field(
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"n": 40}, "n = 40: it is out of bounds. Remedy: int <= 16"),
+        ({"n": "many"}, "n = 'many': it is of type str. Remedy: int"),
+        ({"stop": ["x"] * 17}, "Remedy: array of length <= 16"),
+        ({"stop": 5}, "stop = 5: it is of type int. Remedy: str | array"),
+    ],
+)
+def test_a_refusal_says_what_came_and_what_is_allowed(scripted: Scripted, body: dict[str, Any], message: str) -> None:
+    assert message in error_of(scripted.complete(**body))["message"]
+
+
+@pytest.mark.parametrize(
     ("messages", "param"),
     [
         ([], "messages"),

@@ -22,6 +22,7 @@ from penstock.serve.unsupported import UNSUPPORTED, refuse_unsupported
 SomeBody = TypeVar("SomeBody", bound=Body)
 
 _IN_BACKTICKS = re.compile(r"`\$(\[\.\.\.\]|[^`]*)`$")
+_EXPECTED = re.compile(r"Expected (.+?)(?:, got `(.+)`)?")
 _STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d+)\]|\[(\.\.\.)\]")
 
 
@@ -156,7 +157,11 @@ def _explain(message: str, data: dict[str, Any]) -> InvalidRequest:
         if dots or not isinstance(value, dict | list):
             break
         value = value.get(name) if name and isinstance(value, dict) else value[int(index)] if index else None
+    expected = _EXPECTED.fullmatch(why)
+    if expected is None:
+        return InvalidRequest(field=path or "body", value=value, why=why, remedy="a value that the API documents")
+    allowed, got = expected.group(1).replace(" | null", "").replace("`", ""), expected.group(2)
     return InvalidRequest(
-        field=path or "body", value=value, why=why[0].lower() + why[1:], remedy="a value of that type and range",
-        code="invalid_type" if ", got " in why else "invalid_value",
+        field=path or "body", value=value, why=f"it is of type {got}" if got else "it is out of bounds", remedy=allowed,
+        code="invalid_type" if got else "invalid_value",
     )  # fmt: skip
