@@ -48,6 +48,24 @@ def loaded(directories: dict[str, Path]) -> dict[str, tuple[Tokenizer, tokenizer
     }
 
 
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tokenizer, tokenizers.Tokenizer]]:
+    """Tokenizers whose control tokens swallow spaces, want to stand alone, or are matched in normalised text."""
+    root = tmp_path_factory.mktemp("odd")
+    found = {}
+    for kind, library in (("byte_level", tiny.byte_level(tiny.CHATML)), ("byte_fallback", tiny.byte_fallback())):
+        library.add_special_tokens(
+            [
+                tokenizers.AddedToken("<|left|>", lstrip=True, special=True),
+                tokenizers.AddedToken("<|right|>", rstrip=True, special=True),
+                tokenizers.AddedToken("<|word|>", single_word=True, special=True),
+                tokenizers.AddedToken("<|norm|>", normalized=True, special=True),
+            ]
+        )
+        found[kind] = (Tokenizer.load(tiny.save(library, root / kind)), library)
+    return found
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=60), add_special_tokens=st.booleans())
@@ -88,6 +106,29 @@ def test_no_text_encodes_to_a_control_token_unless_allowed(
     assert not set(ids) & (set(ours.control_tokens.values()) - unknown)
     if kind != "metaspace":  # a Unigram vocabulary knows no bytes and folds spaces
         assert ours.decode(ids, skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_control_tokens_take_the_space_and_the_borders_they_always_took(
+    odd: dict[str, tuple[Tokenizer, tokenizers.Tokenizer]], kind: str, data: st.DataObject
+) -> None:
+    ours, library = odd[kind]
+    words = st.sampled_from(["<|left|>", "<|right|>", "<|word|>", " ", "\n", "gate", " water"])
+    text = "".join(data.draw(st.lists(words, max_size=8)))
+    expected = library.encode(text, add_special_tokens=False).ids
+    assert ours.encode(text, add_special_tokens=False, allow_special=True) == expected
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+def test_control_tokens_are_found_wherever_they_stand_even_if_they_are_matched_in_normalised_text(
+    odd: dict[str, tuple[Tokenizer, tokenizers.Tokenizer]], kind: str
+) -> None:
+    tokenizer, _ = odd[kind]
+    ids = tokenizer.encode("<|norm|>gate<|norm|><|norm|>", add_special_tokens=False, allow_special=True)
+    assert ids.count(tokenizer.control_tokens["<|norm|>"]) == 3
+    assert tokenizer.decode(ids) == "gate"
 
 
 def test_control_tokens_are_special_ones_and_those_that_are_used_as_such(

@@ -139,7 +139,7 @@ class ChatTemplate:
         except Exception as error:  # a template can raise anything that Python can
             raise InvalidRequest(
                 field="messages",
-                value=messages,
+                value=f"{len(messages)} messages",
                 why=f"the model's chat template refuses them: {error}",
                 remedy="a conversation of the form this model was trained on",
                 code="invalid_messages",

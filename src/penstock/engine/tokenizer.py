@@ -65,11 +65,10 @@ class Tokenizer:
         self._eos_id = self.token_id(settings.eos_token) if settings.eos_token else None
         if settings.frames_text is not None:
             self._frame_text(*settings.frames_text)
-        # Longest first: where one spelling begins with another, the library takes the longest too.
-        spellings = sorted(filter(None, self.control_tokens), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
-        vocabulary = self._library.get_vocab(with_added_tokens=True)
-        self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
+        self._control = _spelling_pattern(added, self._marker)
+        model_ids = definition["model"].get("vocab", {})
+        largest = max(model_ids.values(), default=-1) if isinstance(model_ids, dict) else len(model_ids) - 1
+        self.vocab_size: int = max([largest, *self._added]) + 1
         """Largest id + 1. The model may have more rows, which mean nothing."""
         own_end = () if self._eos_id is None else (self._eos_id,)
         self.eos_ids: tuple[int, ...] = tuple(sorted({*settings.eos_ids, *own_end}))
@@ -202,10 +201,23 @@ class TokenStream:
         return self._text.feed(b"", final=True)
 
 
+def _spelling_pattern(added: Sequence[dict[str, Any]], marker: str) -> re.Pattern[str]:
+    """Finds the spellings of marked tokens as the library would: longest first, whole words where it wants those."""
+    marked = [token for token in added if token["content"].startswith(marker)]
+    patterns = []
+    for token in sorted(marked, key=lambda token: len(token["content"]), reverse=True):
+        spelling = re.escape(token["content"].removeprefix(marker))
+        patterns.append(rf"(?<!\w){spelling}(?!\w)" if token["single_word"] else spelling)
+    return re.compile("|".join(patterns) or r"(?!)")
+
+
 def _rename(definition: dict[str, Any], names: dict[str, str]) -> None:
     """Change the spelling of tokens wherever a tokenizer.json looks them up by it."""
     for token in definition.get("added_tokens") or []:
-        token["content"] = names.get(token["content"], token["content"])
+        if token["content"] in names:
+            token["content"] = names[token["content"]]
+            # A normalizer that prepends to every text would hide all but the first from the library.
+            token["normalized"] = False
     model = definition["model"]
     vocabulary: dict[str, int] | Sequence[Any] = model.get("vocab", {})
     if isinstance(vocabulary, dict):

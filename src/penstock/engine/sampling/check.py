@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from penstock.control.request import Request
 from penstock.errors import InvalidRequest
@@ -22,7 +22,7 @@ def check_request(request: Request, vocab_size: int) -> None:
     _in_range("min_tokens", sampling.min_tokens, 0, math.inf)
     if sampling.logprobs is not None:
         _in_range("logprobs", sampling.logprobs, 0, vocab_size)
-    _ids("logit_bias", (token for token, _ in sampling.logit_bias), vocab_size)
+    _ids("logit_bias", [token for token, _ in sampling.logit_bias], vocab_size)
     for _, bias in sampling.logit_bias:
         _in_range("logit_bias", bias, -math.inf, math.inf)
     _ids("stop_ids", sampling.stop_ids, vocab_size)
@@ -38,12 +38,14 @@ def _in_range(field: str, value: float, low: float, high: float, *, above: bool 
     raise InvalidRequest(field=field, value=value, why="it is out of range", remedy=f"a number {bounds}")
 
 
-def _ids(field: str, ids: Iterable[int], vocab_size: int) -> None:
-    for token in ids:
-        if not 0 <= token < vocab_size:
+def _ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
+    if not ids:
+        return
+    for extreme in (min(ids), max(ids)):
+        if not 0 <= extreme < vocab_size:
             raise InvalidRequest(
                 field=field,
-                value=token,
+                value=extreme,
                 why="it is no token id of this model",
                 remedy=f"ids from 0 to {vocab_size - 1}",
             )
