@@ -38,7 +38,7 @@ def compact(step: Step) -> dict[str, object]:
 
 
 def schedule(setup: dict[str, object]) -> list[dict[str, object]]:
-    """The steps of 14 requests that come while others run, with shared stems, stops, cancellations and little memory."""
+    """The steps of 14 requests that come while others run, with shared stems, stops, a cancellation, little memory."""
     chance = random.Random(2024)
     replica = small_replica(blocks=14, token_budget=16, max_seqs=6, **setup)
     driver = Driver(
