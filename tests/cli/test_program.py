@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import httpx
+import psutil
 import pytest
 
 from .program import environment, penstock
@@ -53,7 +54,7 @@ class Serving:
 
 
 def start(*arguments: str) -> Serving:
-    command = [sys.executable, "-m", "penstock", "serve", "--server.port", "0", "--memory.kv-bytes", "8MiB", *arguments]
+    command = [sys.executable, "-m", "penstock", "serve", "--server.port", "0", *arguments]
     serving = Serving(subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True))
     serving.reader = threading.Thread(target=serving.read, daemon=True)
     serving.reader.start()
@@ -118,6 +119,13 @@ def test_the_start_log_accounts_for_each_phase_and_ends_with_the_url_and_a_curl(
     assert "\x1b" not in server.log
 
 
+def test_an_idle_server_with_the_model_in_the_box_stays_below_700_megabytes(server: Serving) -> None:
+    front_end = psutil.Process(server.process.pid)
+    processes = [front_end, *front_end.children(recursive=True)]
+    assert len(processes) == 2
+    assert sum(process.memory_info().rss for process in processes) < 700e6
+
+
 def test_the_printed_curl_body_is_answered(server: Serving) -> None:
     curl = next(line for line in server.lines if line.startswith("curl "))
     body = json.loads(curl[curl.index("{") : curl.rindex("}") + 1])
@@ -134,6 +142,28 @@ def test_chat_works_through_a_pipe_and_keeps_answers_and_figures_apart(server: S
     assert first == second
     assert done.stderr.count("first token after") == 2
     assert "started over" in done.stderr
+
+
+def test_chat_starts_a_server_of_its_own_when_none_is_given() -> None:
+    done = penstock("chat", "--temperature", "0", "--max-tokens", "12", stdin="Hello\n")
+    assert done.stdout.strip()
+    assert "tokens/s" in done.stderr
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(server: Serving) -> None:
+    command = [sys.executable, "-m", "penstock", "chat", "--url", server.url]
+    process = subprocess.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("Hello\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
 
 
 def test_chat_remembers_the_turns_before(server: Serving) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from penstock.control.request import Request, Sampling
 from penstock.errors import InvalidRequest, Overloaded, PenstockError, RequestFailed, Unavailable, UnsupportedModel
-from penstock.runtime.facts import Output
+from penstock.runtime.facts import Output, StepReport
 from penstock.runtime.service import Service
 from penstock.testing import expected_output
 
@@ -78,11 +78,25 @@ def test_phases_and_steps_and_statistics_are_told(deployment: Make, worker: Make
         steps: list[int] = []
         service.on_step.append(lambda report: steps.append(report.number))
         await tokens(service, request(max_tokens=5))
-        assert phases == ["script"]
+        assert phases == ["start worker", "script"]
         assert steps == sorted(set(steps))
         assert len(steps) >= 5
         assert service.statistics.finished == 1
         assert service.statistics.running == 0
+        await service.close()
+
+    run(body())
+
+
+def test_an_observer_that_raises_disturbs_no_stream(deployment: Make, worker: Make) -> None:
+    def observer(report: StepReport) -> None:
+        raise ValueError(report.number)
+
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        service.on_step.append(observer)
+        assert await tokens(service, request()) == expected_output(request(), VOCABULARY)
+        assert service.restarts == 0
         await service.close()
 
     run(body())

@@ -90,11 +90,13 @@ async def _serve(deployment: Deployment, console: Console) -> None:
             "a second signal stops at once"
         )
 
+    loading = time.monotonic()
     try:
         app = app_for(service, deployment)
     except BaseException:
         await service.close()
         raise
+    show_phase("front end", time.monotonic() - loading, "tokenizer, chat template, routes")
     cut_off = await run(app, service, deployment, sock=sock, on_listening=show_ready, on_draining=show_draining)
     console.print(f"stopped; {cut_off} requests were cut off" if cut_off else "stopped")
 

@@ -43,6 +43,8 @@ BACK_OFF_S: Final = (0.0, 0.5, 1.0, 2.0, 4.0)
 QUICK_START_S: Final = 30.0
 """While a worker that starts faster than this is being replaced, new requests wait instead of failing."""
 DEATHS_OF_A_SUSPECT: Final = 2
+MIN_PATIENCE_S: Final = 60.0
+"""A replacement worker may take this long to start, or ten times what the last one took."""
 
 _log = logging.getLogger("penstock.runtime")
 
@@ -77,6 +79,7 @@ class Service:
         self._ready = asyncio.Event()
         self._fatal: PenstockError | None = None
         self._start_s = 0.0
+        self._spawned: float | None = None
         self._news = 0.0
         self._steps = 0
         self._supervisor: asyncio.Task[None] | None = None
@@ -97,6 +100,7 @@ class Service:
         """
         service = cls(deployment, on_phase, command)
         service._supervisor = asyncio.create_task(service._supervise(), name="penstock worker supervisor")
+        service._supervisor.add_done_callback(service._supervisor_ended)
         ready = asyncio.create_task(service._ready.wait())
         try:
             await asyncio.wait({ready, service._supervisor}, return_when=asyncio.FIRST_COMPLETED)
@@ -275,8 +279,7 @@ class Service:
                 if (stream := self._streams.get(id)) is not None:
                     stream.fail(InvalidRequest(field=field, value=value, why=why, remedy=remedy, code=code))
             case wire.Phase(name, seconds, detail):
-                if self._on_phase is not None:
-                    self._on_phase(name, seconds, detail)
+                self._phase(name, seconds, detail)
             case wire.Ready(info):
                 self._info = info
                 self._state = "ready"
@@ -314,8 +317,22 @@ class Service:
         if cleared:
             self._submit_all()
         if report is not None:
-            for callback in self.on_step:
+            self._tell(report)
+
+    def _tell(self, report: StepReport) -> None:
+        for callback in self.on_step:
+            try:
                 callback(report)
+            except Exception:  # noqa: BLE001 - an observer's mistake must not take the worker's connection with it
+                _log.exception("a callback of on_step failed")
+
+    def _phase(self, name: str, seconds: float, detail: str) -> None:
+        if self._on_phase is None:
+            return
+        if self._spawned is not None:
+            self._on_phase("start worker", time.monotonic() - self._spawned - seconds, "a process of its own")
+            self._spawned = None
+        self._on_phase(name, seconds, detail)
 
     def _finished(self, finished: Finished) -> bool:
         if finished.id in self._leaving:
@@ -337,6 +354,7 @@ class Service:
         while True:
             self._ready.clear()
             self._fatal, self._steps = None, 0
+            self._spawned = time.monotonic()
             try:
                 self._worker = await WorkerProcess.spawn(self._command, self._received)
             except OSError as error:
@@ -368,10 +386,12 @@ class Service:
         ready: asyncio.Future[bool] = asyncio.create_task(self._ready.wait())
         futures: set[asyncio.Future[bool] | asyncio.Future[str]] = {ready, worker.exited}
         try:
-            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+            patience_s = max(MIN_PATIENCE_S, 10 * self._start_s) if self.restarts else None
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED, timeout=patience_s)
         finally:
             ready.cancel()
         if not self._ready.is_set():
+            worker.signal(signal.SIGKILL)
             return await worker.exited
         self._start_s = time.monotonic() - began
         if self.restarts:
@@ -412,6 +432,11 @@ class Service:
                 why = f"{stream.deaths} workers ended while they computed request {stream.request.id}"
                 stream.fail(RequestFailed(why))
         return len(orphans), failed
+
+    def _supervisor_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("supervision failed", exc_info=error)
+            self._give_up(PenstockError(f"the worker's supervision failed: {error!r}"))
 
     def _give_up(self, error: PenstockError) -> None:
         self.failure = error
