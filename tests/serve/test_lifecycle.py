@@ -18,6 +18,7 @@ from penstock.serve.app import create_app
 
 from .conftest import Loop, Scripted
 from .scripted import PlainTemplate, Script, ScriptedService, byte_tokenizer
+from .sse import read_stream
 
 
 async def endless(request: Request) -> AsyncIterator[Output]:
@@ -49,6 +50,20 @@ def test_a_client_that_leaves_cancels_all_its_sequences(
     assert scripted.service.all_left.wait(10)
     assert sorted(scripted.service.cancelled) == sorted(one.id for one in scripted.service.calls)
     assert len(scripted.service.calls) == n
+
+
+def test_a_client_that_reads_late_gets_every_token_in_order(scripted: Scripted) -> None:
+    async def script(request: Request) -> AsyncIterator[Output]:
+        for number in range(request.max_tokens):
+            yield Output((number % 256,), finished="length" if number == request.max_tokens - 1 else None)
+
+    scripted.service.script = script
+    body = {"prompt": "x", "max_tokens": 4000, "stream": True, "return_token_ids": True}
+    with scripted.http.stream("POST", "/v1/completions", json=body) as reply:
+        assert httpx.get(f"{scripted.url}/health").status_code == 200, "the others are served meanwhile"
+        raw = b"".join(reply.iter_raw())
+    stream = read_stream(raw, chat=False)
+    assert stream.choices[0].token_ids == [number % 256 for number in range(4000)]
 
 
 def test_a_sequence_that_fails_ends_the_others_of_its_request(scripted: Scripted) -> None:

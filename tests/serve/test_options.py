@@ -135,6 +135,15 @@ def test_the_stop_string_is_shown_if_asked_for(scripted: Scripted) -> None:
     assert choice["text"] == "abc END"
 
 
+def test_cached_tokens_that_were_told_before_a_stop_string_are_kept(scripted: Scripted) -> None:
+    async def script(request: Request) -> AsyncIterator[Output]:
+        yield Output((97,), cached_tokens=2)
+        yield Output((46,))
+
+    scripted.service.script = script
+    assert scripted.complete(stop=".").json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 2
+
+
 def test_min_tokens_delays_stop_strings(scripted: Scripted) -> None:
     scripted.service.script = say("a.b.c.d")
     choice = scripted.complete(stop=".", min_tokens=3).json()["choices"][0]

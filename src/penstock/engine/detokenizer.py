@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from penstock.engine.tokenizer import Tokenizer, TokenStream
 from penstock.errors import InvalidRequest
@@ -83,31 +84,10 @@ class StopStrings:
 
     def __init__(self, strings: Sequence[str]) -> None:
         """Raises InvalidRequest: one is empty."""
-        self._next: list[dict[str, int]] = [{}]
-        self._depth = [0]
-        self._found: list[str | None] = [None]
         for string in strings:
             if not string:
                 raise InvalidRequest(field="stop", value=string, why="it is empty", remedy="at least one character")
-            state = 0
-            for char in string:
-                following = self._next[state].get(char)
-                if following is None:
-                    following = self._next[state][char] = len(self._next)
-                    self._next.append({})
-                    self._depth.append(self._depth[state] + 1)
-                    self._found.append(None)
-                state = following
-            self._found[state] = string
-        self._fallback = [0] * len(self._next)
-        queue = deque(self._next[0].values())
-        while queue:
-            state = queue.popleft()
-            for char, following in self._next[state].items():
-                self._fallback[following] = self._step(self._fallback[state], char)
-                if self._found[following] is None:
-                    self._found[following] = self._found[self._fallback[following]]
-                queue.append(following)
+        self._next, self._depth, self._found, self._fallback = _automaton(tuple(strings))
         self._state = 0
 
     @property
@@ -130,8 +110,47 @@ class StopStrings:
         return None
 
     def _step(self, state: int, char: str) -> int:
-        while char not in self._next[state]:
-            if not state:
-                return 0
-            state = self._fallback[state]
-        return self._next[state][char]
+        return _follow(self._next, self._fallback, state, char)
+
+
+Tables = tuple[list[dict[str, int]], list[int], list[str | None], list[int]]
+"""By state: where each character leads, the length matched, the string that ends there, the next best state."""
+
+
+@lru_cache(maxsize=32)
+def _automaton(strings: tuple[str, ...]) -> Tables:
+    """Never changed once made: all sequences of a request, and requests with the same strings, share one.
+
+    Its size is the client's choice (4 ms and 1 MB for the most that HTTP allows); one request may be 1,024 sequences.
+    """
+    following: list[dict[str, int]] = [{}]
+    depth = [0]
+    found: list[str | None] = [None]
+    for string in strings:
+        state = 0
+        for char in string:
+            if char not in following[state]:
+                following[state][char] = len(following)
+                following.append({})
+                depth.append(depth[state] + 1)
+                found.append(None)
+            state = following[state][char]
+        found[state] = string
+    fallback = [0] * len(following)
+    queue = deque(following[0].values())
+    while queue:
+        state = queue.popleft()
+        for char, target in following[state].items():
+            fallback[target] = _follow(following, fallback, fallback[state], char)
+            if found[target] is None:
+                found[target] = found[fallback[target]]
+            queue.append(target)
+    return following, depth, found, fallback
+
+
+def _follow(following: list[dict[str, int]], fallback: list[int], state: int, char: str) -> int:
+    while char not in following[state]:
+        if not state:
+            return 0
+        state = fallback[state]
+    return following[state][char]
