@@ -19,6 +19,7 @@ from transformers import (
 from penstock.control.request import Request, Sampling
 from penstock.engine.sampling import SampledRows, Sampler
 from penstock.engine.sampling.draw import uniforms
+from penstock.engine.sampling.truncation import keep_top_p, keep_top_p_of_rows
 from penstock.errors import InvalidRequest, ProtocolError
 
 VOCAB = 50
@@ -139,6 +140,25 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(chosen: dict[str, A
     # Mean f and variance 2f for f degrees of freedom: six deviations.
     freedom = max(1, likely.sum() - 1)
     assert chi_square.sum() < freedom + 6 * np.sqrt(2 * freedom)
+
+
+@settings(max_examples=150, deadline=None)
+@given(numbers=st.integers(0, 2**32 - 1), p=st.floats(0.001, 0.999), levels=st.sampled_from([2, 10, 10**4]))
+def test_both_ways_to_the_nucleus_keep_the_same_tokens_also_where_many_are_equal(
+    numbers: int, p: float, levels: int
+) -> None:
+    # Small multiples of a power of two add up exactly, so that no rounding hides or makes a difference.
+    weights = np.random.default_rng(numbers).integers(1, levels + 1, (4, 300)).astype(np.float32) / 2**20
+    weights /= 2.0 ** np.ceil(np.log2(weights.max()))
+    together, one_by_one = weights.copy(), weights.copy()
+    keep_top_p_of_rows(together, np.full(4, p))
+    for row, whole in zip(one_by_one, weights, strict=True):
+        keep_top_p(row, p)
+        order = np.argsort(-whole, kind="stable")
+        running = np.cumsum(whole[order], dtype=np.float64)
+        expected = order[: int(np.searchsorted(running, p * running[-1])) + 1]
+        assert set(np.flatnonzero(row)) == set(expected)
+    assert (together == one_by_one).all()
 
 
 def test_the_numbers_of_one_seed_are_uniform_and_unlike_those_of_the_next() -> None:

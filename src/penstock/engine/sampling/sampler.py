@@ -23,7 +23,13 @@ from penstock.engine.sampling.check import check_request
 from penstock.engine.sampling.draw import BLOCK, draw, uniforms
 from penstock.engine.sampling.logprobs import token_logprobs
 from penstock.engine.sampling.penalties import SeenTokens, uses_penalties
-from penstock.engine.sampling.truncation import keep_min_p, keep_top_k, keep_top_p
+from penstock.engine.sampling.truncation import (
+    SMALL_VOCABULARY,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_top_p_of_rows,
+)
 from penstock.errors import ProtocolError
 
 NOT_NUMBERS: Final = "the model's logits are not finite numbers"
@@ -209,15 +215,30 @@ class Sampler:
         with np.errstate(over="ignore"):
             inner /= np.maximum(self._temperature[slots], 1e-30).astype(np.float32)[:, None]
         np.exp(inner, out=inner)
-        for index in np.flatnonzero(self._truncates[slots]).tolist():
-            sampling = self._state(slots[index]).sampling
-            if 0 < sampling.top_k < vocab_size:
-                keep_top_k(inner[index], sampling.top_k)
-            if sampling.top_p < 1:
-                keep_top_p(inner[index], sampling.top_p)
-            if sampling.min_p > 0:
-                keep_min_p(inner[index], sampling.min_p)
+        truncating = np.flatnonzero(self._truncates[slots])
+        if len(truncating):
+            self._truncate(inner, slots, truncating)
         return draw(weights, uniforms(self._seed[slots], output_lengths))
+
+    def _truncate(self, weights: NDArray[np.float32], slots: NDArray[Any], rows: NDArray[np.int64]) -> None:
+        """top_k, then top_p, then min_p, in place on `rows` of weights [n, V]."""
+        options = [(row, self._state(slots[row]).sampling) for row in rows.tolist()]
+        for row, sampling in options:
+            if 0 < sampling.top_k < self.vocab_size:
+                keep_top_k(weights[row], sampling.top_k)
+        if self.vocab_size <= SMALL_VOCABULARY:
+            nucleus = np.array([row for row, sampling in options if sampling.top_p < 1], np.int64)
+            if len(nucleus):
+                chosen = weights[nucleus]
+                keep_top_p_of_rows(chosen, np.array([each.top_p for _, each in options if each.top_p < 1]))
+                weights[nucleus] = chosen
+        else:
+            for row, sampling in options:
+                if sampling.top_p < 1:
+                    keep_top_p(weights[row], sampling.top_p)
+        for row, sampling in options:
+            if sampling.min_p > 0:
+                keep_min_p(weights[row], sampling.min_p)
 
     def _state(self, slot: int) -> _Slot:
         state = self._slots[slot]

