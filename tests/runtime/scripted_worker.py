@@ -3,7 +3,7 @@
 python scripted_worker.py '{"kill_at_step": 5, "marker": "/tmp/m"}' --fd N
 
 engine            "scripted" (default) or "real": the deployment's model
-fail_to_start     "bad model", or "exit"
+fail_to_start     "bad model", "exit", or "exit later": in all but the first worker
 kill_at_step      SIGKILL itself when this step is to run, in the first worker only (the marker remembers)
 hang_at_step      never come back from this step, in the first worker only
 raise_on_token    raise whenever a prompt with this token is computed, in every worker
@@ -72,7 +72,8 @@ class Misbehaving:
 def builder(script: dict[str, Any], deployment: Deployment, on_phase: OnPhase) -> Built:
     if script.get("fail_to_start") == "bad model":
         raise UnsupportedModel(field="architectures[0]", value="Nonesuch", why="unknown", remedy="another model")
-    if script.get("fail_to_start") == "exit":
+    later = script.get("fail_to_start") == "exit later" and Path(script["marker"]).exists()
+    if later or script.get("fail_to_start") == "exit":
         os._exit(3)
     if script.get("engine") == "real":
         built = build(deployment, on_phase)

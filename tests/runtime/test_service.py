@@ -228,13 +228,30 @@ def test_a_request_that_kills_every_worker_fails_alone(deployment: Make, worker:
     async def body() -> None:
         service = await Service.start(deployment(), command=worker(raise_on_token=13))
         good = [request(f"good{i}", (i,)) for i in range(3)]
-        *found, bad = await asyncio.gather(
-            *(tokens(service, one) for one in good), tokens(service, request("bad", (13,))), return_exceptions=True
-        )
-        assert found == [expected_output(one, VOCABULARY) for one in good]
-        assert isinstance(bad, RequestFailed)
+        bad = [request(f"bad{i}", (13, i)) for i in range(2)]
+        found = await asyncio.gather(*(tokens(service, one) for one in good + bad), return_exceptions=True)
+        assert found[:3] == [expected_output(one, VOCABULARY) for one in good]
+        assert [type(one) for one in found[3:]] == [RequestFailed] * 2
         assert service.state == "ready"
         assert await tokens(service, request("later")) == expected_output(request("later"), VOCABULARY)
+        await service.close()
+
+    run(body())
+
+
+def test_when_no_worker_gets_to_its_first_step_the_service_gives_up_and_says_why(
+    deployment: Make, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.runtime.supervisor.BACK_OFF_S", (0.0,))
+
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker(kill_at_step=3, fail_to_start="exit later"))
+        with pytest.raises(RequestFailed, match="5 workers in a row"):
+            await collect(service, request())
+        assert service.stopped.is_set()
+        assert service.state == "stopped"
+        with pytest.raises(Unavailable, match="exit code 3"):
+            await collect(service, request("late"))
         await service.close()
 
     run(body())
