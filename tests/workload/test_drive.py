@@ -232,6 +232,15 @@ def test_a_stage_with_an_end_cuts_what_still_runs() -> None:
     assert {record.outcome for record in records} == {"cancelled"}
 
 
+def test_a_steady_stage_ends_its_time_after_as_many_answers_as_users() -> None:
+    with serving() as (url, _):
+        stage = Stage(name="s", requests=requests(50_000), concurrency=5, steady_s=0.2, stop_after_s=60.0)
+        records = drive(url, stage)
+    answered = sorted(record.end_s for record in records if record.outcome == "completed")
+    assert 5 < len(answered) < 50_000
+    assert max(record.end_s for record in records) >= answered[4] + 0.2
+
+
 def test_a_timeout_is_a_failure() -> None:
     gate = Gate()
     with serving(hold=gate) as (url, _):

@@ -112,9 +112,10 @@ class _Run:
                         return
                     body = self._body(index)
                     record = await self._one(index, body, time.perf_counter())
-                    answers += record.outcome == "completed"
-                    if answers == concurrency and self._stage.steady_s is not None and not timers:
-                        timers.append(loop.call_later(self._stage.steady_s, end))
+                    if record.outcome == "completed":
+                        answers += 1
+                        if answers == concurrency and self._stage.steady_s is not None:
+                            timers.append(loop.call_later(self._stage.steady_s, end))
                     if record.outcome == "rejected":
                         await pause(record.retry_after_s or 1.0)
 
