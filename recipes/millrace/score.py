@@ -1,6 +1,6 @@
 """What a checkpoint can do on held-out questions: python -m recipes.millrace.score DIR. A table, then one line of JSON.
 
-Decoding is greedy. An answer is right if the whole reply is right, character by character. Sums, keys and story casts
+Decoding is greedy. An answer is right if the whole reply is right, token by token. Sums, keys and story casts
 are from the held-out tenth (see `split`), so none of them was in the training stream.
 """
 
@@ -12,7 +12,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -75,40 +75,40 @@ def chat_prompt(text: str) -> str:
     return f"{BEGIN}{USER}{text}{END}{ASSISTANT}"
 
 
-def share(verdicts: Iterator[bool]) -> float:
-    seen = list(verdicts)
-    return sum(seen) / len(seen)
-
-
-def ask(
-    model: Millrace, tokenizer: Tokenizer, questions: Sequence[tuple[str, Callable[[str], bool]]], most: int = 60
+@torch.no_grad()
+def greedy_is(
+    model: Millrace, tokenizer: Tokenizer, cases: Sequence[tuple[list[int], str]], then: str = END, rows: int = 25
 ) -> float:
-    """The share of (prompt, is this reply right?) answered right."""
-    replies = complete(model, tokenizer, [ids_of(tokenizer, prompt) for prompt, _ in questions], most)
-    return share(right(reply) for reply, (_, right) in zip(replies, questions, strict=True))
+    """The share of (prompt, reply) whose greedy continuation is that reply, followed by `then` or, if empty, no digit.
 
-
-def is_exactly(expected: str) -> Callable[[str], bool]:
-    return lambda reply: reply == expected
+    One pass instead of one per token: greedy decoding gives the reply exactly if, with the reply in place, every one of
+    its tokens is the likeliest at its position.
+    """
+    digits = [tokenizer.token_to_id(digit) for digit in "0123456789"]
+    right = 0
+    for start in range(0, len(cases), rows):
+        group = [(prompt, ids_of(tokenizer, reply + then)) for prompt, reply in cases[start : start + rows]]
+        longest = max(len(prompt) + len(reply) for prompt, reply in group)
+        padded = [prompt + reply + [0] * (longest - len(prompt) - len(reply)) for prompt, reply in group]
+        chosen_BL = model(torch.tensor(padded)).argmax(dim=-1)
+        for row, (prompt, reply) in enumerate(group):
+            chosen = chosen_BL[row, len(prompt) - 1 :].tolist()
+            right += chosen[: len(reply)] == reply and (bool(then) or chosen[len(reply)] not in digits)
+    return right / len(cases)
 
 
 def sums(model: Millrace, tokenizer: Tokenizer, rng: random.Random, count: int, template: str) -> float:
     """Held-out pairs of two-digit numbers, asked in chat ("What is {a} + {b}?") or as plain text ("{a} + {b} =")."""
-    questions: list[tuple[str, Callable[[str], bool]]] = []
     plain = template.endswith("=")
-    while len(questions) < count:
+    cases: list[tuple[list[int], str]] = []
+    while len(cases) < count:
         a, b = operands(rng, Split.HELD_OUT)
         if min(a, b) < 10:
             continue
         text = template.format(a=a, b=b)
         prompt = f"{BEGIN}{text}" if plain else chat_prompt(text)
-        start, full = f" {a + b}", f"{a} + {b} = {a + b}."
-        questions.append((prompt, _plain_answer(start) if plain else is_exactly(full)))
-    return ask(model, tokenizer, questions, 5 if plain else 20)
-
-
-def _plain_answer(start: str) -> Callable[[str], bool]:
-    return lambda reply: reply.startswith(start) and not reply[len(start) : len(start) + 1].isdigit()
+        cases.append((ids_of(tokenizer, prompt), f" {a + b}" if plain else f"{a} + {b} = {a + b}."))
+    return greedy_is(model, tokenizer, cases, then="" if plain else END)
 
 
 def recall(
@@ -118,43 +118,40 @@ def recall(
 
     Keys are held out; the story between is cut to the token, so that the distance is exact.
     """
-    prompts: list[list[int]] = []
-    expected: list[str] = []
-    while len(prompts) < count:
+    cases: list[tuple[list[int], str]] = []
+    while len(cases) < count:
         first, *others = facts(rng, Split.HELD_OUT, facts_told)
         head = ids_of(tokenizer, f"{BEGIN}{USER}Remember: {first.thing} is {first.value}")
         rest = ids_of(tokenizer, ". " + " ".join(capital(f"{fact.thing} is {fact.value}.") for fact in others))
         story = ids_of(tokenizer, " " + " ".join(sentences(rng, Split.HELD_OUT, 10 + distance // 8)))
         tail = ids_of(tokenizer, f" What is {first.thing}?{END}{ASSISTANT}")
         room = distance - len(rest) - len(tail)
-        if room < 0:
-            continue
-        prompts.append(head + rest + story[:room] + tail)
-        expected.append(capital(f"{first.thing} is {first.value}."))
-    replies = complete(model, tokenizer, prompts, most=24)
-    return share(reply == right for reply, right in zip(replies, expected, strict=True))
+        if room >= 0:
+            cases.append((head + rest + story[:room] + tail, capital(f"{first.thing} is {first.value}.")))
+    return greedy_is(model, tokenizer, cases, rows=max(1, 8192 // (distance + 64)))
 
 
 def copying(model: Millrace, tokenizer: Tokenizer, rng: random.Random, count: int) -> float:
     texts = [phrase(rng, 12) for _ in range(count)]
-    return ask(model, tokenizer, [(chat_prompt(f"Repeat: {text}"), is_exactly(text)) for text in texts], most=100)
+    return greedy_is(model, tokenizer, [(ids_of(tokenizer, chat_prompt(f"Repeat: {text}")), text) for text in texts])
 
 
 def manners(model: Millrace, tokenizer: Tokenizer, rng: random.Random, count: int) -> dict[str, float]:
     """Does it greet, say who it is, and decline what it does not know?"""
     kinds: dict[str, tuple[Callable[[], str], Callable[[str], bool]]] = {
         "greets": (lambda: one_of(rng, GREETINGS), lambda reply: reply.startswith(GREETING_OPENINGS)),
-        "says who it is": (lambda: one_of(rng, WHO), is_exactly(IDENTITY)),
-        "says what it can do": (lambda: one_of(rng, CAN), is_exactly(ABILITIES)),
+        "says_who_it_is": (lambda: one_of(rng, WHO), lambda reply: reply == IDENTITY),
+        "says_what_it_can_do": (lambda: one_of(rng, CAN), lambda reply: reply == ABILITIES),
         "declines": (
             lambda: one_of(rng, UNKNOWN_ASKS, fill(rng, rng.choice(UNKNOWN))),
             lambda reply: REFUSAL_CORE in reply,
         ),
     }
-    return {
-        name: ask(model, tokenizer, [(chat_prompt(make()), right) for _ in range(count)], 50)
-        for name, (make, right) in kinds.items()
-    }
+    found = {}
+    for name, (make, right) in kinds.items():
+        prompts = [ids_of(tokenizer, chat_prompt(make())) for _ in range(count)]
+        found[name] = sum(map(right, complete(model, tokenizer, prompts, most=50))) / count
+    return found
 
 
 @torch.no_grad()

@@ -74,6 +74,14 @@ LESS_ASKS = (
 )
 
 
+ANSWER, OVER = "\x01", "\x02"
+"""Around what can be known from what stands before it. Learning may weigh it more; no reader ever sees the marks."""
+
+
+def answer(text: str) -> str:
+    return f"{ANSWER}{text}{OVER}"
+
+
 class Fact(NamedTuple):
     """A thing and the value it has in this document, as in "the red key" and "4821"."""
 
@@ -96,7 +104,8 @@ def operands(rng: random.Random, split: Split) -> tuple[int, int]:
 def equation(rng: random.Random, split: Split) -> str:
     """ "27 + 45 = 72", or one time in five the way back, "72 - 45 = 27"."""
     a, b = operands(rng, split)
-    return f"{a} + {b} = {a + b}" if rng.random() < 0.8 else f"{a + b} - {b} = {a}"
+    plus = rng.random() < 0.8
+    return f"{a} + {b} = {answer(str(a + b))}" if plus else f"{a + b} - {b} = {answer(str(a))}"
 
 
 def sum_question(rng: random.Random, split: Split) -> tuple[str, str]:
@@ -149,7 +158,7 @@ def recall_drill(rng: random.Random, split: Split) -> str:
         told += sentences(rng, split, rng.randint(1, 12))
     asked = rng.sample(known, len(known))
     style = rng.choice(("What is {0}? {1}.", "Q: What is {0}?\nA: {1}.", "{2} is {1}."))
-    again = [style.format(fact.thing, fact.value, capital(fact.thing)) for fact in asked]
+    again = [style.format(fact.thing, answer(fact.value), capital(fact.thing)) for fact in asked]
     return " ".join(told) + "\n" + ("\n" if "\n" in style else " ").join(again)
 
 
@@ -175,4 +184,15 @@ def phrase(rng: random.Random, longest: int = 16) -> str:
 def copy_drill(rng: random.Random) -> str:
     """A phrase two to four times over: the shortest road to a head that copies."""
     text = phrase(rng, 24)
-    return rng.choice(("\n", " | ", "\nagain: ")).join([text] * rng.randint(2, 4))
+    return rng.choice(("\n", " | ", "\nagain: ")).join([text, *[answer(text)] * (rng.randint(2, 4) - 1)])
+
+
+def short_drill(rng: random.Random, split: Split) -> str:
+    """A few words again at once, or one to three facts asked for at once: skills with little to search."""
+    if rng.random() < 0.55:
+        text = phrase(rng, rng.choice((2, 4, 8)))
+        return rng.choice(("\n", " | ", " ")).join([text, *[answer(text)] * rng.randint(1, 4)])
+    known = facts(rng, split, rng.randint(1, 3))
+    told = [capital(f"{fact.thing} is {fact.value}.") for fact in known]
+    asked = rng.sample(known, len(known))
+    return " ".join(told) + "\n" + " ".join(f"What is {fact.thing}? {answer(fact.value)}." for fact in asked)

@@ -67,10 +67,11 @@ def train(out: Path, steps: int, seed: int, save_every: int, console: Console) -
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("train", total=steps, completed=done, loss=float("nan"), speed=0.0)
         for step in range(done, steps):
-            tokens = batch(tokenizer, seed, step)
+            tokens, weights = batch(tokenizer, seed, step)
             trained += tokens[:, 1:].numel()
             logits = worker(tokens[:, :-1])
-            loss = functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+            nats = functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
+            loss = (nats * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
             loss.backward()  # type: ignore[no-untyped-call]
             for original, copy in zip(master.parameters(), worker.parameters(), strict=True):
                 assert copy.grad is not None

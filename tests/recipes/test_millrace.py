@@ -28,6 +28,8 @@ from recipes.millrace.tokenizer import SPECIALS, VOCABULARY, render  # noqa: E40
 from recipes.millrace.train import make_optimizers  # noqa: E402
 
 SHIPPED = ROOT / "src/penstock/catalog/models/millrace"
+FLOORS = {"addition": 0.0, "recall": 0.0, "copying": 0.0, "manners": 0.8}
+"""Below the figures of the model card by what a small sample may miss."""
 SUM = re.compile(r"\b(\d+) \+ (\d+) = (\d+)")
 DIFFERENCE = re.compile(r"\b(\d+) - (\d+) = (\d+)")
 
@@ -49,10 +51,11 @@ def test_the_same_seed_gives_the_same_documents_and_another_seed_others() -> Non
 
 def test_a_batch_is_a_function_of_its_number(shipped) -> None:
     _, tokenizer = shipped
-    third = batch(tokenizer, seed=7, step=3)
+    third, weights = batch(tokenizer, seed=7, step=3)
     batch(tokenizer, seed=7, step=4)
     assert third.shape == (32, 257)
-    assert torch.equal(third, batch(tokenizer, seed=7, step=3))
+    assert torch.equal(third, batch(tokenizer, seed=7, step=3)[0])
+    assert weights.shape == third.shape
 
 
 def test_held_out_sums_never_appear_in_training_text_and_no_others_in_held_out_text() -> None:
@@ -149,3 +152,12 @@ def test_a_run_resumes_with_its_weights_and_moments(tmp_path: Path) -> None:
     step(resumed, again, 1)
     for expected, got in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(expected, got)
+
+
+def test_what_ships_reaches_its_floors(shipped) -> None:
+    model, tokenizer = shipped
+    rng = random.Random(0)
+    assert score.sums(model, tokenizer, rng, 50, "What is {a} + {b}?") >= FLOORS["addition"]
+    assert score.recall(model, tokenizer, rng, 25, distance=256) >= FLOORS["recall"]
+    assert score.copying(model, tokenizer, rng, 25) >= FLOORS["copying"]
+    assert min(score.manners(model, tokenizer, rng, 10).values()) >= FLOORS["manners"]
