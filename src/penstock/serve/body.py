@@ -7,8 +7,8 @@ are seen and where an offending value can be looked up for the message.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -20,6 +20,9 @@ from penstock.serve.schema import Body
 from penstock.serve.unsupported import UNSUPPORTED, refuse_unsupported
 
 SomeBody = TypeVar("SomeBody", bound=Body)
+
+_NUL: Final = b"\\u0000"
+_BACKSLASH: Final = ord("\\")
 
 _IN_BACKTICKS = re.compile(r"`\$(\[\.\.\.\]|[^`]*)`$")
 _EXPECTED = re.compile(r"Expected (.+?)(?:, got `(.+)`)?")
@@ -78,7 +81,7 @@ def parse_body(raw: bytes, kind: type[SomeBody], on_unknown: Callable[[str], Non
             remedy="send one JSON object",
             code="invalid_json",
         )
-    if b"\\u0000" in raw:
+    if _has_nul(raw):
         _refuse_nul(data)
     refuse_unsupported(data)
     for name in data.keys() - set(kind.__struct_fields__) - UNSUPPORTED.keys():
@@ -116,31 +119,38 @@ def _too_large(size: int, max_bytes: int) -> Refusal:
     )  # fmt: skip
 
 
-def _refuse_nul(data: Any) -> None:
-    stack: list[tuple[str, Any]] = [("", data)]
-    while stack:
-        path, value = stack.pop()
-        if isinstance(value, str) and "\0" in value:
-            raise InvalidRequest(field=path, value=value, why="it contains NUL", remedy="remove the character U+0000")
-        if isinstance(value, dict):
-            _refuse_nul_in_keys(path, value)
-            stack += [(f"{path}.{key}" if path else key, inner) for key, inner in value.items()]
-        elif isinstance(value, list):
-            stack += [(f"{path}[{index}]", inner) for index, inner in enumerate(value)]
+def _has_nul(raw: bytes) -> bool:
+    """Whether JSON holds the character U+0000, and not just a text that spells its escape. Linear, whatever is sent."""
+    at = raw.find(_NUL)
+    while at >= 0:
+        first = at
+        while first and raw[first - 1] == _BACKSLASH:
+            first -= 1
+        if (at - first) % 2 == 0:
+            return True
+        at = raw.find(_NUL, at + 1)
+    return False
 
 
-def _refuse_nul_in_keys(path: str, keys: Iterable[str]) -> None:
-    for key in keys:
-        if "\0" in key:
-            raise InvalidRequest(
-                field=path or "body", value=key, why="a name in it contains NUL", remedy="remove the character U+0000"
-            )
+def _refuse_nul(data: dict[str, Any]) -> None:
+    for name, value in data.items():
+        rest: list[Any] = [name, value]
+        while rest:
+            one = rest.pop()
+            if isinstance(one, str) and "\0" in one:
+                raise InvalidRequest(
+                    field=name, value=value, why="it contains NUL", remedy="remove the character U+0000"
+                )
+            if isinstance(one, dict):
+                rest += [*one.keys(), *one.values()]
+            elif isinstance(one, list):
+                rest += [inner for inner in one if not isinstance(inner, int | float)]
 
 
 def _explain(message: str, data: dict[str, Any]) -> InvalidRequest:
     """msgspec says "Expected `int` <= 16 - at `$.n`"; clients get the field, the value they sent and the bound."""
     where = _IN_BACKTICKS.search(message)
-    why = message[: message.rfind(" - at ")] if where else message
+    why = (message[: message.rfind(" - at ")] if where else message)[:300]
     path = where.group(1).lstrip(".") if where else ""
     missing = re.search(r"missing required field `(\w+)`", why)
     if missing:

@@ -25,7 +25,7 @@ TEMPLATE_KWARGS: Final = frozenset({"enable_thinking", "thinking", "reasoning_ef
 async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> Answer:
     """From the body to an answer that runs when it is sent. Raises InvalidRequest, Refusal, Overloaded."""
     call = Call(tenant)
-    body = await front.body(request, ChatBody)
+    body, size = await front.body(request, ChatBody)
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest(
             field="top_logprobs",
@@ -33,7 +33,7 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
             why="logprobs is not true",
             remedy="logprobs: true, or leave it out",
         )
-    prompt = await _prompt(front, body)
+    prompt = await _prompt(front, body, size)
     newer = body.max_completion_tokens is not None
     generation = front.generation(
         call, body, [prompt],
@@ -50,7 +50,7 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
     return Answer(generation, form, stream=bool(body.stream), tenant=tenant)
 
 
-async def _prompt(front: Front, body: ChatBody) -> Prompt:
+async def _prompt(front: Front, body: ChatBody, size: int) -> Prompt:
     if front.template is None:
         raise InvalidRequest(
             field="messages",
@@ -65,14 +65,13 @@ async def _prompt(front: Front, body: ChatBody) -> Prompt:
             remedy="one of " + ", ".join(sorted(TEMPLATE_KWARGS)),
         )  # fmt: skip
     messages = plain_messages(body.messages)
-    characters = len(json_bytes(messages))
     encode = partial(
         front.template.encode,
         messages,
         add_generation_prompt=body.add_generation_prompt is not False,
         extra=kwargs or None,
     )
-    return Prompt(tuple(await front.offload.run(encode, characters=characters, field="messages")))
+    return Prompt(tuple(await front.offload.run(encode, characters=size, field="messages")))
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ MAX_PROMPTS: Final = 64
 async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer:
     """From the body to an answer that runs when it is sent. Raises InvalidRequest, Refusal, Overloaded."""
     call = Call(tenant)
-    body = await front.body(request, CompletionBody)
+    body, _ = await front.body(request, CompletionBody)
     if body.echo and body.logprobs is not None:
         raise InvalidRequest(
             field="logprobs", value=body.logprobs, why="log-probabilities of the prompt (echo) are not supported yet",
@@ -44,6 +44,13 @@ async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer
 
 
 async def _prompts(front: Front, body: CompletionBody) -> list[Prompt]:
+    context = front.service.info.max_sequence_tokens
+    if not isinstance(body.prompt, str) and len(body.prompt) > max(context, MAX_PROMPTS):
+        # Before anything walks over it: as ids it exceeds the context, as texts the number of prompts.
+        raise InvalidRequest(
+            field="prompt", value=f"{len(body.prompt)} items", why=f"the context is {context} tokens",
+            remedy=f"fewer token ids, or at most {MAX_PROMPTS} prompts", code="context_length_exceeded",
+        )  # fmt: skip
     asked = separate_prompts(body.prompt)
     vocab_size, tokenizer = front.service.info.vocab_size, front.tokenizer
     special = body.add_special_tokens is not False

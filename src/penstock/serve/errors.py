@@ -51,6 +51,8 @@ def wire(error: BaseException) -> WireError:
         headers += retry_headers(error.retry_after_s)
     if isinstance(error, Refusal) and error.allow:
         headers.append((b"allow", error.allow.encode()))
+    if status == 413:
+        headers.append((b"connection", b"close"))  # the rest of the body may still be on its way
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     kind = TYPE_BY_STATUS.get(status, "invalid_request_error")

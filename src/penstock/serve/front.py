@@ -56,8 +56,8 @@ class Front:
         self.tokenizer, self.template = tokenizer, template
         self.offload = Offload(max_pending=deployment.server.queue.max_requests)
 
-    async def body(self, request: HttpRequest, kind: type[SomeBody]) -> SomeBody:
-        """Read and check a body. Raises Refusal 404, 413, 415; InvalidRequest."""
+    async def body(self, request: HttpRequest, kind: type[SomeBody]) -> tuple[SomeBody, int]:
+        """Read and check a body; gives it and its size in bytes. Raises Refusal 404, 413, 415; InvalidRequest."""
         raw = await read_body(request.scope, request.receive, self.deployment.server.max_body_bytes)
         body = parse_body(raw, kind, self.metrics.unknown_field)
         if body.stream_options is not None and not body.stream:
@@ -65,7 +65,7 @@ class Front:
                 field="stream_options", value={}, why="only a stream has them", remedy="stream: true, or leave them out"
             )
         self.check_model(body.model)
-        return body
+        return body, len(raw)
 
     def check_model(self, name: str | None) -> None:
         """Raises Refusal 404 unless `name` is the model served here; None means that one."""
