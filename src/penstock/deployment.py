@@ -50,7 +50,7 @@ class Memory(Section):
         description="prefix_tree shares equal prefixes; paged shares nothing; reserved gives each request room for the "
         "longest sequence at once (the baseline before paging).",
     )
-    block_tokens: int = Field(16, ge=1, le=1024, description="Tokens in one KV block.")
+    block_tokens: Count = Field(16, ge=1, le=1024, description="Tokens in one KV block.")
     kv_bytes: Count = Field(256 * 2**20, gt=0, description="Device memory for KV blocks.")
     host_bytes: Count = Field(0, ge=0, description="Host memory for swapped blocks; needed by evict: swap.")
     watermark: float = Field(
@@ -71,8 +71,8 @@ class Policy(Section):
     order: OrderName = Field("arrival", description="Who of the waiting is next.")
     compose: ComposeName | None = Field(None, description="How a step's token budget is filled; default: the name's.")
     evict: EvictName = Field("recompute", description="What happens to a sequence that must give way.")
-    token_budget: int = Field(512, gt=0, description="Tokens in one step, decodes included.")
-    max_seqs: int = Field(128, gt=0, le=4096, description="Sequences that hold KV at the same time.")
+    token_budget: Count = Field(512, gt=0, description="Tokens in one step, decodes included.")
+    max_seqs: Count = Field(128, gt=0, le=4096, description="Sequences that hold KV at the same time.")
     ageing_s: Seconds = Field(
         30.0,
         gt=0,
@@ -84,7 +84,7 @@ class Policy(Section):
 class Queue(Section):
     """Bounds of what waits. Beyond them requests are refused with 429."""
 
-    max_requests: int = Field(1024, gt=0, description="Requests accepted that have no token yet.")
+    max_requests: Count = Field(1024, gt=0, description="Requests accepted that have no token yet.")
     max_prompt_tokens: Count = Field(1_000_000, gt=0, description="Their prompt tokens together.")
 
 
