@@ -13,10 +13,9 @@ import pytest
 from starlette.types import ASGIApp
 
 from penstock.deployment import Deployment
-from penstock.serve.app import create_app
 from penstock.serve.server import Server, listen, settings, url_of
 
-from .scripted import PlainTemplate, ScriptedService, byte_tokenizer, say
+from .scripted import ScriptedService, say, scripted_app
 
 Result = TypeVar("Result")
 
@@ -71,7 +70,7 @@ def loop() -> Iterator[Loop]:
 def _scripted(loop: Loop) -> Iterator[Scripted]:
     deployment = Deployment()
     service = ScriptedService(deployment)
-    app = create_app(service, deployment, tokenizer=byte_tokenizer(), template=PlainTemplate())  # type: ignore[arg-type]
+    app = scripted_app(service)
     for url in loop.serve(app):
         yield Scripted(service, url)
 

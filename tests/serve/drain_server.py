@@ -13,9 +13,8 @@ from penstock.control.request import Request
 from penstock.deployment import Deployment
 from penstock.errors import RequestFailed, Unavailable
 from penstock.runtime.facts import Output
-from penstock.serve.app import create_app
 from penstock.serve.server import run
-from serve.scripted import PlainTemplate, ScriptedService, byte_tokenizer
+from serve.scripted import ScriptedService, scripted_app
 
 
 class Draining(ScriptedService):
@@ -52,7 +51,7 @@ async def main(drain_timeout_s: float) -> None:
         raise RequestFailed("the server shut down")
 
     service.script = script
-    app = create_app(service, deployment, tokenizer=byte_tokenizer(), template=PlainTemplate())  # type: ignore[arg-type]
+    app = scripted_app(service)
     cut_off = await run(
         app, service, deployment,  # type: ignore[arg-type]
         on_listening=lambda url: print(url, flush=True), on_draining=lambda: print("draining", flush=True),

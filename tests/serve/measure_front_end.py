@@ -24,9 +24,8 @@ from penstock.control.step import Finished
 from penstock.deployment import Deployment
 from penstock.runtime.facts import Output
 from penstock.runtime.stream import Stream
-from penstock.serve.app import create_app
 from penstock.serve.server import Server, listen, settings
-from serve.scripted import PlainTemplate, ScriptedService, byte_tokenizer
+from serve.scripted import ScriptedService, scripted_app
 
 STEP_S = 0.02
 
@@ -63,7 +62,7 @@ class Stepping(ScriptedService):
 def serve(pipe: Connection) -> None:
     deployment = Deployment()
     service = Stepping(deployment)
-    app = create_app(service, deployment, tokenizer=byte_tokenizer(), template=PlainTemplate())  # type: ignore[arg-type]
+    app = scripted_app(service)
 
     async def main() -> None:
         sock = listen("127.0.0.1", 0)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 
 import tokenizers
+from fastapi import FastAPI
 
 from penstock.control.request import Request
 from penstock.control.statistics import Statistics
@@ -18,8 +19,9 @@ from penstock.control.step import TokenLogprobs
 from penstock.deployment import Deployment
 from penstock.engine.token_settings import TokenSettings
 from penstock.errors import PenstockError
-from penstock.runtime import Tokenizer
+from penstock.runtime import ChatTemplate, Tokenizer
 from penstock.runtime.facts import ModelInfo, Output, State, StepReport, Timings
+from penstock.serve.app import create_app
 
 EOS = 256
 Script = Callable[[Request], AsyncIterator[Output]]
@@ -47,14 +49,13 @@ def byte_tokenizer(**sampling_defaults: float) -> Tokenizer:
     )
 
 
-class PlainTemplate:
+def plain_template(tokenizer: Tokenizer) -> ChatTemplate:
     """`role: content` lines."""
-
-    def encode(
-        self, messages: Sequence[dict[str, object]], *, add_generation_prompt: bool = True, extra: object = None
-    ) -> list[int]:
-        text = "".join(f"{one['role']}: {one['content']}\n" for one in messages)
-        return list((text + "assistant: " if add_generation_prompt else text).encode())
+    return ChatTemplate(
+        tokenizer,
+        "{% for one in messages %}{{ one.role + ': ' + (one.content or one.tool_calls | tojson) + '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+    )
 
 
 def say(text: str | bytes, *, tokens_per_output: int = 1, stop_id: int | None = EOS) -> Script:
@@ -137,3 +138,12 @@ class ScriptedService:
         """Report a step to whoever listens."""
         for callback in self.on_step:
             callback(StepReport(number, 0.0, 0.004, tokens, tokens, 0, tokens, 0))
+
+
+def scripted_app(service: ScriptedService, tokenizer: Tokenizer | None = None) -> FastAPI:
+    """The app over a scripted service, with byte tokens and a plain template."""
+    tokenizer = tokenizer or byte_tokenizer()
+    return create_app(
+        service,  # type: ignore[arg-type]
+        service.deployment, tokenizer=tokenizer, template=plain_template(tokenizer),
+    )  # fmt: skip

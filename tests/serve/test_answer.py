@@ -10,9 +10,8 @@ from typing import Any
 from penstock.control.request import Request
 from penstock.deployment import Deployment
 from penstock.runtime.facts import Output
-from penstock.serve.app import create_app
 
-from .scripted import ScriptedService, byte_tokenizer
+from .scripted import ScriptedService, scripted_app
 from .sse import read_stream
 
 Message = dict[str, Any]
@@ -43,7 +42,7 @@ class Steps:
 async def call(body: Message, steps: Steps, sent: list[Message], gone: asyncio.Event) -> None:
     service = ScriptedService(Deployment())
     service.script = steps.script
-    app = create_app(service, Deployment(), tokenizer=byte_tokenizer())  # type: ignore[arg-type]
+    app = scripted_app(service)
     waiting: list[Message] = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
     async def receive() -> Message:
@@ -66,7 +65,8 @@ async def call(body: Message, steps: Steps, sent: list[Message], gone: asyncio.E
 
 def test_all_tokens_of_a_step_leave_in_one_write_and_nothing_leaves_before_the_first() -> None:
     async def main() -> list[Message]:
-        steps, sent = Steps(), []
+        steps = Steps()
+        sent: list[Message] = []
         body = {"prompt": ["a", "b"], "n": 2, "stream": True, "max_tokens": 3}
         answer = asyncio.create_task(call(body, steps, sent, asyncio.Event()))
         while len(steps.queues) < 4:
@@ -90,7 +90,8 @@ def test_all_tokens_of_a_step_leave_in_one_write_and_nothing_leaves_before_the_f
 
 def test_a_client_that_leaves_before_the_first_token_gets_nothing_and_everything_ends() -> None:
     async def main() -> list[Message]:
-        steps, sent, gone = Steps(), [], asyncio.Event()
+        steps, gone = Steps(), asyncio.Event()
+        sent: list[Message] = []
         answer = asyncio.create_task(call({"prompt": "a", "n": 3}, steps, sent, gone))
         while len(steps.queues) < 3:
             await asyncio.sleep(0)

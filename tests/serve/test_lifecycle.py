@@ -14,10 +14,9 @@ from starlette.routing import BaseRoute
 from penstock.control.request import Request
 from penstock.deployment import Deployment
 from penstock.runtime.facts import Output
-from penstock.serve.app import create_app
 
 from .conftest import Loop, Scripted
-from .scripted import PlainTemplate, Script, ScriptedService, byte_tokenizer
+from .scripted import Script, ScriptedService, scripted_app
 from .sse import read_stream
 
 
@@ -105,7 +104,7 @@ def test_ready_tells_restarts(scripted: Scripted) -> None:
 def locked(loop: Loop) -> Iterator[Scripted]:
     deployment = Deployment.parse({"server": {"api_keys": ["one", "two"]}})
     service = ScriptedService(deployment)
-    app = create_app(service, deployment, tokenizer=byte_tokenizer(), template=PlainTemplate())  # type: ignore[arg-type]
+    app = scripted_app(service)
     for url in loop.serve(app):
         yield Scripted(service, url)
 
@@ -124,7 +123,7 @@ def api_routes(routes: list[BaseRoute]) -> Iterator[APIRoute]:
 
 def test_every_route_but_health_needs_a_key(locked: Scripted) -> None:
     service = locked.service
-    app = create_app(service, service.deployment, tokenizer=byte_tokenizer(), template=None)  # type: ignore[arg-type]
+    app = scripted_app(service)
     seen = set()
     for route in api_routes(list(app.routes)):
         for method in sorted(route.methods or ()):

@@ -11,11 +11,10 @@ from penstock.control.request import Request, Sampling
 from penstock.control.step import TokenLogprobs
 from penstock.deployment import Deployment
 from penstock.runtime.facts import Output
-from penstock.serve.app import create_app
 from penstock.serve.offload import INLINE_CHARACTERS
 
 from .conftest import Loop, Scripted
-from .scripted import EOS, PlainTemplate, ScriptedService, byte_tokenizer, say
+from .scripted import EOS, ScriptedService, byte_tokenizer, say, scripted_app
 from .sse import check_usage, read_stream
 
 
@@ -37,7 +36,7 @@ def test_fields_become_sampling_one_to_one(scripted: Scripted) -> None:
 def test_absent_fields_take_the_models_generation_config_and_explicit_ones_win(loop: Loop) -> None:
     service = ScriptedService(Deployment())
     tokenizer = byte_tokenizer(temperature=0.3, top_k=20)
-    app = create_app(service, service.deployment, tokenizer=tokenizer, template=PlainTemplate())  # type: ignore[arg-type]
+    app = scripted_app(service, tokenizer)
     for url in loop.serve(app):
         client = Scripted(service, url)
         client.complete()
