@@ -182,6 +182,25 @@ def test_add_rms_norm_and_silu_mul_agree(dtype, rows, width, residual, seed):
         torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 10),
+    inputs=st.integers(1, 70) | st.just(256),
+    outputs=st.integers(1, 70),
+    biased=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_few_rows_times_a_matrix_agree(dtype, rows, inputs, outputs, biased, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=generator).to(dtype)
+    weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
+    bias = torch.randn(outputs, generator=generator).to(dtype) if biased else None
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-1
+    wanted = PORTABLE.linear(x.double(), weight.double(), None if bias is None else bias.double()).to(dtype)
+    torch.testing.assert_close(NATIVE.linear(x, weight, bias), wanted, rtol=tolerance, atol=tolerance)
+
+
 def test_silu_is_right_far_from_zero():
     gate = torch.tensor([[-1000.0, -90.0, -5.0, 0.0, 5.0, 90.0, 1000.0, math.inf, math.nan]])
     got = NATIVE.silu_mul(torch.cat([gate, torch.ones_like(gate)], dim=1))

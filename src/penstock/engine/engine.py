@@ -234,7 +234,7 @@ class Engine:
         hidden = self._model.hidden(batch, self._pool.device, self._kernels, self._rope)
         if not ids:
             return
-        logits = self._model.logits(hidden)
+        logits = self._model.logits(hidden, self._kernels)
         output_lengths = self._slots.length[slots] - self._slots.prompt_length[slots]
         sampled = self._sampler.sample(logits, slots, output_lengths)
         tokens = sampled.tokens

@@ -24,7 +24,7 @@ class Model(Protocol):
     def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: RopeAngles | None) -> Tensor:
         """The normed last hidden state [R, D] of the rows that yield a token; writes this step's KV to `pool`."""
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, kernels: Kernels) -> Tensor:
         """[R, D] to [R, V], in float32."""
 
 

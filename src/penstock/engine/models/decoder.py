@@ -39,13 +39,13 @@ class DenseMlp:
     activation: Callable[[Tensor], Tensor] | None
 
     def __call__(self, x: Tensor, kernels: Kernels) -> Tensor:
-        gate_up = functional.linear(x, self.gate_up, self.gate_up_bias)
+        gate_up = kernels.linear(x, self.gate_up, self.gate_up_bias)
         if self.activation is None:
             inner = kernels.silu_mul(gate_up)
         else:
             gate, up = gate_up.chunk(2, dim=-1)
             inner = self.activation(gate) * up
-        return functional.linear(inner, self.down, self.down_bias)
+        return kernels.linear(inner, self.down, self.down_bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,10 @@ class Decoder:
         delta: Tensor | None = None
         for number, layer in enumerate(self._layers):
             h = kernels.add_rms_norm(x, delta, layer.attention_norm, eps)
-            qkv = functional.linear(h, layer.qkv, layer.qkv_bias)
+            qkv = kernels.linear(h, layer.qkv, layer.qkv_bias)
             kernels.rotate_and_store(qkv, heads, angles, layer.qk_norm, pool, number, batch.kv_index)
             h = kernels.attention(qkv, heads, pool, number, batch.segments, layer.scale, layer.window)
-            delta = functional.linear(h, layer.out, layer.out_bias)
+            delta = kernels.linear(h, layer.out, layer.out_bias)
             h = kernels.add_rms_norm(x, delta, layer.mlp_norm, eps)
             delta = layer.mlp(h, kernels)
         if batch.logit_rows is not None:
@@ -95,9 +95,9 @@ class Decoder:
             delta = delta.index_select(0, batch.logit_rows) if delta is not None else None
         return kernels.add_rms_norm(x, delta, self._norm, eps)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, kernels: Kernels) -> Tensor:
         """[R, D] to [R, V], in float32."""
-        return functional.linear(hidden, self._head).float()
+        return kernels.linear(hidden, self._head, None).float()
 
 
 def load_decoder(

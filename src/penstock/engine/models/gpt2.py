@@ -28,8 +28,8 @@ class Linear:
     weight: Tensor
     bias: Tensor
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, kernels: Kernels) -> Tensor:
+        return kernels.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +82,19 @@ class Gpt2:
         x = self._embedding.index_select(0, batch.token_ids)
         x += self._positions.index_select(0, batch.positions)
         for number, layer in enumerate(self._layers):
-            qkv = layer.qkv(layer.attention_norm(x))
+            qkv = layer.qkv(layer.attention_norm(x), kernels)
             kernels.rotate_and_store(qkv, self._heads, None, None, pool, number, batch.kv_index)
             h = kernels.attention(qkv, self._heads, pool, number, batch.segments, layer.scale, None)
-            x += layer.out(h)
-            x += layer.down(self._activation(layer.up(layer.mlp_norm(x))))
+            x += layer.out(h, kernels)
+            inner = self._activation(layer.up(layer.mlp_norm(x), kernels))
+            x += layer.down(inner, kernels)
         if batch.logit_rows is not None:
             x = x.index_select(0, batch.logit_rows)
         return self._norm(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, kernels: Kernels) -> Tensor:
         """[R, D] to [R, V], in float32."""
-        return functional.linear(hidden, self._head).float()
+        return kernels.linear(hidden, self._head, None).float()
 
 
 def load(architecture: Architecture, checkpoint: Checkpoint) -> Gpt2:

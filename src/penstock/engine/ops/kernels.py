@@ -58,6 +58,9 @@ class Kernels(Protocol):
 
     name: str
 
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x [T, I] times weight [O, I] transposed, plus bias [O]: [T, O]."""
+
     def add_rms_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         """x [T, D] += delta in place, then the RMS norm of x times weight [D] as a new tensor."""
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from penstock.engine.ops.kernels import Kernels
 
@@ -23,7 +22,7 @@ class ExpertWeights:
 
     def __call__(self, x: Tensor, kernels: Kernels) -> Tensor:
         """[T, D] to [T, D]: the weighted sum of each row's experts, added in the order of their numbers."""
-        probabilities = torch.softmax(functional.linear(x, self.router), dim=-1, dtype=torch.float32)
+        probabilities = torch.softmax(kernels.linear(x, self.router, None), dim=-1, dtype=torch.float32)
         weight, expert = torch.topk(probabilities, self.per_token, dim=-1)
         if self.normalize:
             weight = weight / weight.sum(dim=-1, keepdim=True)
@@ -37,7 +36,7 @@ class ExpertWeights:
             if count == 0:
                 continue
             mine = rows[first : first + count]
-            inner = kernels.silu_mul(functional.linear(x[mine], self.gate_up[number]))
-            out.index_add_(0, mine, functional.linear(inner, self.down[number]) * weight[first : first + count])
+            inner = kernels.silu_mul(kernels.linear(x[mine], self.gate_up[number], None))
+            out.index_add_(0, mine, kernels.linear(inner, self.down[number], None) * weight[first : first + count])
             first += count
         return out

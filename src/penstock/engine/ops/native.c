@@ -415,5 +415,89 @@ void penstock_rotate_and_store(
     }
 }
 
+/* ---- few rows times a matrix ---- */
+
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+
+INLINE vec load_lanes(const void *p, long i, const int half) {
+    if (!half) return load_vec((const float *)p + i);
+    halves h;
+    memcpy(&h, (const uint16_t *)p + i, sizeof h);
+    words w = __builtin_convertvector(h, words) << 16;
+    vec v;
+    memcpy(&v, &w, sizeof v);
+    return v;
+}
+
+typedef struct {
+    const float *x; /* [rows, width], padded with zeros to whole vectors */
+    const void *weight, *bias;
+    void *out;
+    long rows, inputs, outputs, width;
+} Linear;
+
+/* `count` (a constant) rows from `row` times 16 rows of the weight, which is read in the order it lies in memory. */
+INLINE void linear_block(const Linear *l, long row, const int count, long output, const int half) {
+    vec part[4][LANES];
+    long left = l->outputs - output, whole = l->inputs / LANES, rest = l->inputs % LANES;
+    const float *x = l->x + row * l->width;
+    for (int t = 0; t < LANES; t++) {
+        long at_row = (output + (t < left ? t : left - 1)) * l->inputs;
+        vec sum[4] = {{0}, {0}, {0}, {0}};
+        for (long s = 0; s < whole; s++) {
+            vec w = load_lanes(l->weight, at_row + s * LANES, half);
+            for (int r = 0; r < count; r++) sum[r] += w * load_vec(x + r * l->width + s * LANES);
+        }
+        if (rest) {
+            float last[LANES] = {0};
+            for (long i = 0; i < rest; i++) last[i] = load(l->weight, at_row + whole * LANES + i, half);
+            vec w = load_vec(last);
+            for (int r = 0; r < count; r++) sum[r] += w * load_vec(x + r * l->width + whole * LANES);
+        }
+        for (int r = 0; r < count; r++) part[r][t] = sum[r];
+    }
+    for (int r = 0; r < count; r++) {
+        float y[LANES];
+        store_vec(y, sums(part[r]));
+        for (int t = 0; t < LANES && t < left; t++) {
+            float bias = l->bias ? load(l->bias, output + t, half) : 0.0f;
+            store(l->out, (row + r) * l->outputs + output + t, y[t] + bias, half);
+        }
+    }
+}
+
+INLINE void linear_rows(const Linear *l, long output, const int half) {
+    long row = 0;
+    for (; row + 4 <= l->rows; row += 4) linear_block(l, row, 4, output, half);
+    for (; row + 2 <= l->rows; row += 2) linear_block(l, row, 2, output, half);
+    for (; row < l->rows; row++) linear_block(l, row, 1, output, half);
+}
+
+/* Returns 0, or 1 when memory ran out. */
+int penstock_linear(const void *x, const void *weight, const void *bias, void *out, long rows, long inputs,
+                    long outputs, long half, long threads) {
+    Linear l = {x, weight, bias, out, rows, inputs, outputs, (inputs + LANES - 1) / LANES * LANES};
+    float *copy = NULL;
+    if (half || l.width != inputs) {
+        copy = malloc(sizeof(float) * rows * l.width);
+        if (!copy) return 1;
+        for (long r = 0; r < rows; r++) {
+            if (half) for (long i = 0; i < inputs; i++) copy[r * l.width + i] = load(x, r * inputs + i, 1);
+            else memcpy(copy + r * l.width, (const float *)x + r * inputs, sizeof(float) * inputs);
+            for (long i = inputs; i < l.width; i++) copy[r * l.width + i] = 0;
+        }
+        l.x = copy;
+    }
+    if (inputs * outputs < 1 << 17) threads = 1;
+    #pragma omp parallel for num_threads((int)threads) if (threads > 1) schedule(static)
+    for (long output = 0; output < outputs; output += LANES) {
+        if (half) linear_rows(&l, output, 1);
+        else linear_rows(&l, output, 0);
+    }
+    free(copy);
+    return 0;
+}
+
 /* Which OpenMP runtime these kernels ended up with: the threads it would use. */
 long penstock_max_threads(void) { return omp_get_max_threads(); }
