@@ -97,7 +97,7 @@ def test_tokens_a_request_brings_along_are_not_emitted_again(plan_ahead: bool) -
     assert outputs(list(loop.run())) == {"a": list(expected[4:])}
 
 
-def test_a_launched_executor_gets_its_next_step_before_the_commit() -> None:
+def test_an_executor_elsewhere_has_its_next_step_before_the_one_under_way_is_committed() -> None:
     log: list[str] = []
     executor = ScriptedExecutor(blocks=16, block_tokens=4)
     replica: Any = Watched(small_replica(), log)
@@ -111,7 +111,7 @@ def test_a_launched_executor_gets_its_next_step_before_the_commit() -> None:
     loop.submit(request(max_tokens=3))
     loop.advance()
     while loop.busy:
-        loop.done(executor.run(launched[-1]))
+        loop.done(executor.run(launched.pop(0)), 0.0, 0.0)
     assert log[:7] == ["plan 1", "launch 1", "plan 2", "launch 2", "commit 1", "plan 3", "launch 3"]
 
 
@@ -157,4 +157,4 @@ def test_a_request_the_replica_refuses_leaves_nothing_in_the_executor() -> None:
 def test_a_result_of_another_step_is_a_protocol_error() -> None:
     loop, _ = make(plan_ahead=True)
     with pytest.raises(ProtocolError, match="step 1"):
-        loop.done(StepResult(1))
+        loop.done(StepResult(1), 0.0, 0.0)

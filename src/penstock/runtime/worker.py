@@ -25,6 +25,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from penstock.control.step import Failed, Finished, NewTokens, Step, StepResult, TokenLogprobs, Update
@@ -40,7 +41,18 @@ STATISTICS_EVERY_S: Final = 0.25
 _READ_BYTES: Final = 256 * 2**10
 
 Builder = Callable[[Deployment, OnPhase], Built]
-Event = wire.ToWorker | StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The main thread's news: a step's result, and when it ran on the monotonic clock."""
+
+    result: StepResult
+    started: float
+    ended: float
+
+
+Event = wire.ToWorker | Ran
 
 
 class Worker:
@@ -86,8 +98,8 @@ class Worker:
 
     def _handle(self, loop: Loop, event: Event) -> None:
         match event:
-            case StepResult():
-                turn = loop.done(event)
+            case Ran(result, started, ended):
+                turn = loop.done(result, started, ended)
                 self._report(loop, turn, turn.updates)
             case wire.Submit(request):
                 try:
@@ -150,7 +162,10 @@ def serve(link: socket.socket, builder: Builder) -> None:
     worker.send(wire.Ready(built.info))
     threading.Thread(target=_or_die, args=(worker, lambda: worker.control(built)), name="control", daemon=True).start()
     while True:
-        worker.events.put(built.executor.run(worker.steps.get()))
+        step = worker.steps.get()
+        started = time.monotonic()
+        result = built.executor.run(step)
+        worker.events.put(Ran(result, started, time.monotonic()))
 
 
 def _or_die(worker: Worker, body: Callable[[], None]) -> None:
