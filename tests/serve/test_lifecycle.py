@@ -102,7 +102,7 @@ def test_ready_tells_restarts(scripted: Scripted) -> None:
 
 @pytest.fixture(scope="module")
 def locked(loop: Loop) -> Iterator[Scripted]:
-    deployment = Deployment.parse({"server": {"api_keys": ["one", "two"]}})
+    deployment = Deployment.parse({"server": {"api_keys": ["one", "two", "schlüssel"]}})
     service = ScriptedService(deployment)
     app = scripted_app(service)
     for url in loop.serve(app):
@@ -153,6 +153,8 @@ def test_a_key_opens_and_is_the_tenant(locked: Scripted) -> None:
             headers={"authorization": f"Bearer {key}"},
         )
         assert reply.status_code == 200
+    umlaut = {"authorization": "Bearer schlüssel".encode()}
+    assert locked.http.get("/ready", headers=umlaut).status_code == 200
     one, two, again = (call.tenant for call in locked.service.calls[-3:])
     assert one == again != two
     assert len(one) == 16

@@ -56,7 +56,7 @@ class Answer(Response):
         super().__init__()
         self._generation, self._form, self._stream, self._tenant = generation, form, stream, tenant
         self._events: list[bytes] = []
-        self._started = False
+        self._started = self._ended = False
         self._wrote_at = monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +70,8 @@ class Answer(Response):
                 await asyncio.wait(
                     {work, gone}, timeout=PING_S if self._stream else None, return_when=asyncio.FIRST_COMPLETED
                 )
-                if self._stream and not work.done() and monotonic() - self._wrote_at >= PING_S:
+                silent = monotonic() - self._wrote_at >= PING_S
+                if self._stream and silent and not (work.done() or self._ended):
                     await self._write(b": ping\n\n")
             if work.done():
                 outcome = await self._conclude(work)
@@ -110,7 +111,8 @@ class Answer(Response):
                 await self._write(data)
 
     async def _write(self, data: bytes, *, more: bool = True) -> None:
-        self._wrote_at = monotonic()
+        # Flags before the first await: the work and the pings both write, and may have to wait for a slow client.
+        self._wrote_at, self._ended = monotonic(), not more
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)})

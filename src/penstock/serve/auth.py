@@ -31,7 +31,7 @@ class KeyRing:
             raise Refusal(
                 401, "invalid_api_key", "no API key was sent. Remedy: the header 'Authorization: Bearer <key>'"
             )
-        digest = hashlib.sha256(key.strip().encode()).digest()
+        digest = hashlib.sha256(key.strip().encode("latin-1")).digest()  # the bytes as they came
         # Every key is compared, so the time does not tell which one came close.
         known = [hmac.compare_digest(digest, one) for one in self._digests]
         if not any(known):
