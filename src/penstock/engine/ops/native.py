@@ -174,6 +174,8 @@ class NativeKernels:
 @functools.lru_cache(maxsize=1)
 def load_native() -> NativeKernels:
     """Compile the kernels, or find them compiled, and load them. Raises NativeUnavailable."""
+    if os.name != "posix":
+        raise NativeUnavailable("they are built on Linux and macOS only")
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NativeUnavailable("there is no C compiler: install gcc or clang, or set CC")
@@ -239,16 +241,16 @@ def _private_cache_directory() -> Path:
 
     Code is loaded from it, so a directory that others could write to is not used.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    directory = Path(base, "penstock", "kernels")
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        directory = Path(base, "penstock", "kernels")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.lstat()
         mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
         if mine and os.access(directory, os.W_OK):
             return directory
-    except OSError:
-        # Fall through: a read-only or missing home is common in containers.
+    except (OSError, RuntimeError):
+        # A read-only or missing home is common in containers.
         return Path(tempfile.mkdtemp(prefix="penstock-kernels-"))
     return Path(tempfile.mkdtemp(prefix="penstock-kernels-"))
 
