@@ -68,7 +68,7 @@ def test_fair_share_two_backlogged_tenants_get_equal_work_whatever_their_request
         run.tick()
     order = run.replica._order
     assert isinstance(order, FairShare)
-    had = order.counters(run.replica._clock)
+    had = order.counters(run.replica._decode_set.clock)
     assert abs(had["many"] - had["large"]) <= 2 * (32 + 2 * 16)  # VTC's bound: a request or two of the larger kind
 
 

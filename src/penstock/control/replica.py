@@ -4,12 +4,7 @@
 N, so that the executor never waits for a decision. Steps run in the order they were planned, which is why blocks may be
 given away while a step that still writes to them is under way: the new owner's step comes later.
 
-Planning costs O(changes) (Contract 2). A decoding sequence is not touched from step to step:
-
-    the decode clock      counts steps in which the decode set ran; lengths follow from it (Sequence.settle)
-    `_growing[phase]`     the sequences that fill their last block whenever clock % block_tokens == phase
-    `_due[clock]`         the sequences whose max_tokens is reached at that tick
-    `_context`            the sum of KV lengths over the decode set
+Planning costs O(changes) (Contract 2): a sequence that merely decodes on is not touched (decode_set.py).
 """
 
 from __future__ import annotations
@@ -18,10 +13,12 @@ from collections import deque
 from collections.abc import Iterator
 
 from penstock.control.compose.fill import Compose, Fill, View
+from penstock.control.decode_set import DecodeSet
 from penstock.control.evict.swap import Evict
 from penstock.control.lifecycle import HOLDS_BLOCKS, Event, State
 from penstock.control.memory.blocks import Memory, blocks_for, expect
 from penstock.control.order.queue import Order
+from penstock.control.refusal import refuse_impossible
 from penstock.control.request import Request
 from penstock.control.sequence import Sequence
 from penstock.control.statistics import Statistics
@@ -38,7 +35,7 @@ from penstock.control.step import (
     Swap,
     Update,
 )
-from penstock.errors import InvalidRequest, ProtocolError
+from penstock.errors import ProtocolError
 
 
 class Replica:
@@ -63,13 +60,9 @@ class Replica:
         self._live: dict[str, Sequence] = {}
         self._running: dict[str, Sequence] = {}
         self._prefilling: dict[str, Sequence] = {}
-        self._decode_set: dict[str, Sequence] = {}
+        self._decode_set = DecodeSet(memory.block_tokens, grows=memory.grows)
         self._stalled: dict[str, Sequence] = {}
         self._swapped: dict[str, Sequence] = {}
-        self._growing: list[dict[str, list[int]]] = [{} for _ in range(self._size)]
-        self._due: dict[int, dict[str, Sequence]] = {}
-        self._clock = 0
-        self._context = 0
         self._numbers = 0
         self._waiting_tokens = 0
         self._planned = 0
@@ -93,7 +86,7 @@ class Replica:
         """Take a request. Raises InvalidRequest if it could never run here, ProtocolError for an id in use."""
         if request.id in self._live:
             raise ProtocolError(f"request id {request.id!r} is in use")
-        self._refuse_impossible(request)
+        refuse_impossible(request, self._memory)
         self._numbers += 1
         sequence = Sequence(request, self._numbers, now)
         self._live[request.id] = sequence
@@ -180,7 +173,7 @@ class Replica:
     def _decode(self, step: Step, fill: Fill) -> None:
         """One token for the whole decode set, after making room for those whose last block is full."""
         memory = self._memory
-        growing = self._growing[self._clock % self._size]
+        growing = self._decode_set.growing()
         while len(growing) > memory.available():
             if self._compose.decodes_wait:
                 self._stall(step, next(reversed(growing)))
@@ -194,16 +187,12 @@ class Replica:
             for table, block in zip(growing.values(), blocks, strict=True):
                 table.append(block)
         step.decoding = len(self._decode_set)
-        step.decode_context = self._context
-        due = self._due.get(self._clock)
-        self._clock += 1
-        self._context += step.decoding
-        if due:
-            for sequence in list(due.values()):
-                self._leave_decode_set(sequence)
-                sequence.apply(Event.LAST_TOKEN)
-                self._to_pause[sequence.id] = None
-                self._ending.append((step.number, sequence))
+        step.decode_context = self._decode_set.context
+        for sequence in self._decode_set.tick():
+            self._leave_decode_set(sequence)
+            sequence.apply(Event.LAST_TOKEN)
+            self._to_pause[sequence.id] = None
+            self._ending.append((step.number, sequence))
 
     def _prefill(self, step: Step, fill: Fill) -> None:
         """Chunks for the admitted, then admissions, until the room is used up."""
@@ -221,7 +210,7 @@ class Replica:
                 if not self._swap_in(step, next(iter(self._swapped.values()))):
                     return
                 continue
-            head = self._order.peek(self._clock)
+            head = self._order.peek(self._decode_set.clock)
             if head is None or not self._admissible(step, fill, head, left):
                 return
             spare = self._spare if self._running else 0
@@ -274,30 +263,12 @@ class Replica:
     # -- the decode set -----------------------------------------------------------------------------------------
 
     def _enter_decode_set(self, sequence: Sequence) -> None:
-        clock = self._clock
-        sequence.join_clock = clock
-        self._decode_set[sequence.id] = sequence
-        self._context += sequence.computed
-        if self._memory.grows:
-            self._growing[(clock - sequence.computed) % self._size][sequence.id] = sequence.blocks
-        ticks = sequence.max_tokens - sequence.outputs
-        self._due.setdefault(clock + ticks - 1, {})[sequence.id] = sequence
-        self._order.joined(sequence, clock)
+        self._decode_set.enter(sequence)
+        self._order.joined(sequence, self._decode_set.clock)
 
     def _leave_decode_set(self, sequence: Sequence) -> None:
-        """After this `sequence.computed` and `.outputs` are true again."""
-        clock, request_id = self._clock, sequence.id
-        del self._decode_set[request_id]
-        if self._memory.grows:
-            del self._growing[(sequence.join_clock - sequence.computed) % self._size][request_id]
-        tick = sequence.join_clock + sequence.max_tokens - sequence.outputs - 1
-        due = self._due[tick]
-        del due[request_id]
-        if not due:
-            del self._due[tick]
-        self._order.left(sequence, clock)
-        sequence.settle(clock)
-        self._context -= sequence.computed
+        self._order.left(sequence, self._decode_set.clock)
+        self._decode_set.leave(sequence)
 
     def _resume_stalled(self, step: Step) -> None:
         """Stalled decodes come back, oldest first, while there is a block for each."""
@@ -419,24 +390,6 @@ class Replica:
         if self._in_flight:
             self._gone[request_id] = self._planned
 
-    def _refuse_impossible(self, request: Request) -> None:
-        total = len(request.prompt) + request.max_tokens
-        if not request.prompt:
-            raise InvalidRequest(field="prompt", value="", why="it holds no token", remedy="send at least one token")
-        if request.max_tokens <= len(request.output):
-            raise InvalidRequest(
-                field="max_tokens", value=request.max_tokens, why=f"{len(request.output)} tokens are there already",
-                remedy=f"{len(request.output) + 1} or more",
-            )  # fmt: skip
-        if not self._memory.fits(total - 1):
-            raise InvalidRequest(
-                field="max_tokens", value=request.max_tokens,
-                why=f"{len(request.prompt)} prompt tokens and {request.max_tokens} more need "
-                f"{blocks_for(total - 1, self._size)} KV blocks of {self._size} tokens; a sequence may hold fewer "
-                f"({self._memory.total} in all)",
-                remedy="a shorter prompt, fewer tokens, or a larger memory.kv_bytes", code="context_length_exceeded",
-            )  # fmt: skip
-
     def _withdraw(self, request_id: str) -> None:
         """Nothing planned so far makes it join or pause any more."""
         self._to_join.pop(request_id, None)
@@ -470,22 +423,18 @@ class Replica:
             by_state[sequence.state].append(sequence)
         holders = [sequence for state in HOLDS_BLOCKS for sequence in by_state[state]]
         expect({s.id for s in holders} == set(self._running), "running is not who holds blocks")
-        expect({s.id for s in by_state[State.DECODING]} == set(self._decode_set), "the decode set is wrong")
+        expect({s.id for s in by_state[State.DECODING]} == {s.id for s in self._decode_set}, "the decode set is wrong")
         expect({s.id for s in by_state[State.PREFILLING]} == set(self._prefilling), "prefilling is wrong")
         expect({s.id for s in by_state[State.STALLED]} == set(self._stalled), "stalled is wrong")
         expect({s.id for s in by_state[State.SWAPPED]} == set(self._swapped), "swapped is wrong")
         expect(len(by_state[State.WAITING]) == len(self._order), "the order lost a sequence, or kept one")
         expect(self._waiting_tokens == sum(s.prefill_tokens for s in by_state[State.WAITING]), "waiting tokens")
         for sequence in holders:
-            ticks = self._clock - sequence.join_clock if sequence.state is State.DECODING else 0
+            ticks = self._decode_set.clock - sequence.join_clock if sequence.state is State.DECODING else 0
             kv = sequence.computed + ticks
             expect(len(sequence.blocks) >= blocks_for(kv, self._size), f"{sequence!r} has too few blocks")
             expect(sequence.outputs + ticks <= sequence.max_tokens, f"{sequence!r} makes too many tokens")
-        context = sum(s.computed + self._clock - s.join_clock for s in self._decode_set.values())
-        expect(context == self._context, f"the decode set holds {context} tokens, {self._context} were counted")
-        if self._memory.grows:
-            expect(sum(map(len, self._growing)) == len(self._decode_set), "growing is wrong")
-        expect(sum(map(len, self._due.values())) == len(self._decode_set), "due is wrong")
+        self._decode_set.check()
         host = sum(len(s.host_blocks) for s in self._live.values())
         expect(host + self._evict.free_host_blocks == self._evict.host_blocks, "host blocks are lost")
         self._memory.check(holders)
