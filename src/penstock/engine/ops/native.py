@@ -7,6 +7,7 @@ threads would fight for the same cores.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -251,8 +252,15 @@ def _private_cache_directory() -> Path:
             return directory
     except (OSError, RuntimeError):
         # A read-only or missing home is common in containers.
-        return Path(tempfile.mkdtemp(prefix="penstock-kernels-"))
-    return Path(tempfile.mkdtemp(prefix="penstock-kernels-"))
+        return _temporary_directory()
+    return _temporary_directory()
+
+
+def _temporary_directory() -> Path:
+    """A private directory (mkdtemp makes it 0700) that is gone when the process ends."""
+    directory = tempfile.mkdtemp(prefix="penstock-kernels-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return Path(directory)
 
 
 def _few_rows(half: bool, weight_elements: int) -> int:
