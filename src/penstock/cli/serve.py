@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 import time
 from typing import Annotated
@@ -77,7 +78,13 @@ async def _serve(deployment: Deployment, console: Console) -> None:
     except BaseException:
         starting.cancel()
         raise
-    service = await starting
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)
+    try:
+        service = await starting
+    except asyncio.CancelledError:
+        sock.close()
+        console.print("stopped before the model was loaded")
+        return
     info = service.info
 
     def show_ready(url: str) -> None:

@@ -1,8 +1,9 @@
 """DRIVES: connects control, which decides, with an executor, which computes.
 
 Read `local.py` first: clock + replica + executor, the loop. Then `worker.py`, which runs that loop in a process of its
-own, and `service.py`, which the front end holds: requests in, tokens out, a new worker when one dies (`supervisor.py`). `wire.py` is what
-the two say to each other, `build.py` makes a worker's engine from a deployment, `offline.py` does without processes.
+own, and `service.py`, which the front end holds: requests in, tokens out. `supervisor.py` puts a new worker in the
+place of one that died, `wire.py` is what the two say to each other, `build.py` makes a worker's engine from a
+deployment, and `offline.py` does without processes.
 
 The front end needs three things of the engine that are free of torch. They are handed on from here, and loaded on use.
 """

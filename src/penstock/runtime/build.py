@@ -166,7 +166,8 @@ def available_bytes() -> int | None:
 
 
 def fingerprint(path: Path, dtype: str) -> str:
-    """'fp_' and 12 hex digits: of the weights' headers, their sizes, the precision and Penstock's version."""
+    """'fp_' and 12 hex digits: of config.json, the first MiB and the size of each weights file, the precision and
+    Penstock's version. Any training changes it; reading all of a large checkpoint would delay the start."""
     digest = hashlib.sha256(f"{_version()} {dtype}".encode())
     for file in sorted([path / "config.json", *path.glob("*.safetensors")]):
         with file.open("rb") as stream:

@@ -138,7 +138,7 @@ class Supervisor:
                 )
             self.restarts += 1
             _log.warning(
-                "worker %d ended: %s; %d requests in flight; restart %d", pid, cause, requests, self.restarts,
+                "worker %d ended: %s; requests in flight: %d; restart %d", pid, cause, requests, self.restarts,
                 extra={"worker_pid": pid, "ending": ending, "requests": requests, "restarts": self.restarts},
             )  # fmt: skip
             await asyncio.sleep(BACK_OFF_S[min(fruitless, len(BACK_OFF_S) - 1)])
@@ -161,8 +161,8 @@ class Supervisor:
         if self.restarts:
             self.recovery_s = time.monotonic() - died
             _log.warning(
-                "worker %d is ready, %.2f s after the last one ended; %d requests go on", worker.pid, self.recovery_s,
-                len(self._owner.in_worker()), extra={"worker_pid": worker.pid, "seconds": self.recovery_s},
+                "worker %d is ready, %.2f s after the last one ended; requests that go on: %d", worker.pid,
+                self.recovery_s, len(self._owner.in_worker()), extra={"worker_pid": worker.pid, "seconds": self.recovery_s},
             )  # fmt: skip
         deadline_s = self._deployment.server.step_deadline
         while not worker.exited.done():
