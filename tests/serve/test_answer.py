@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
+
+import pytest
 
 from penstock.control.request import Request
 from penstock.deployment import Deployment
@@ -100,3 +103,21 @@ def test_a_client_that_leaves_before_the_first_token_gets_nothing_and_everything
         return sent
 
     assert asyncio.run(main()) == []
+
+
+def test_one_log_line_per_request_with_ids_and_lengths_and_without_the_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        steps = Steps()
+        sent: list[Message] = []
+        answer = asyncio.create_task(call({"prompt": "secret words", "max_tokens": 1}, steps, sent, asyncio.Event()))
+        while not steps.queues:
+            await asyncio.sleep(0)
+        await steps.step(97, last=True)
+        await answer
+
+    with caplog.at_level(logging.INFO, logger="penstock.serve"):
+        asyncio.run(main())
+    (record,) = (record for record in caplog.records if record.name == "penstock.serve")
+    assert "prompt_tokens=12 output_tokens=1" in record.getMessage()
+    assert "outcome=length" in record.getMessage()
+    assert "secret" not in record.getMessage()

@@ -153,7 +153,7 @@ def test_a_key_opens_and_is_the_tenant(locked: Scripted) -> None:
             headers={"authorization": f"Bearer {key}"},
         )
         assert reply.status_code == 200
-    umlaut = {"authorization": "Bearer schlüssel".encode()}
+    umlaut = {b"authorization": "Bearer schlüssel".encode()}
     assert locked.http.get("/ready", headers=umlaut).status_code == 200
     one, two, again = (call.tenant for call in locked.service.calls[-3:])
     assert one == again != two
