@@ -62,6 +62,12 @@ SHORT_DRILLS = (0.04, 0.0, 0.0, 0.30, 0.03, 0.01, 0.02, 0.60)
 """Hardly anything but sums and short repetition: what a head that copies grows from."""
 
 
+TALK_AND_DRILLS = (0.45, 0.02, 0.0, 0.12, 0.16, 0.05, 0.05, 0.15)
+"""The skills again, now asked for in words as often as drilled."""
+TALK = (0.55, 0.04, 0.01, 0.10, 0.15, 0.05, 0.05, 0.05)
+"""What the model is for, with facts and questions as far apart as the context allows."""
+
+
 def marked_documents(seed: str, split: Split, mix: tuple[float, ...]) -> Iterator[str]:
     """Endless documents, each from <|begin|> to <|end|>, with marks around the answers."""
     rng = random.Random(seed)  # a string seed is hashed by SHA-512: the same on every machine
@@ -95,15 +101,16 @@ LESSONS = (
     Lesson(steps=250, tokens=8_192, lengths=(256,), mix=BROAD, elsewhere=1.0),
     Lesson(steps=300, tokens=4_096, lengths=(256,), mix=DRILLS, elsewhere=1.0),
     Lesson(steps=400, tokens=4_096, lengths=(128,), mix=SHORT_DRILLS, elsewhere=0.1),
-    Lesson(steps=1_000_000, tokens=4_096, lengths=(512,) * 7 + (2_048,), mix=DRILLS, elsewhere=0.2),  # to the end
+    Lesson(steps=200, tokens=4_096, lengths=(256,), mix=TALK_AND_DRILLS, elsewhere=0.2),
+    Lesson(steps=1_000_000, tokens=4_096, lengths=(512,) * 7 + (2_048,), mix=TALK, elsewhere=0.2),  # to the end
 )
 
 
 def lesson_at(step: int) -> Lesson:
     """The lesson that a step belongs to.
 
-    >>> [LESSONS.index(lesson_at(step)) for step in (0, 249, 250, 749, 750, 9_999)]
-    [0, 0, 1, 1, 2, 2]
+    >>> [LESSONS.index(lesson_at(step)) for step in (0, 249, 250, 549, 550, 1_150)]
+    [0, 0, 1, 1, 2, 4]
     """
     for lesson in LESSONS:
         if step < lesson.steps:
