@@ -86,7 +86,9 @@ def test_what_does_not_fit_into_memory_is_refused_with_what_would(
     size_up(here)
 
 
-def test_the_fingerprint_changes_with_the_weights_and_the_precision_and_not_with_the_place(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_the_weights_and_the_precision_and_not_with_the_place(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     first = fingerprint(checkpoint, "float32")
     assert first == fingerprint(checkpoint, "float32")
     assert first != fingerprint(checkpoint, "bfloat16")

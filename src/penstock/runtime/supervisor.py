@@ -162,7 +162,8 @@ class Supervisor:
             self.recovery_s = time.monotonic() - died
             _log.warning(
                 "worker %d is ready, %.2f s after the last one ended; requests that go on: %d", worker.pid,
-                self.recovery_s, len(self._owner.in_worker()), extra={"worker_pid": worker.pid, "seconds": self.recovery_s},
+                self.recovery_s, len(self._owner.in_worker()),
+                extra={"worker_pid": worker.pid, "seconds": self.recovery_s},
             )  # fmt: skip
         deadline_s = self._deployment.server.step_deadline
         while not worker.exited.done():
