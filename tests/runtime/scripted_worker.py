@@ -6,6 +6,7 @@ engine            "scripted" (default) or "real": the deployment's model
 fail_to_start     "bad model", "exit", or "exit later": in all but the first worker
 kill_at_step      SIGKILL itself when this step is to run, in the first worker only (the marker remembers)
 hang_at_step      never come back from this step, in the first worker only
+garbage_at_step   write bytes that are no message into the socket, in the first worker only
 raise_on_token    raise whenever a prompt with this token is computed, in every worker
 fail_on_token     report a request with this token as failed
 """
@@ -54,6 +55,8 @@ class Misbehaving:
             os.kill(os.getpid(), signal.SIGKILL)
         if step.number == self.script.get("hang_at_step") and self._first():
             threading.Event().wait()
+        if step.number == self.script.get("garbage_at_step") and self._first():
+            os.write(int(sys.argv[-1]), b"\xff" * 64)
         if any(chunk.id in self.script.get("poison", ()) for chunk in step.chunks):
             raise RuntimeError("scripted crash")
         return self.inner.run(step)

@@ -224,6 +224,16 @@ def test_a_worker_whose_step_hangs_is_replaced(
     assert "requests: stuck" in caplog.text
 
 
+def test_a_worker_that_sends_garbage_is_replaced(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker(garbage_at_step=4))
+        assert await tokens(service, request()) == expected_output(request(), VOCABULARY)
+        assert service.restarts == 1
+        await service.close()
+
+    run(body())
+
+
 def test_a_request_that_kills_every_worker_fails_alone(deployment: Make, worker: Make) -> None:
     async def body() -> None:
         service = await Service.start(deployment(), command=worker(raise_on_token=13))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ from typing import Final
 
 from penstock.errors import ProtocolError
 from penstock.runtime import wire
+
+_log = logging.getLogger("penstock.runtime")
 
 COMMAND: Final = (sys.executable, "-m", "penstock.runtime.worker")
 
@@ -72,6 +75,12 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
+    def kill(self) -> None:
+        """Now, and without reading what it still has to say."""
+        self.signal(signal.SIGKILL)
+        if self._transport is not None:
+            self._transport.abort()
+
     async def stop(self, grace_s: float = 2.0) -> str:
         """Close the socket, which ends a healthy worker; kill one that is still there after `grace_s`."""
         if self._transport is not None:
@@ -110,9 +119,9 @@ class _Link(asyncio.Protocol):
         try:
             for message in self._frames.feed(data):
                 self._worker._received(message)
-        except ProtocolError:
-            self._worker.signal(signal.SIGKILL)  # the stream cannot be trusted any more: supervision starts another
-            raise
+        except ProtocolError as error:
+            _log.error("worker %d sent what is no message (%s); it is killed", self._worker.pid, error)
+            self._worker.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._worker._lost()
