@@ -1,5 +1,7 @@
 """CPU time of the front end per streamed token: `python tests/serve/measure_front_end.py [streams] [tokens]`.
 
+With --floor the app is replaced by one that writes constant bytes; --uvloop and --profile do what they say.
+
 The server process has the real app, uvicorn, detokeniser and `runtime.stream.Stream`; a timer stands in for the worker
 and gives every stream one token per step, as one frame from the worker would. CPU seconds are those of the server
 process alone (user + system), less those of an idle server over the same steps. The client is another process.
@@ -18,6 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.control.request import Request
 from penstock.control.step import Finished
@@ -59,10 +63,26 @@ class Stepping(ScriptedService):
                     stream.finish(Finished(id, "length"))
 
 
+def bare_app(service: Stepping) -> ASGIApp:
+    """The floor: constant bytes per token, through the same uvicorn and the same wake-up, and nothing else."""
+    chunk = b'data: {"choices":[{"delta":{"content":"x"}}]}' + b" " * 200 + b"\n\n"
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        wanted = json.loads((await receive())["body"])["max_tokens"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        stream = Stream(Request(id=str(id(send)), prompt=(1,), max_tokens=wanted), time.monotonic())
+        service.streams[stream.request.id] = stream
+        while (await stream.next()).finished is None:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        del service.streams[stream.request.id]
+        await send({"type": "http.response.body", "body": chunk + b'"content":"[DONE]'})
+
+    return app
+
+
 def serve(pipe: Connection) -> None:
-    deployment = Deployment()
-    service = Stepping(deployment)
-    app = scripted_app(service)
+    service = Stepping(Deployment())
+    app = bare_app(service) if "--floor" in sys.argv else scripted_app(service)
 
     async def main() -> None:
         sock = listen("127.0.0.1", 0)
