@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup setup-dev serve test lint types unit test-slow format bench-control bench-azure bench-engine model clean
+.PHONY: setup setup-dev serve test lint types unit test-slow format bench-control bench-azure bench-life model clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,9 @@ bench-control: setup  ## planning time per step by batch size, and its share of 
 
 bench-azure: setup  ## the Azure trace at 40, 80 and 150 % of this machine's capacity
 	$(BIN)/python benchmarks/azure_replay.py
+
+bench-life: setup-dev  ## start to first token, memory at rest, the pause when the worker is killed
+	$(BIN)/python benchmarks/server_life.py
 
 model: setup-dev  ## train the model in the box again, from nothing
 	$(BIN)/python -m recipes.millrace.train --out runs/millrace
