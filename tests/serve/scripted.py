@@ -79,8 +79,8 @@ def say(text: str | bytes, *, tokens_per_output: int = 1, stop_id: int | None = 
             last = first + tokens_per_output >= len(ids)
             yield Output(
                 some, logprobs, finished=("stop" if stop is not None else "length") if last else None,
-                stop_id=stop if last else None, cached_tokens=min(3, len(request.prompt)) if last else 0,
-                timings=Timings(0.001, 0.002, 0.003) if last else None,
+                stop_id=stop if last else None, cached_tokens=min(3, len(request.prompt)),
+                timings=Timings(0.001, 0.002, 0.003),
             )  # fmt: skip
 
     return script

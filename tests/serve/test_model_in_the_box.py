@@ -125,6 +125,15 @@ def test_a_stop_string_ends_the_request_in_the_worker(real: Real) -> None:
     reply = real.http.post("/v1/completions", json=body | {"stop": stop}).json()["choices"][0]
     assert (reply["finish_reason"], reply["stop_reason"]) == ("stop", stop)
     assert reply["text"] == text[: text.index(stop)]
+
+
+def test_an_answer_that_a_stop_string_cuts_still_tells_what_was_cached(real: Real) -> None:
+    body = {"model": "millrace", "prompt": "The river ran past the old mill, and the miller " * 6, "max_tokens": 40,
+            "temperature": 0, "ignore_eos": True}  # fmt: skip
+    whole = real.http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    reply = real.http.post("/v1/completions", json=body | {"stop": whole[8:12]}).json()
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    assert reply["usage"]["prompt_tokens_details"]["cached_tokens"] >= 16
     assert real.service.in_flight == 0
 
 

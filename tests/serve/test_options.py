@@ -134,10 +134,10 @@ def test_the_stop_string_is_shown_if_asked_for(scripted: Scripted) -> None:
     assert choice["text"] == "abc END"
 
 
-def test_cached_tokens_that_were_told_before_a_stop_string_are_kept(scripted: Scripted) -> None:
+def test_cached_tokens_are_told_also_when_a_stop_string_ends_the_answer(scripted: Scripted) -> None:
     async def script(request: Request) -> AsyncIterator[Output]:
         yield Output((97,), cached_tokens=2)
-        yield Output((46,))
+        yield Output((46,), cached_tokens=2)
 
     scripted.service.script = script
     assert scripted.complete(stop=".").json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 2

@@ -51,11 +51,13 @@ class Output:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """One for each of `tokens`, if the request asked for them."""
     finished: FinishReason | None = None
-    """Set on the last one only, as are the fields below."""
+    """Set on the last one only, as is `stop_id`."""
     stop_id: int | None = None
     """The stop id that ended it; it is the last of the request's tokens."""
     cached_tokens: int = 0
+    """Prompt tokens that were not computed. On every output: a reader may leave before the last."""
     timings: Timings | None = None
+    """So far."""
 
 
 @dataclass(frozen=True, slots=True)

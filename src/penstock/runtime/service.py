@@ -267,6 +267,10 @@ class Service:
             return
         now, streams = time.monotonic(), self._streams
         self.statistics = message.statistics or self.statistics
+        if message.report is not None:
+            for id, cached_tokens in message.admitted.items():
+                if (stream := streams.get(id)) is not None:
+                    stream.admitted(cached_tokens, message.report.started)
         for id, token in message.tokens.items():
             if (stream := streams.get(id)) is not None and stream.sent:
                 if not stream.output:
@@ -280,7 +284,7 @@ class Service:
         for failed in message.failed:
             self._fail(failed.id, RequestFailed(f"request {failed.id} could not be computed: {failed.why}"))
         if message.report is not None:
-            self._report(message.report, message.admitted)
+            self._report(message.report)
         if self._suspects_wait:
             self._submit_all()
 
@@ -317,10 +321,7 @@ class Service:
         if (stream := self._streams.get(request_id)) is not None:
             stream.fail(error)
 
-    def _report(self, report: StepReport, admitted: Sequence[str]) -> None:
-        for id in admitted:
-            if (stream := self._streams.get(id)) is not None:
-                stream.admitted(report.started)
+    def _report(self, report: StepReport) -> None:
         for callback in self.on_step:
             try:
                 callback(report)

@@ -31,6 +31,7 @@ class Stream:
         self._reader: asyncio.Future[None] | None = None
         self._submitted = now
         self._started: float | None = None
+        self._cached_tokens = 0
         self._first: float | None = None
         self._last = now
 
@@ -39,10 +40,10 @@ class Stream:
         """Finished or failed; what is left is for the reader to take."""
         return self._finished is not None or self._error is not None
 
-    def admitted(self, now: float) -> None:
-        """It got KV blocks; only the first time counts."""
+    def admitted(self, cached_tokens: int, now: float) -> None:
+        """It got KV blocks; only the first time counts, since what follows is recomputation."""
         if self._started is None:
-            self._started = now
+            self._started, self._cached_tokens = now, cached_tokens
 
     def push(self, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
         """A new token, and its logprobs if the request asked for them."""
@@ -78,11 +79,10 @@ class Stream:
             raise self._error
         logprobs = tuple(self._logprobs) if self.request.sampling.logprobs is not None else None
         self._logprobs.clear()
-        if self._finished is None:
-            return Output(tokens, logprobs)
+        reason, stop_id = (self._finished.reason, self._finished.stop_id) if self._finished else (None, None)
         return Output(
-            tokens, logprobs, finished=self._finished.reason, stop_id=self._finished.stop_id,
-            cached_tokens=self._finished.cached_tokens, timings=self._timings(),
+            tokens, logprobs, finished=reason, stop_id=stop_id, cached_tokens=self._cached_tokens,
+            timings=self._timings(),
         )  # fmt: skip
 
     def _timings(self) -> Timings:

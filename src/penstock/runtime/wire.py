@@ -68,8 +68,8 @@ class Stepped(Message, frozen=True):
     """All news of one step in one frame; or, without `report`, of no step (a cancelled request that never ran)."""
 
     report: StepReport | None
-    admitted: list[str]
-    """Requests that got KV blocks in this step."""
+    admitted: dict[str, int]
+    """Requests that got KV blocks in this step, with how many of their tokens held KV already."""
     tokens: dict[str, int]
     logprobs: dict[str, TokenLogprobs]
     finished: list[Finished]

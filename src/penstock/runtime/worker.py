@@ -133,7 +133,7 @@ class Worker:
         self.send(
             wire.Stepped(
                 report=_step_report(turn, len(tokens)) if turn is not None else None,
-                admitted=[admission.id for admission in turn.step.admit] if turn is not None else [],
+                admitted={one.id: one.cached_tokens for one in turn.step.admit} if turn is not None else {},
                 tokens=tokens, logprobs=logprobs, finished=finished, failed=failed, statistics=statistics,
             )
         )  # fmt: skip

@@ -68,12 +68,10 @@ class Choice:
         tokens: Sequence[int] = output.tokens
         logprobs: Sequence[TokenLogprobs] = output.logprobs or ()
         visible = tokens
-        if output.cached_tokens:
-            self.cached_tokens = output.cached_tokens
+        self.cached_tokens, self.timings = output.cached_tokens, output.timings
         if output.finished is not None:
             if output.finished == "cancelled":
                 raise Unavailable("the request was ended because the server is shutting down", retry_after_s=1.0)
-            self.timings = output.timings
             if output.stop_id is not None and not self._include_stop:
                 visible = tokens[:-1]
         text, used = self._read(visible)

@@ -1,0 +1,32 @@
+"""Penstock serves language models on a control plane that a simulator can share.
+
+Three files first: `deployment.py` (the one file that says what is served), `control/replica.py` (every decision),
+`runtime/service.py` (a model behind an asynchronous interface). `docs/architecture.md` follows one request.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.control.request import Request, Sampling
+    from penstock.deployment import Deployment
+    from penstock.runtime.service import Service
+
+__all__ = ["Deployment", "Request", "Sampling", "Service"]
+
+_HOMES = {
+    "Deployment": "penstock.deployment",
+    "Request": "penstock.control.request",
+    "Sampling": "penstock.control.request",
+    "Service": "penstock.runtime.service",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are loaded on use: `penstock --help` must not wait for them."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'penstock' has no attribute {name!r}")
