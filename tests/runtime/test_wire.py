@@ -41,8 +41,8 @@ from_worker = st.one_of(
     st.builds(wire.Phase, ids, floats, ids),
     st.builds(wire.Ready, st.builds(ModelInfo, *[ids] * 3, tokens, ids, *[tokens] * 6, ids)),
     st.builds(
-        wire.Stepped, st.none() | reports, st.dictionaries(ids, tokens, max_size=3), st.dictionaries(ids, tokens, max_size=4),
-        st.dictionaries(ids, logprobs, max_size=2),
+        wire.Stepped, st.none() | reports, st.dictionaries(ids, tokens, max_size=3),
+        st.dictionaries(ids, tokens, max_size=4), st.dictionaries(ids, logprobs, max_size=2),
         st.lists(st.builds(Finished, ids, reasons, st.none() | tokens, tokens)),
         st.lists(st.builds(Failed, ids, ids), max_size=2),
         st.none() | st.builds(Statistics, waiting=tokens, steps=tokens),
