@@ -66,6 +66,8 @@ TALK_AND_DRILLS = (0.45, 0.02, 0.0, 0.12, 0.16, 0.05, 0.05, 0.15)
 """The skills again, now asked for in words as often as drilled."""
 TALK = (0.55, 0.04, 0.01, 0.10, 0.15, 0.05, 0.05, 0.05)
 """What the model is for, with facts and questions as far apart as the context allows."""
+TALK_AND_SUMS = (0.45, 0.03, 0.01, 0.25, 0.13, 0.06, 0.04, 0.03)
+"""The same with more sums, which fade first when they are not practised."""
 
 
 def marked_documents(seed: str, split: Split, mix: tuple[float, ...]) -> Iterator[str]:
@@ -102,7 +104,10 @@ LESSONS = (
     Lesson(steps=300, tokens=4_096, lengths=(256,), mix=DRILLS, elsewhere=1.0),
     Lesson(steps=400, tokens=4_096, lengths=(128,), mix=SHORT_DRILLS, elsewhere=0.1),
     Lesson(steps=200, tokens=4_096, lengths=(256,), mix=TALK_AND_DRILLS, elsewhere=0.2),
-    Lesson(steps=1_000_000, tokens=4_096, lengths=(512,) * 7 + (2_048,), mix=TALK, elsewhere=0.2),  # to the end
+    Lesson(steps=300, tokens=4_096, lengths=(512,) * 7 + (2_048,), mix=TALK, elsewhere=0.2),
+    Lesson(
+        steps=1_000_000, tokens=4_096, lengths=(512,) * 7 + (2_048,), mix=TALK_AND_SUMS, elsewhere=0.2
+    ),  # to the end
 )
 
 
