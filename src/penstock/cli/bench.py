@@ -108,7 +108,7 @@ def bench(
     input_tokens: Annotated[
         str,
         typer.Option(
-            help="Law of prompt lengths: 512, uniform:100:900, normal:1200, lognormal:6.6:0.98, azure-conv, "
+            help="Law of prompt lengths: 512, uniform:64:900, normal:1200, lognormal:6.6:0.98, azure-conv, "
             "azure-code, mooncake-conversation, mooncake-synthetic.",
             rich_help_panel=_WORDS,
         ),

@@ -126,6 +126,7 @@ def _model(front: Front, started: int) -> dict[str, Any]:
         "root": info.name,
         "parent": None,
         "max_model_len": info.max_sequence_tokens,
+        "vocab_size": info.vocab_size,
     }
 
 

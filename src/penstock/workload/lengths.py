@@ -1,7 +1,7 @@
 """How long prompts and outputs are: laws by name, or pairs drawn from a trace.
 
     512                         always 512
-    uniform:100:900             every whole number from 100 to 900
+    uniform:64:900             every whole number from 64 to 900
     normal:1200  normal:1200:0.3    mean and relative deviation (0.3 is DeepSpeed-FastGen's)
     lognormal:6.6:0.98          mu and sigma of ln(tokens)
     azure-conv, azure-code, mooncake-conversation, mooncake-synthetic
@@ -146,7 +146,7 @@ def parse_lengths(text: str, *, field: str, output: bool) -> Lengths:
     except ValueError as error:
         raise BadInput(
             field=field, value=text, why=str(error) or "no such law of lengths",
-            remedy="512, uniform:100:900, normal:1200, lognormal:6.6:0.98, or one of " + ", ".join(MEASURED),
+            remedy="512, uniform:64:900, normal:1200, lognormal:6.6:0.98, or one of " + ", ".join(MEASURED),
         ) from None  # fmt: skip
     return law
 
