@@ -44,6 +44,11 @@ def test_an_override_wins_over_the_file_and_leaves_its_neighbours(tmp_path: Path
         ({"policy": {"token_budget": 64}}, "policy.token_budget", "129"),
         ({"policy": {"ageing_s": 5}}, "policy.ageing_s", "shortest"),
         ({"memory": {"kind": "reserved", "watermark": 0.2}}, "memory.watermark", "paged"),
+        ({"policy": {"evict": "swap"}, "memory": {"kind": "reserved", "host_bytes": 1024}}, "policy.evict", "paged"),
+        ({"policy": {"name": "orca", "compose": "stall_free"}}, "policy.name", "compose"),
+        ({"policy": {"order": "priority", "ageing_s": ".inf"}}, "policy.ageing_s", "priority"),
+        ({"server": {"host": "127.evil.example.com"}}, "server.host", "api_keys"),
+        ({"server": {"api_keys": [" "]}}, "server.api_keys.0", "docs"),
         ({"server": {"allow_public_without_key": True}}, "server.allow_public_without_key", "0.0.0.0"),
     ],
 )
@@ -82,3 +87,27 @@ def test_every_key_has_a_description_and_reaches_the_resolved_file() -> None:
         for part in name.split("."):
             assert part in value, name
             value = value[part]
+
+
+def test_a_wrong_key_is_never_printed() -> None:
+    with pytest.raises(InvalidDeployment) as caught:
+        Deployment.parse({"server": {"api_keys": "sk-secret"}})
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_a_section_with_all_keys_commented_out_is_empty(tmp_path: Path) -> None:
+    file = tmp_path / "commented.yaml"
+    file.write_text("policy:\n  # token_budget: 3\n")
+    assert Deployment.load(file) == Deployment()
+
+
+def test_a_value_where_a_section_belongs_is_refused_also_under_an_override(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("policy: 5")
+    with pytest.raises(InvalidDeployment, match="section"):
+        Deployment.load(file, {"policy.max_seqs": 3})
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.9", "::1", "0:0:0:0:0:0:0:1"])
+def test_loopback_needs_no_key(host: str) -> None:
+    assert Deployment.parse({"server": {"host": host}}).server.host == host

@@ -7,12 +7,13 @@ are named functions below. Every key is also a flag (`--policy.token-budget 256`
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from penstock.errors import InvalidDeployment
 from penstock.units import Count, Seconds
@@ -65,13 +66,15 @@ EvictName = Literal["recompute", "swap"]
 
 
 class Policy(Section):
-    """Who is next, how a step is filled, who gives way: order x compose x evict. A name sets compose and evict."""
+    """Who is next, how a step is filled, who gives way: order x compose x evict. A name sets compose."""
 
     name: PolicyName = Field("sarathi", description="A named combination; the keys below override its parts.")
     order: OrderName = Field("arrival", description="Who of the waiting is next.")
     compose: ComposeName | None = Field(None, description="How a step's token budget is filled; default: the name's.")
     evict: EvictName = Field("recompute", description="What happens to a sequence that must give way.")
-    token_budget: Count = Field(512, gt=0, description="Tokens in one step, decodes included.")
+    token_budget: Count = Field(
+        512, gt=0, description="Tokens in one step, decodes included; a prompt that may not be cut can exceed it."
+    )
     max_seqs: Count = Field(128, gt=0, le=4096, description="Sequences that hold KV at the same time.")
     ageing_s: Seconds = Field(
         30.0,
@@ -79,6 +82,9 @@ class Policy(Section):
         description="Waiting this long outweighs one priority level, or 1,000 prompt tokens in shortest.",
     )
     plan_ahead: bool = Field(True, description="Plan one step while the one before still runs.")
+
+
+ApiKey = Annotated[str, StringConstraints(pattern=r"^\S+$")]
 
 
 class Queue(Section):
@@ -93,7 +99,7 @@ class Server(Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs api_keys.")
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one.")
-    api_keys: tuple[str, ...] = Field((), description="Keys that clients must send; none: open, loopback only.")
+    api_keys: tuple[ApiKey, ...] = Field((), description="Keys that clients must send; none: open, loopback only.")
     allow_public_without_key: bool = Field(False, description="Listen on a public address with no key, for everyone.")
     drain_timeout: Seconds = Field(30.0, ge=0, description="Time running requests get after SIGTERM.")
     queue: Queue = Queue()
@@ -122,13 +128,16 @@ class Deployment(Section):
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Deployment:
         """Validate plain data. Raises InvalidDeployment."""
+        # A section whose keys are all commented out reads as None.
+        data = {name: {} if value is None and name in cls.model_fields else value for name, value in data.items()}
         try:
             deployment = cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
+            value = "<hidden>" if field.startswith("server.api_keys") else first.get("input")
             raise InvalidDeployment(
-                field=field, value=first.get("input"), why=first["msg"], remedy=_remedy(field, first["type"])
+                field=field, value=value, why=first["msg"], remedy=_remedy(field, first["type"])
             ) from None
         for rule in (_swap_needs_host_memory, _public_needs_key, _budget_holds_a_decode_batch, _nothing_without_effect):
             rule(deployment)
@@ -150,7 +159,11 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
         head, _, rest = dotted.partition(".")
         if rest:
             inner = result.get(head)
-            result[head] = merge(inner if isinstance(inner, Mapping) else {}, {rest: value})
+            if inner is not None and not isinstance(inner, Mapping):
+                raise InvalidDeployment(
+                    field=head, value=inner, why="it is a section, not a value", remedy=f"'{head}:' and keys below it"
+                )
+            result[head] = merge(inner or {}, {rest: value})
         else:
             result[head] = value
     return result
@@ -194,6 +207,11 @@ def _remedy(field: str, kind: str) -> str:
 
 
 def _swap_needs_host_memory(deployment: Deployment) -> None:
+    if deployment.policy.evict == "swap" and deployment.memory.kind == "reserved":
+        raise InvalidDeployment(
+            field="policy.evict", value="swap", why="a reserved slot never grows, so nobody ever has to give way",
+            remedy="policy.evict: recompute, or memory.kind: paged or prefix_tree",
+        )  # fmt: skip
     if deployment.policy.evict == "swap" and deployment.memory.host_bytes == 0:
         raise InvalidDeployment(
             field="memory.host_bytes", value=0, why="policy.evict is swap, and there is no host memory to swap to",
@@ -218,7 +236,7 @@ def _public_needs_key(deployment: Deployment) -> None:
 def _budget_holds_a_decode_batch(deployment: Deployment) -> None:
     policy = deployment.policy
     compose = policy.compose or policy.name
-    if compose in {"sarathi", "stall_free", "splitfuse"} and policy.token_budget < policy.max_seqs:
+    if compose in {"sarathi", "stall_free", "splitfuse"} and policy.token_budget <= policy.max_seqs:
         raise InvalidDeployment(
             field="policy.token_budget", value=policy.token_budget,
             why=f"max_seqs {policy.max_seqs} decodes would not fit into one step, and prompts would starve",
@@ -231,6 +249,7 @@ def _nothing_without_effect(deployment: Deployment) -> None:
     policy, memory, server = deployment.policy, deployment.memory, deployment.server
     loopback = _is_loopback(server.host)
     idle = (
+        ("policy.name", policy, policy.compose is not None, "policy.compose: null"),
         ("policy.ageing_s", policy, policy.order not in {"priority", "shortest"}, "policy.order: priority or shortest"),
         ("memory.watermark", memory, memory.kind == "reserved", "memory.kind: paged or prefix_tree"),
         ("server.allow_public_without_key", server, loopback, "server.host: 0.0.0.0"),
@@ -246,4 +265,7 @@ def _nothing_without_effect(deployment: Deployment) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from penstock.control.compose.single_phase import DecodeOnly
 from penstock.control.request import Request
 from penstock.control.step import Chunk, Step
 from penstock.testing import Driver, ScriptedExecutor, small_replica
@@ -114,8 +117,6 @@ def test_request_level_nobody_joins_until_the_longest_of_the_batch_is_done() -> 
 
 
 def test_an_instance_can_turn_from_prefill_pool_to_decode_pool() -> None:
-    from penstock.control.compose.single_phase import DecodeOnly
-
     run = driver(compose="prefill_only", token_budget=16)
     for name in "abc":
         run.submit(request(name, 10, max_tokens=6))
@@ -150,3 +151,58 @@ def test_under_memory_pressure_the_oldest_never_gives_way(evict: str) -> None:
     assert gave_way
     assert "a" not in gave_way
     assert list(run.ended) == ["a", "b", "c"]
+
+
+def test_splitfuse_when_all_are_stuck_the_newest_is_flushed() -> None:
+    run = driver(blocks=6, policy="splitfuse", token_budget=64, memory="paged")
+    for name in "abc":
+        run.submit(request(name, 8, max_tokens=8))
+    run.run()
+    assert run.steps[1].evict == ["c"]
+    assert next(iter(run.ended)) == "a"
+
+
+def test_splitfuse_a_step_is_filled_also_when_a_decode_has_to_wait() -> None:
+    chance = random.Random(3)
+    short = 0
+    for _ in range(60):
+        run = driver(blocks=9, policy="splitfuse", token_budget=8, memory="paged")
+        for number in range(10):
+            run.submit(request(chr(97 + number), chance.randrange(3, 15), max_tokens=chance.randrange(1, 9)))
+        run.run()
+        for step in run.steps:
+            unfinished = [chunk for chunk in step.chunks if not chunk.last]
+            assert not unfinished or step.tokens == 8
+            short += bool(step.pause)
+    assert short
+
+
+def test_a_decode_pool_brings_swapped_sequences_back() -> None:
+    run = driver(blocks=8, compose="prefill_only", token_budget=16, evict="swap", host_blocks=16, memory="paged")
+    for name in "ab":
+        run.submit(request(name, 12, max_tokens=14))
+    while run.tick():
+        pass
+    run.replica.use(DecodeOnly())
+    run.run()
+    assert run.replica.statistics().swaps > 0
+    assert {name: len(tokens) for name, tokens in run.outputs.items()} == {"a": 14, "b": 14}
+
+
+def test_a_head_of_line_that_does_not_fit_is_not_matched_again_in_every_step() -> None:
+    run = driver(blocks=12, policy="sarathi", token_budget=64)
+    asked = 0
+    memory = run.replica._memory
+    admit = memory.admit
+
+    def counting(*arguments: object) -> int | None:
+        nonlocal asked
+        asked += 1
+        return admit(*arguments)  # type: ignore[arg-type]
+
+    memory.admit = counting  # type: ignore[method-assign,assignment]
+    run.submit(request("a", 4, max_tokens=36))
+    run.submit(request("b", 30, max_tokens=4))
+    run.run()
+    assert len(run.steps) > 36
+    assert asked <= 4

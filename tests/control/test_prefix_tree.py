@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
 
 import pytest
 
@@ -22,15 +24,18 @@ def common_blocks(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return same // BLOCK
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_with_room_for_all_a_hit_is_the_longest_block_prefix_anybody_computed(seed: int) -> None:
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("seed", range(5))
+def test_with_room_for_all_a_hit_is_the_longest_block_prefix_anybody_computed(
+    seed: int, kind: Callable[[tuple[int, ...]], Tokens[int]]
+) -> None:
     chance = random.Random(seed)
     driver = Driver(small_replica(blocks=2000), ScriptedExecutor(blocks=2000, block_tokens=BLOCK, vocabulary=3))
     computed: list[tuple[int, ...]] = []
     for number in range(60):
         stem = chance.choice(computed)[: chance.randrange(30)] if computed and chance.random() < 0.7 else ()
         prompt = stem + tuple(chance.randrange(3) for _ in range(chance.randrange(1, 20)))
-        driver.submit(Request(id=str(number), prompt=prompt, max_tokens=chance.randrange(1, 12)))
+        driver.submit(Request(id=str(number), prompt=kind(prompt), max_tokens=chance.randrange(1, 12)))
         driver.run()
         end = driver.ended[str(number)]
         assert isinstance(end, Finished)
@@ -113,3 +118,37 @@ def test_a_long_shared_stem_costs_its_path_not_its_blocks() -> None:
     for number in range(1, 50):
         keep(tree, number, (*stem, *(number,) * 8))
     assert sum(1 for _ in tree._nodes()) <= 2 + 50
+
+
+def test_a_range_and_a_tuple_of_the_same_ids_are_the_same_prompt() -> None:
+    tree = PrefixTree(blocks=16, block_tokens=BLOCK)
+    keep(tree, 0, tuple(range(12)))
+    one = Sequence(Request(id="1", prompt=range(13), max_tokens=4), 1, 0.0)
+    assert tree.admit(one, 13, 0) == 12
+
+
+def test_a_prompt_published_chunk_by_chunk_is_one_run() -> None:
+    tree = PrefixTree(blocks=400, block_tokens=BLOCK)
+    one = sequence(0, tuple(range(1200)))
+    tree.admit(one, 1200, 0)
+    for computed in range(0, 1201, 7):
+        tree.publish(one, computed)
+        tree.check([one])
+    tree.release(one, tuple(range(1200)))
+    tree.check([])
+    assert sum(1 for _ in tree._nodes()) == 2  # the root and the run
+
+
+def test_a_node_holds_its_own_run_of_tokens_and_no_more() -> None:
+    tree = PrefixTree(blocks=2000, block_tokens=BLOCK)
+    stem = tuple(range(4000))
+    for number in range(20):
+        keep(tree, number, (*stem, *(number,) * 8))
+    assert sum(len(node.tokens) for node in tree._nodes()) == 4000 + 20 * 8
+
+
+def test_many_hits_on_one_prefix_leave_no_trail() -> None:
+    tree = PrefixTree(blocks=16, block_tokens=BLOCK)
+    for number in range(5000):
+        keep(tree, number, (1,) * 12)
+    assert len(tree._idle) <= 70

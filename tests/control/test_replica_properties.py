@@ -38,7 +38,7 @@ setups = st.builds(
     order=st.sampled_from(ORDERS),
     evict=st.sampled_from(("recompute", "swap")),
     memory=st.sampled_from(("paged", "prefix_tree", "reserved")),
-    token_budget=st.integers(8, 20),
+    token_budget=st.integers(1, 20),
     max_seqs=st.integers(1, 8),
     plan_ahead=st.booleans(),
     host_blocks=st.integers(0, 12),
@@ -53,14 +53,19 @@ def a_request(chance: random.Random, number: int) -> Request:
     """Few distinct tokens and stems, so that prefixes are shared in every way, also up to the middle of a block."""
     stem = chance.choice(STEMS)
     prompt = stem + tuple(chance.randrange(3) for _ in range(chance.randrange(0 if stem else 1, 13)))
+    max_tokens = chance.randrange(1, 15)
+    given = Request(id="", prompt=prompt, max_tokens=max_tokens)
+    resumed = expected_output(given, VOCABULARY)[: chance.randrange(max_tokens)] if chance.random() < 0.2 else ()
+    stop_ids = () if resumed else chance.choice(((), (), (3,), (3, 5)))
     return Request(
         id=f"r{number}",
-        prompt=prompt,
-        max_tokens=chance.randrange(1, 15),
+        prompt=list(prompt) if chance.random() < 0.5 else prompt,
+        max_tokens=max_tokens,
+        output=resumed,
         tenant=chance.choice("ab"),
         salt=chance.choice(("", "", "salt")),
         priority=chance.randrange(-1, 2),
-        sampling=Sampling(stop_ids=chance.choice(((), (), (3,), (3, 5)))),
+        sampling=Sampling(stop_ids=stop_ids),
     )
 
 
@@ -119,7 +124,7 @@ def test_every_request_ends_once_with_the_tokens_of_its_own_prefix(setup: Setup,
     driver, taken, cancelled = play(setup, a_script(seed, length))
     for request in taken:
         expected = expected_output(request, VOCABULARY)
-        output = tuple(driver.outputs[request.id])
+        output = request.output + tuple(driver.outputs[request.id])
         end = driver.ended[request.id]
         assert isinstance(end, Finished)
         if request.id in cancelled:

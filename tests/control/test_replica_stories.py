@@ -31,6 +31,9 @@ def test_a_cancellation_while_nothing_runs_is_news_without_a_commit() -> None:
     replica.submit(request("a"), now=0.0)
     replica.cancel("a", now=0.0)
     assert replica.take_updates() == [Finished("a", "cancelled")]
+    last = replica.plan(now=0.0)
+    assert last is not None
+    assert (last.release, last.tokens) == (["a"], 0)  # the executor hears of it without waiting for more work
     assert replica.plan(now=0.0) is None
 
 

@@ -9,6 +9,7 @@ Planning costs O(changes) (Contract 2): a sequence that merely decodes on is not
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 
@@ -55,14 +56,16 @@ class Replica:
     ) -> None:
         self._order, self._compose, self._evict, self._memory = order, compose, evict, memory
         self._max_seqs = max_seqs
-        self._spare = int(watermark * memory.total) if memory.grows else 0
+        self._spare = math.ceil(watermark * memory.total) if memory.grows else 0
         self._size = memory.block_tokens
         self._live: dict[str, Sequence] = {}
         self._running: dict[str, Sequence] = {}
         self._prefilling: dict[str, Sequence] = {}
         self._decode_set = DecodeSet(memory.block_tokens, grows=memory.grows)
         self._stalled: dict[str, Sequence] = {}
-        self._swapped: dict[str, Sequence] = {}
+        self._swapped = 0
+        self._refused: Sequence | None = None
+        """Head of the line for which there was no room; not asked again until blocks or prefixes have changed."""
         self._numbers = 0
         self._waiting_tokens = 0
         self._planned = 0
@@ -90,7 +93,8 @@ class Replica:
         self._numbers += 1
         sequence = Sequence(request, self._numbers, now)
         self._live[request.id] = sequence
-        self._wait(sequence)
+        self._waiting_tokens += sequence.prefill_tokens
+        self._order.push(sequence, self._decode_set.clock)
         self._counts["submitted"] += 1
 
     def cancel(self, request_id: str, now: float) -> None:
@@ -115,6 +119,7 @@ class Replica:
             sequence = self._live.get(chunk.id)
             if sequence is not None and sequence.state in HOLDS_BLOCKS and chunk.id not in result.failed:
                 self._memory.publish(sequence, chunk.start + chunk.tokens)
+                self._refused = None
         for request_id in self._gone:
             result.tokens.pop(request_id, None)
             result.logprobs.pop(request_id, None)
@@ -143,6 +148,8 @@ class Replica:
     def plan(self, now: float) -> Step | None:
         """The next step, or None when there is nothing to do until the next event.
 
+        What has ended is told to the executor even if nothing else is to do: by a step without rows.
+
         Raises ProtocolError when two planned steps are not committed yet.
         """
         if len(self._in_flight) > 1:
@@ -152,13 +159,11 @@ class Replica:
         step.pause += self._to_pause
         self._to_join, self._to_pause = {}, {}
         self._resume_stalled(step)
-        waiting = len(self._order) + len(self._swapped)
-        view = View(len(self._decode_set), len(self._prefilling), waiting, len(self._running))
+        view = View(len(self._decode_set), len(self._prefilling), len(self._running))
         for fill in self._compose.fills(view):
             if fill.decode and self._decode_set:
-                self._decode(step, fill)
-            if fill.prefill_tokens > 0:
-                self._prefill(step, fill)
+                self._decode(step)
+            self._prefill(step, fill)
             if step.chunks or step.decoding or step.swap_in:
                 break
         else:
@@ -170,52 +175,54 @@ class Replica:
         self._counts["decode_tokens"] += step.decoding
         return step
 
-    def _decode(self, step: Step, fill: Fill) -> None:
+    def _decode(self, step: Step) -> None:
         """One token for the whole decode set, after making room for those whose last block is full."""
-        memory = self._memory
-        growing = self._decode_set.growing()
+        memory, decode_set = self._memory, self._decode_set
+        growing = decode_set.growing()
         while len(growing) > memory.available():
             if self._compose.decodes_wait:
-                self._stall(step, next(reversed(growing)))
+                self._stall(step, max((decode_set[name] for name in growing), key=_number))
             else:
-                self._preempt(step, self._order.victim(self._running_evictable()))
-        if not self._decode_set:
+                self._preempt(step, self._order.victim(self._running_evictable(), decode_set.clock))
+        if not decode_set:
             return
         if growing:
             blocks = memory.take(len(growing))
             step.grow, step.grow_blocks = list(growing), blocks
             for table, block in zip(growing.values(), blocks, strict=True):
                 table.append(block)
-        step.decoding = len(self._decode_set)
-        step.decode_context = self._decode_set.context
-        for sequence in self._decode_set.tick():
+        step.decoding = len(decode_set)
+        step.decode_context = decode_set.context
+        for sequence in decode_set.tick():
             self._leave_decode_set(sequence)
             sequence.apply(Event.LAST_TOKEN)
             self._to_pause[sequence.id] = None
             self._ending.append((step.number, sequence))
 
     def _prefill(self, step: Step, fill: Fill) -> None:
-        """Chunks for the admitted, then admissions, until the room is used up."""
-        left = fill.prefill_tokens
-        for sequence in list(self._prefilling.values()):
-            if left <= 0:
+        """Chunks for the admitted, then admissions, until the budget is used up."""
+        left = fill.budget - step.decoding
+        while left > 0 and self._prefilling:
+            sequence = next(iter(self._prefilling.values()))
+            need = sequence.prefill_tokens - sequence.computed
+            if not fill.split and step.chunks and need > left:
                 return
-            if not fill.split and step.chunks and sequence.prefill_tokens - sequence.computed > left:
-                return
-            left -= self._chunk(step, sequence, left if fill.split else sequence.prefill_tokens)
+            left -= self._chunk(step, sequence, left if fill.split else need)
         if not fill.admit or step.evict or step.swap_out:
             return
-        while (left > 0 or fill.gather) and len(self._running) < self._max_seqs:
-            if self._swapped:
-                if not self._swap_in(step, next(iter(self._swapped.values()))):
+        while len(self._running) < self._max_seqs:
+            head = self._order.peek(self._decode_set.clock)
+            if head is None or head is self._refused:
+                return
+            if head.state is State.SWAPPED:
+                if not self._swap_in(step, head):
                     return
                 continue
-            head = self._order.peek(self._decode_set.clock)
-            if head is None or not self._admissible(step, fill, head, left):
+            if fill.budget <= 0 or not (left > 0 or fill.gather) or not self._admissible(step, fill, head, left):
                 return
-            spare = self._spare if self._running else 0
-            cached = self._memory.admit(head, head.prefill_tokens, spare)
+            cached = self._memory.admit(head, head.prefill_tokens, self._spare if self._running else 0)
             if cached is None:
+                self._refused = head
                 return
             self._order.pop()
             self._admit(step, head, cached)
@@ -254,7 +261,8 @@ class Replica:
             self._counts["prefix_query_tokens"] += sequence.prompt_tokens
             self._counts["prefix_hit_tokens"] += cached
             sequence.cached_tokens = cached
-            self._order.charge(sequence, sequence.prefill_tokens - cached)
+        # Computing again what was evicted is not the tenant's doing; the token it makes then is.
+        self._order.charge(sequence, 0 if sequence.admissions else sequence.prefill_tokens - cached)
         sequence.admissions += 1
         self._running[sequence.id] = sequence
         self._prefilling[sequence.id] = sequence
@@ -273,21 +281,17 @@ class Replica:
     def _resume_stalled(self, step: Step) -> None:
         """Stalled decodes come back, oldest first, while there is a block for each."""
         room = self._memory.available() if self._stalled else 0
-        for sequence in list(self._stalled.values()):
-            if room <= 0:
-                return
-            room -= 1
+        for sequence in sorted(self._stalled.values(), key=_number)[:room]:
             del self._stalled[sequence.id]
             sequence.apply(Event.RESUME)
             self._enter_decode_set(sequence)
             _toggle(sequence.id, step.pause, step.join)
 
-    def _stall(self, step: Step, request_id: str) -> None:
-        sequence = self._decode_set[request_id]
+    def _stall(self, step: Step, sequence: Sequence) -> None:
         self._leave_decode_set(sequence)
         sequence.apply(Event.STALL)
-        self._stalled[request_id] = sequence
-        _toggle(request_id, step.join, step.pause)
+        self._stalled[sequence.id] = sequence
+        _toggle(sequence.id, step.join, step.pause)
         self._counts["stalls"] += 1
 
     # -- giving way ---------------------------------------------------------------------------------------------
@@ -310,25 +314,29 @@ class Replica:
             sequence.computed = 0
             sequence.prefill_tokens = sequence.prompt_tokens + sequence.outputs
             step.evict.append(sequence.id)
-            self._memory.release(sequence)
-            self._wait(sequence)
+            self._waiting_tokens += sequence.prefill_tokens
             self._counts["preemptions"] += 1
         else:
             sequence.apply(Event.SWAP_OUT)
             step.swap_out.append(Swap(sequence.id, tuple(sequence.blocks), host))
-            self._memory.release(sequence)
-            self._swapped[sequence.id] = sequence
+            self._swapped += 1
             self._counts["swaps"] += 1
+        self._memory.release(sequence)
+        self._refused = None
+        self._order.push(sequence, self._decode_set.clock)
 
     def _swap_in(self, step: Step, sequence: Sequence) -> bool:
-        spare = self._spare if self._running else 0
         host = tuple(sequence.host_blocks)
+        # One block more than it had: otherwise it might have to leave again before it made a token.
+        spare = 1 + self._spare if self._running else 0
         if len(host) + spare > self._memory.available():
+            self._refused = sequence
             return False
+        self._order.pop()
         sequence.blocks = self._memory.take(len(host))
         step.swap_in.append(Swap(sequence.id, tuple(sequence.blocks), host))
         self._evict.give_back(sequence)
-        del self._swapped[sequence.id]
+        self._swapped -= 1
         sequence.apply(Event.SWAP_IN)
         self._running[sequence.id] = sequence
         self._enter_decode_set(sequence)
@@ -336,15 +344,13 @@ class Replica:
         return True
 
     def _unblock(self, step: Step) -> bool:
-        """Nothing could run. If that is because stalled decodes hold all blocks, the newest of them is flushed."""
-        if not self._stalled or self._decode_set or self._prefilling or self._in_flight:
-            return bool(step.evict or step.swap_out)
-        self._preempt(step, self._stalled[next(reversed(self._stalled))])
-        return True
+        """Nothing could run. If that is because stalled decodes hold all blocks, the newest of them is flushed.
 
-    def _wait(self, sequence: Sequence) -> None:
-        self._waiting_tokens += sequence.prefill_tokens
-        self._order.push(sequence)
+        Returns whether the step is worth running even so.
+        """
+        if self._stalled and not self._decode_set and not self._prefilling and not self._in_flight:
+            self._preempt(step, max(self._stalled.values(), key=_number))
+        return bool(step.evict or step.swap_out or (step.release and not self._in_flight))
 
     # -- ends ---------------------------------------------------------------------------------------------------
 
@@ -371,7 +377,8 @@ class Replica:
             self._waiting_tokens -= sequence.prefill_tokens
             self._order.remove(sequence)
         elif state is State.SWAPPED:
-            del self._swapped[request_id]
+            self._swapped -= 1
+            self._order.remove(sequence)
             self._evict.give_back(sequence)
         else:
             if state is State.DECODING:
@@ -382,8 +389,9 @@ class Replica:
             valid = None
             if finish is not None and finish.output and state is not State.PREFILLING:
                 # The last token was never an input, so it has no KV.
-                valid = (*sequence.request.prompt, *finish.output)[:-1]
+                valid = (*sequence.prompt, *finish.output)[:-1]
             self._memory.release(sequence, valid)
+            self._refused = None
         sequence.apply(Event.END)
         self._withdraw(request_id)
         self._draft.release.append(request_id)
@@ -409,8 +417,9 @@ class Replica:
         """Counts at this moment, O(1)."""
         blocks = self._memory.occupancy()
         return Statistics(
-            waiting=len(self._order), waiting_prompt_tokens=self._waiting_tokens, running=len(self._running),
-            prefilling=len(self._prefilling), decoding=len(self._decode_set), swapped=len(self._swapped),
+            waiting=len(self._order) - self._swapped, waiting_prompt_tokens=self._waiting_tokens,
+            running=len(self._running), prefilling=len(self._prefilling), decoding=len(self._decode_set),
+            stalled=len(self._stalled), swapped=self._swapped,
             free_blocks=blocks.free, cached_blocks=blocks.cached, held_blocks=blocks.held,
             total_blocks=self._memory.total, free_host_blocks=self._evict.free_host_blocks, steps=self._planned,
             **self._counts,
@@ -426,8 +435,9 @@ class Replica:
         expect({s.id for s in by_state[State.DECODING]} == {s.id for s in self._decode_set}, "the decode set is wrong")
         expect({s.id for s in by_state[State.PREFILLING]} == set(self._prefilling), "prefilling is wrong")
         expect({s.id for s in by_state[State.STALLED]} == set(self._stalled), "stalled is wrong")
-        expect({s.id for s in by_state[State.SWAPPED]} == set(self._swapped), "swapped is wrong")
-        expect(len(by_state[State.WAITING]) == len(self._order), "the order lost a sequence, or kept one")
+        expect(len(by_state[State.SWAPPED]) == self._swapped, "swapped is wrong")
+        in_line = len(by_state[State.WAITING]) + self._swapped
+        expect(in_line == len(self._order), "the order lost a sequence, or kept one")
         expect(self._waiting_tokens == sum(s.prefill_tokens for s in by_state[State.WAITING]), "waiting tokens")
         for sequence in holders:
             ticks = self._decode_set.clock - sequence.join_clock if sequence.state is State.DECODING else 0
@@ -438,6 +448,10 @@ class Replica:
         host = sum(len(s.host_blocks) for s in self._live.values())
         expect(host + self._evict.free_host_blocks == self._evict.host_blocks, "host blocks are lost")
         self._memory.check(holders)
+
+
+def _number(sequence: Sequence) -> int:
+    return sequence.number
 
 
 def _toggle(request_id: str, announced: list[str], opposite: list[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from penstock.control.lifecycle import Event, State, move
 from penstock.control.request import Request
 
+Tokens = tuple[int, ...] | range
+
 
 class Sequence:
     """One request under way. Counts are those after the last *planned* step, not the last committed one.
@@ -15,7 +17,7 @@ class Sequence:
 
     __slots__ = (
         "admissions", "arrival", "blocks", "cached_tokens", "computed", "host_blocks", "id", "join_clock", "max_tokens",
-        "number", "outputs", "prefill_tokens", "prompt_tokens", "request", "shared", "shared_blocks", "state",
+        "number", "outputs", "prefill_tokens", "prompt", "prompt_tokens", "request", "shared", "shared_blocks", "state",
     )  # fmt: skip
 
     def __init__(self, request: Request, number: int, arrival: float) -> None:
@@ -25,7 +27,10 @@ class Sequence:
         """Order of submission; decides every tie."""
         self.arrival = arrival
         self.state = State.WAITING
-        self.prompt_tokens = len(request.prompt)
+        prompt = request.prompt
+        self.prompt: Tokens = prompt if isinstance(prompt, tuple | range) else tuple(prompt)
+        """Slices of it can be compared: a list would equal no tuple."""
+        self.prompt_tokens = len(prompt)
         self.max_tokens = request.max_tokens
         self.outputs = len(request.output)
         """Output tokens so far."""

@@ -15,6 +15,8 @@ class Statistics:
     """Hold blocks: prefilling, decoding, stalled or ending."""
     prefilling: int = 0
     decoding: int = 0
+    stalled: int = 0
+    """Decodes that wait for a block."""
     swapped: int = 0
     free_blocks: int = 0
     cached_blocks: int = 0

@@ -68,7 +68,7 @@ class ScriptedExecutor:
     """An Executor of `blocks` KV blocks. Raises ProtocolError at the first broken rule.
 
     Args:
-        fails: ids whose first row reports a failure, alone.
+        fails: ids whose first sampled row reports a failure, alone.
         seconds: virtual duration of a step; none by default.
     """
 
@@ -98,6 +98,7 @@ class ScriptedExecutor:
         written: dict[tuple[int, int], str] = {}
         inputs: list[tuple[_Row, int, int, bool]] = []
         for chunk in step.chunks:
+            self._require(chunk.id in self.rows, f"a chunk of {chunk.id}, which nobody added")
             row = self.rows[chunk.id]
             self._require(chunk.start == row.valid and chunk.tokens > 0, f"{chunk} does not follow {row.valid}")
             self._require(chunk.last == (chunk.start + chunk.tokens == len(row.tokens)), f"{chunk}: wrong `last`")
@@ -109,6 +110,11 @@ class ScriptedExecutor:
             self._require(context == step.decode_context, f"context {context}, control says {step.decode_context}")
             for row in decoding:
                 if row.done:
+                    # Planned before its end was known. An engine may compute the row: what it writes is worth nothing.
+                    block, offset = self._slot(row, row.valid)
+                    self._require((block, offset) not in written, f"slot {block, offset} written twice in a step")
+                    written[block, offset] = row.request.id
+                    self.device[block][offset] = -1
                     row.valid += 1
                 else:
                     self._require(row.valid == len(row.tokens) - 1, f"{row.request.id} decodes with KV missing")

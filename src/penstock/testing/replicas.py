@@ -30,7 +30,7 @@ class Driver:
         self._planned: deque[Step] = deque()
 
     def submit(self, request: Any) -> None:
-        """As a runtime does: the executor first, so that a refusal leaves nothing behind."""
+        """The replica first: what it refuses, the executor never sees."""
         self.replica.submit(request, self.now)
         self.executor.add(request)
         self.outputs[request.id] = []

@@ -14,8 +14,6 @@ class View:
     """Sequences in the decode set."""
     prefilling: int
     """Admitted sequences whose prompt is not yet computed."""
-    waiting: int
-    """Not admitted, swapped out ones included."""
     running: int
     """Sequences that hold blocks."""
 
@@ -26,10 +24,10 @@ class Fill:
 
     decode: bool
     """The decode set runs."""
-    prefill_tokens: int = 0
-    """Room for prompt tokens."""
+    budget: int = 0
+    """Rows of the step. Prompts get what the decodes that really run leave of it."""
     split: bool = True
-    """A prompt may be cut to fit. If not, whole prompts only, and one alone may exceed the room."""
+    """A prompt may be cut to fit. If not, whole prompts only, and one alone may exceed the budget."""
     admit: bool = True
     """Waiting sequences may enter."""
     gather: bool = False

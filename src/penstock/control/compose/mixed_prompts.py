@@ -15,4 +15,4 @@ class MixedPrompts:
     decodes_wait: bool = False
 
     def fills(self, view: View) -> tuple[Fill, ...]:
-        return (Fill(decode=True, prefill_tokens=self.token_budget, split=False),)
+        return (Fill(decode=True, budget=self.token_budget, split=False),)

@@ -19,6 +19,6 @@ class PrefillFirst:
 
     def fills(self, view: View) -> tuple[Fill, ...]:
         return (
-            Fill(decode=False, prefill_tokens=self.token_budget, split=False),
+            Fill(decode=False, budget=self.token_budget, split=False),
             Fill(decode=True, admit=False),
         )

@@ -21,5 +21,5 @@ class RequestLevel:
     def fills(self, view: View) -> tuple[Fill, ...]:
         forming = view.running == 0
         if forming or view.prefilling:
-            return (Fill(decode=False, prefill_tokens=self.token_budget, admit=forming, gather=True),)
+            return (Fill(decode=False, budget=self.token_budget, admit=forming, gather=True),)
         return (Fill(decode=True, admit=False),)

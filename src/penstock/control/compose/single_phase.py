@@ -19,7 +19,7 @@ class PrefillOnly:
     decodes_wait: bool = False
 
     def fills(self, view: View) -> tuple[Fill, ...]:
-        return (Fill(decode=False, prefill_tokens=self.token_budget),)
+        return (Fill(decode=False, budget=self.token_budget),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,4 +20,4 @@ class SplitFuse:
     decodes_wait: bool = True
 
     def fills(self, view: View) -> tuple[Fill, ...]:
-        return (Fill(decode=True, prefill_tokens=self.token_budget - view.decoding),)
+        return (Fill(decode=True, budget=self.token_budget),)

@@ -16,4 +16,4 @@ class StallFree:
     decodes_wait: bool = False
 
     def fills(self, view: View) -> tuple[Fill, ...]:
-        return (Fill(decode=True, prefill_tokens=self.token_budget - view.decoding),)
+        return (Fill(decode=True, budget=self.token_budget),)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from typing import Protocol
 
-from penstock.control.sequence import Sequence
+from penstock.control.sequence import Sequence, Tokens
 from penstock.errors import ProtocolError
 
 
@@ -45,7 +44,7 @@ class Memory(Protocol):
     def publish(self, sequence: Sequence, computed: int) -> None:
         """The KV of the first `computed` tokens of its prompt is now valid."""
 
-    def release(self, sequence: Sequence, tokens: Tokens[int] | None = None) -> None:
+    def release(self, sequence: Sequence, tokens: Tokens | None = None) -> None:
         """Take back all its blocks. `tokens`: the ids whose KV is valid, if the memory may keep them for others."""
 
     def occupancy(self) -> Occupancy:

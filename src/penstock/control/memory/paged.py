@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from collections.abc import Sequence as Tokens
 
 from penstock.control.memory.blocks import Occupancy, blocks_for, expect
-from penstock.control.sequence import Sequence
+from penstock.control.sequence import Sequence, Tokens
 
 
 class Paged:
@@ -42,7 +41,7 @@ class Paged:
     def publish(self, sequence: Sequence, computed: int) -> None:
         """Nothing is shared."""
 
-    def release(self, sequence: Sequence, tokens: Tokens[int] | None = None) -> None:
+    def release(self, sequence: Sequence, tokens: Tokens | None = None) -> None:
         self._free.extend(sequence.blocks)
         sequence.blocks = []
 

@@ -15,28 +15,23 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterator
-from collections.abc import Sequence as Tokens
 
 from penstock.control.memory.blocks import Occupancy, blocks_for, expect
-from penstock.control.sequence import Sequence
+from penstock.control.sequence import Sequence, Tokens
 
 Border = tuple[str, str]
 BlockKey = tuple[int, ...]
 
 
 class Node:
-    """Tokens [start, end) of `tokens`, whole blocks, below `parent`."""
+    """A run of whole blocks below `parent`: its tokens, and the blocks that hold their KV."""
 
-    __slots__ = ("blocks", "border", "children", "end", "parent", "stamp", "start", "tokens", "users")
+    __slots__ = ("blocks", "border", "children", "parent", "stamp", "tokens", "users")
 
-    def __init__(
-        self, parent: Node | None, tokens: Tokens[int], start: int, end: int, blocks: list[int], border: Border
-    ) -> None:
+    def __init__(self, parent: Node | None, tokens: Tokens, blocks: list[int], border: Border) -> None:
         self.parent = parent
         self.border = border
         self.tokens = tokens
-        self.start = start
-        self.end = end
         self.blocks = blocks
         self.children: dict[BlockKey, Node] = {}
         self.users = 0
@@ -58,6 +53,8 @@ class PrefixTree:
         self._ticks = 0
         self._entries = 0
         self._cached = 0
+        self._count = 0
+        """Nodes, roots left out."""
 
     # -- the Memory protocol ------------------------------------------------------------------------------------
 
@@ -69,7 +66,7 @@ class PrefixTree:
 
     def admit(self, sequence: Sequence, tokens: int, spare: int) -> int | None:
         root = self._roots.get(_border(sequence))
-        node, matched = (root, 0) if root is None else self._match(root, sequence.request.prompt, tokens - 1)
+        node, matched = (root, 0) if root is None else self._match(root, sequence.prompt, tokens - 1)
         idle = sum(len(step.blocks) for step in _path(node) if not step.users)
         count = blocks_for(tokens, self.block_tokens) - matched
         if count + spare > self.available() - idle:
@@ -91,9 +88,9 @@ class PrefixTree:
         return taken
 
     def publish(self, sequence: Sequence, computed: int) -> None:
-        self._extend(sequence, sequence.request.prompt, min(computed, sequence.prompt_tokens))
+        self._extend(sequence, sequence.prompt, min(computed, sequence.prompt_tokens))
 
-    def release(self, sequence: Sequence, tokens: Tokens[int] | None = None) -> None:
+    def release(self, sequence: Sequence, tokens: Tokens | None = None) -> None:
         if tokens is not None:
             self._extend(sequence, tokens, len(tokens), keep_going=True)
         node = sequence.shared
@@ -108,10 +105,10 @@ class PrefixTree:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _key(self, tokens: Tokens[int], at: int) -> BlockKey:
+    def _key(self, tokens: Tokens, at: int = 0) -> BlockKey:
         return tuple(tokens[at : at + self.block_tokens])
 
-    def _match(self, root: Node, tokens: Tokens[int], most: int) -> tuple[Node, int]:
+    def _match(self, root: Node, tokens: Tokens, most: int) -> tuple[Node, int]:
         """Deepest node that holds a prefix of `tokens`, and its depth in blocks; at most `most` tokens. May split a
         node so that the match ends at a node's end."""
         size = self.block_tokens
@@ -121,24 +118,24 @@ class PrefixTree:
             child = node.children.get(self._key(tokens, at))
             if child is None:
                 break
-            run = min(child.end - child.start, most - at)
-            same = self._common(child, tokens, at, run)
-            if same < child.end - child.start:
+            same = self._common(child, tokens[at : min(at + len(child.tokens), most)])
+            if same < len(child.tokens):
                 node = self._split(child, same)
                 at += same
                 break
             node, at = child, at + same
         return node, at // size
 
-    def _common(self, child: Node, tokens: Tokens[int], at: int, run: int) -> int:
-        """Tokens, in whole blocks, that `child` and tokens[at:] have in common; at least one block is known to be."""
-        if tokens[at : at + run] == child.tokens[child.start : child.start + run]:
+    def _common(self, child: Node, tokens: Tokens) -> int:
+        """How many tokens, in whole blocks, `child` and `tokens` have in common; one block is known to be."""
+        run = min(len(child.tokens), len(tokens))
+        if _equal(tokens[:run], child.tokens[:run]):
             return run
         size = self.block_tokens
         low, high = 1, run // size
         while high - low > 1:  # common prefixes are monotone: binary search for the first block that differs
             middle = (low + high) // 2
-            if tokens[at : at + middle * size] == child.tokens[child.start : child.start + middle * size]:
+            if _equal(tokens[: middle * size], child.tokens[: middle * size]):
                 low = middle
             else:
                 high = middle
@@ -148,14 +145,15 @@ class PrefixTree:
         """Cut `node` after its first `tokens` tokens. The lower part stays the same object: sequences point at it."""
         assert node.parent is not None
         count = tokens // self.block_tokens
-        upper = Node(node.parent, node.tokens, node.start, node.start + tokens, node.blocks[:count], node.border)
+        upper = Node(node.parent, node.tokens[:tokens], node.blocks[:count], node.border)
         upper.users, upper.stamp = node.users, node.stamp
-        upper.children[self._key(node.tokens, node.start + tokens)] = node
-        node.parent.children[self._key(node.tokens, node.start)] = upper
-        node.parent, node.start, node.blocks = upper, node.start + tokens, node.blocks[count:]
+        node.parent.children[self._key(node.tokens)] = upper
+        node.parent, node.tokens, node.blocks = upper, node.tokens[tokens:], node.blocks[count:]
+        upper.children[self._key(node.tokens)] = node
+        self._count += 1
         return upper
 
-    def _extend(self, sequence: Sequence, tokens: Tokens[int], valid: int, *, keep_going: bool = False) -> None:
+    def _extend(self, sequence: Sequence, tokens: Tokens, valid: int, *, keep_going: bool = False) -> None:
         """Move the sequence's own full blocks of tokens[:valid] into the tree, below what it shares already.
 
         Where another sequence has published the same tokens meanwhile, ours are duplicates: a running sequence stops
@@ -171,7 +169,7 @@ class PrefixTree:
             border = _border(sequence)
             node = self._roots.get(border)
             if node is None:
-                node = self._roots[border] = Node(None, (), 0, 0, [], border)
+                node = self._roots[border] = Node(None, (), [], border)
             self._hold(node)
         while at < full and node.children:
             child = node.children.get(self._key(tokens, at * size))
@@ -180,19 +178,32 @@ class PrefixTree:
             if not keep_going:
                 self._settle_on(sequence, node, at)
                 return
-            run = min(child.end - child.start, (full - at) * size)
-            same = self._common(child, tokens, at * size, run)
-            if same < child.end - child.start:
+            same = self._common(child, tokens[at * size : min(at * size + len(child.tokens), full * size)])
+            if same < len(child.tokens):
                 child = self._split(child, same)
             self._enter(child)
             self._free.extend(sequence.blocks[at : at + same // size])
             node, at = child, at + same // size
         if at < full:
-            leaf = Node(node, tokens, at * size, full * size, sequence.blocks[at:full], node.border)
-            node.children[self._key(tokens, at * size)] = leaf
-            leaf.users = 1
-            node, at = leaf, full
+            node = self._append(node, tokens, at, full, sequence.blocks[at:full])
+            at = full
         self._settle_on(sequence, node, at)
+
+    def _append(self, node: Node, tokens: Tokens, at: int, full: int, blocks: list[int]) -> Node:
+        """Blocks [at, full) of a sequence that holds `node` and ends there; returns the node that has them now.
+
+        A leaf that nobody else uses grows, so that a prompt published chunk by chunk is one run and not a chain.
+        """
+        size = self.block_tokens
+        if node.parent is not None and node.users == 1 and not node.children:
+            node.tokens = tokens[(at - len(node.blocks)) * size : full * size]
+            node.blocks += blocks
+            return node
+        leaf = Node(node, tokens[at * size : full * size], blocks, node.border)
+        leaf.users = 1
+        node.children[self._key(leaf.tokens)] = leaf
+        self._count += 1
+        return leaf
 
     @staticmethod
     def _settle_on(sequence: Sequence, node: Node, shared_blocks: int) -> None:
@@ -229,12 +240,19 @@ class PrefixTree:
         """Into the heap of what may be trimmed; an entry whose stamp is no longer the node's is ignored there."""
         self._entries += 1
         heapq.heappush(self._idle, (node.stamp, self._entries, node))
+        if len(self._idle) > 64 + 2 * self._count:
+            self._idle = [entry for entry in self._idle if self._trimmable(entry[2], entry[0])]
+            heapq.heapify(self._idle)
+
+    @staticmethod
+    def _trimmable(node: Node, stamp: int) -> bool:
+        return not node.users and not node.children and node.stamp == stamp and node.parent is not None
 
     def _trim(self, wanted: int) -> None:
         """Free up to `wanted` blocks at the end of the least recently used idle leaf."""
         stamp, _, node = heapq.heappop(self._idle)
         parent = node.parent
-        if node.users or node.children or node.stamp != stamp or parent is None:
+        if parent is None or not self._trimmable(node, stamp):
             return
         count = min(wanted, len(node.blocks))
         kept = len(node.blocks) - count
@@ -242,11 +260,12 @@ class PrefixTree:
         self._cached -= count
         if kept:
             del node.blocks[kept:]
-            node.end -= count * self.block_tokens
+            node.tokens = node.tokens[: kept * self.block_tokens]
             self._push(node)
             return
-        del parent.children[self._key(node.tokens, node.start)]
+        del parent.children[self._key(node.tokens)]
         node.parent, node.blocks = None, []
+        self._count -= 1
         if parent.users or parent.children:
             return
         if parent.parent is None:
@@ -279,13 +298,19 @@ class PrefixTree:
         for node in self._nodes():
             in_tree += node.blocks
             expect(node.users == users.get(id(node), 0), "a node's users were miscounted")
-            expect(len(node.blocks) * self.block_tokens == node.end - node.start, "a node's run and blocks disagree")
+            expect(len(node.blocks) * self.block_tokens == len(node.tokens), "a node's run and blocks disagree")
             cached += 0 if node.users else len(node.blocks)
             for key, child in node.children.items():
-                expect(child.parent is node and key == self._key(child.tokens, child.start), "a child is misfiled")
+                expect(child.parent is node and key == self._key(child.tokens), "a child is misfiled")
                 expect(not child.users or node.users > 0, "a used node hangs below an unused one")
+        expect(sum(1 for node in self._nodes() if node.parent) == self._count, "nodes were miscounted")
         expect(cached == self._cached, f"{cached} blocks are idle in the tree, {self._cached} were counted")
         expect(sorted(own + in_tree + self._free) == list(range(self.total)), "a block is lost, or has two owners")
+
+
+def _equal(a: Tokens, b: Tokens) -> bool:
+    """A range and a tuple of the same ids are the same prompt."""
+    return a == b if type(a) is type(b) else tuple(a) == tuple(b)
 
 
 def _border(sequence: Sequence) -> Border:

@@ -6,10 +6,9 @@ The baseline before paging (FasterTransformer, Orca): simple and fast, and most 
 from __future__ import annotations
 
 from collections.abc import Collection
-from collections.abc import Sequence as Tokens
 
 from penstock.control.memory.blocks import Occupancy, blocks_for, expect
-from penstock.control.sequence import Sequence
+from penstock.control.sequence import Sequence, Tokens
 
 
 class Reserved:
@@ -43,7 +42,7 @@ class Reserved:
     def publish(self, sequence: Sequence, computed: int) -> None:
         """Nothing is shared."""
 
-    def release(self, sequence: Sequence, tokens: Tokens[int] | None = None) -> None:
+    def release(self, sequence: Sequence, tokens: Tokens | None = None) -> None:
         if sequence.blocks:
             self._free.append(sequence.blocks[0] // self.slot_blocks)
         sequence.blocks = []

@@ -2,8 +2,8 @@
 
 Each tenant has a counter of the work done for it, in weighted tokens. The next request is the first one of the waiting
 tenant with the smallest counter. A tenant that comes back after a pause is lifted to the smallest counter among the
-waiting: idling earns no credit. While several tenants wait, no counter runs away from another by more than one
-request's prompt plus what the running ones still decode.
+waiting, or if nobody waits, to that of the tenant served last: idling earns no credit. While several tenants wait, no
+counter runs away from another by more than one request's prompt plus what the running ones still decode.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from penstock.control.sequence import Sequence
 INPUT_WEIGHT: Final = 1.0
 OUTPUT_WEIGHT: Final = 2.0
 """VTC's defaults: an output token costs about twice an input token."""
+REMEMBERED: Final = 1024
+"""Tenants kept before those whose counter no longer matters are forgotten."""
 
 
 class _Tenant:
@@ -38,46 +40,52 @@ class FairShare:
 
     def __init__(self) -> None:
         self._tenants: dict[str, _Tenant] = {}
-        self._clock = 0
-        self._shown: _Tenant | None = None
+        self._waiting: dict[str, _Tenant] = {}
+        self._count = 0
+        self._shown: str | None = None
+        self._served = _Tenant()
+        """Whose request was taken last."""
 
-    def push(self, sequence: Sequence) -> None:
-        tenant = self._tenants.setdefault(sequence.request.tenant, _Tenant())
-        if not len(tenant.queue):
-            floor = min((t.counter(self._clock) for t in self._tenants.values() if len(t.queue)), default=None)
-            if floor is None:
-                floor = min((t.counter(self._clock) for t in self._tenants.values() if t.decoding), default=0.0)
-            tenant.settled += max(0.0, floor - tenant.counter(self._clock))
-        tenant.queue.push(sequence)
+    def push(self, sequence: Sequence, clock: int) -> None:
+        name = sequence.request.tenant
+        tenant = self._tenant(name, clock)
+        if name not in self._waiting:
+            tenant.settled += max(0.0, self._floor(clock) - tenant.counter(clock))
+            self._waiting[name] = tenant
+        tenant.queue.push(sequence, clock)
+        self._count += 1
 
     def peek(self, clock: int) -> Sequence | None:
-        self._clock = clock
-        waiting = [tenant for tenant in self._tenants.values() if len(tenant.queue)]
-        if not waiting:
+        if not self._waiting:
             return None
-        self._shown = min(waiting, key=lambda tenant: tenant.counter(clock))
-        return self._shown.queue.peek(clock)
+        self._shown = min(self._waiting, key=lambda name: self._waiting[name].counter(clock))
+        return self._waiting[self._shown].queue.peek(clock)
 
     def pop(self) -> Sequence:
         assert self._shown is not None, "pop follows peek"
-        return self._shown.queue.pop()
+        self._served = self._waiting[self._shown]
+        sequence = self._served.queue.pop()
+        self._taken(self._shown)
+        return sequence
 
     def remove(self, sequence: Sequence) -> None:
-        self._tenants[sequence.request.tenant].queue.remove(sequence)
+        self._waiting[sequence.request.tenant].queue.remove(sequence)
+        self._taken(sequence.request.tenant)
 
-    def victim(self, running: Iterable[Sequence]) -> Sequence:
+    def victim(self, running: Iterable[Sequence], clock: int) -> Sequence:
         """The newest request of the tenant that has had most."""
 
         def had(sequence: Sequence) -> tuple[float, int]:
-            return (self._tenants[sequence.request.tenant].counter(self._clock), sequence.number)
+            return (self._tenant(sequence.request.tenant, clock).counter(clock), sequence.number)
 
         return max(running, key=had)
 
     def charge(self, sequence: Sequence, prefill_tokens: int) -> None:
-        self._tenants[sequence.request.tenant].settled += INPUT_WEIGHT * prefill_tokens
+        tenant = self._tenants.setdefault(sequence.request.tenant, _Tenant())
+        tenant.settled += INPUT_WEIGHT * prefill_tokens + OUTPUT_WEIGHT
 
     def joined(self, sequence: Sequence, clock: int) -> None:
-        tenant = self._tenants[sequence.request.tenant]
+        tenant = self._tenant(sequence.request.tenant, clock)
         tenant.decoding += 1
         tenant.join_clocks += clock
 
@@ -92,4 +100,31 @@ class FairShare:
         return {name: tenant.counter(clock) for name, tenant in self._tenants.items()}
 
     def __len__(self) -> int:
-        return sum(len(tenant.queue) for tenant in self._tenants.values())
+        return self._count
+
+    def _floor(self, clock: int) -> float:
+        if self._waiting:
+            return min(tenant.counter(clock) for tenant in self._waiting.values())
+        return self._served.counter(clock)
+
+    def _taken(self, name: str) -> None:
+        self._count -= 1
+        if not len(self._waiting[name].queue):
+            del self._waiting[name]
+
+    def _tenant(self, name: str, clock: int) -> _Tenant:
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            if len(self._tenants) >= REMEMBERED + 2 * len(self._waiting):
+                self._forget(clock)
+            tenant = self._tenants[name] = _Tenant()
+        return tenant
+
+    def _forget(self, clock: int) -> None:
+        """Drop idle tenants that would be lifted to the floor anyway when they come back."""
+        floor = self._floor(clock)
+        self._tenants = {
+            name: tenant
+            for name, tenant in self._tenants.items()
+            if name in self._waiting or tenant.decoding or tenant.counter(clock) > floor
+        }

@@ -11,7 +11,7 @@ from penstock.control.sequence import Sequence
 
 
 class Priority(KeyedOrder):
-    """One level of priority is worth `ageing_s` seconds of waiting: nobody starves."""
+    """One level of priority is worth `ageing_s` seconds of waiting: where priorities are bounded, nobody starves."""
 
     def __init__(self, ageing_s: float) -> None:
         super().__init__()

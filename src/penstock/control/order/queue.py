@@ -14,11 +14,12 @@ Key = tuple[float, int]
 class Order(Protocol):
     """Who is next, and who gives way. Decides; never allocates."""
 
-    def push(self, sequence: Sequence) -> None:
-        """A new or an evicted sequence waits. An evicted one keeps its number and so its place."""
+    def push(self, sequence: Sequence, clock: int) -> None:
+        """A new, an evicted or a swapped out sequence waits. The latter two keep their number and so their place.
+        `clock` counts decode steps, here and below; orders that charge for tokens need it."""
 
     def peek(self, clock: int) -> Sequence | None:
-        """The next one, or None. `clock` counts decode steps; orders that charge for tokens need it."""
+        """The next one, or None."""
 
     def pop(self) -> Sequence:
         """Take what `peek` showed."""
@@ -26,11 +27,11 @@ class Order(Protocol):
     def remove(self, sequence: Sequence) -> None:
         """It no longer waits (cancelled)."""
 
-    def victim(self, running: Iterable[Sequence]) -> Sequence:
+    def victim(self, running: Iterable[Sequence], clock: int) -> Sequence:
         """Who of the running gives way first. O(running): paid per eviction, never per step."""
 
     def charge(self, sequence: Sequence, prefill_tokens: int) -> None:
-        """It was admitted with so many tokens to compute."""
+        """It was admitted and has so many tokens to compute on its own account; then it makes one token."""
 
     def joined(self, sequence: Sequence, clock: int) -> None:
         """It entered the decode set."""
@@ -53,7 +54,7 @@ class KeyedOrder:
         """Total order: the second part is the unique submission number."""
         return (0.0, sequence.number)
 
-    def push(self, sequence: Sequence) -> None:
+    def push(self, sequence: Sequence, clock: int) -> None:
         self._waiting[sequence.number] = sequence
         heapq.heappush(self._heap, (*self.key(sequence), sequence))
 
@@ -76,7 +77,7 @@ class KeyedOrder:
             self._heap = [entry for entry in self._heap if entry[1] in self._waiting]
             heapq.heapify(self._heap)
 
-    def victim(self, running: Iterable[Sequence]) -> Sequence:
+    def victim(self, running: Iterable[Sequence], clock: int) -> Sequence:
         return max(running, key=self.key)
 
     def charge(self, sequence: Sequence, prefill_tokens: int) -> None:

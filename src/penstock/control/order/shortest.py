@@ -1,4 +1,4 @@
-"""Shortest prompt first, with ageing: the least work first lowers mean TTFT; ageing counters starvation."""
+"""Shortest prompt first, with ageing: short prompts first lower mean TTFT; ageing counters starvation."""
 
 from __future__ import annotations
 
