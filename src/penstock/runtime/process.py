@@ -24,10 +24,10 @@ _log = logging.getLogger("penstock.runtime")
 
 COMMAND: Final = (sys.executable, "-m", "penstock.runtime.worker")
 
-# How OpenMP's threads wait between the parts of a step: spin for some 10 us, then sleep. Asleep at once, every part pays
-# a wake-up; spinning on, they take the cores that front end and control need. Model in the box over HTTP on two cores
-# that nobody else uses, 1 and 32 clients, total tokens/s: asleep 1,638 and 7,806; this 3,563 and 9,023; spinning 3,775 and
-# 10,048. On two busy cores spinning gave 57 to 159 output tokens/s at 16 sequences, asleep 775 to 2,236.
+# How OpenMP's threads wait between the parts of a step: spin for some 10 us, then sleep. Asleep at once, every part
+# pays a wake-up; spinning on, they take the cores that front end and control need. Model in the box over HTTP on two
+# cores that nobody else uses, 1 and 32 clients, total tokens/s: asleep 1,638 and 7,806; this 3,563 and 9,023; spinning
+# 3,775 and 10,048. On two busy cores, 16 sequences: spinning 57 to 159 output tokens/s, asleep 775 to 2,236.
 _WAITING: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 
