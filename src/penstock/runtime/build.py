@@ -224,7 +224,7 @@ def _warm_up(model: LoadedModel, deployment: Deployment) -> float:
     loop = Loop(replica, engine, clock=time.monotonic, plan_ahead=deployment.policy.plan_ahead)
     sampling = Sampling(temperature=1.0, top_p=0.9, seed=0, logprobs=1)
     loop.submit(Request(id="warm-up", prompt=(0,) * prompt_tokens, max_tokens=output_tokens, sampling=sampling))
-    last = [turn.result.seconds for turn in loop.run()][-1]
+    last = [turn.result.seconds for turn in loop.run() if turn.step.tokens][-1]
     engine.close()
     return last
 
