@@ -142,9 +142,10 @@ def test_logit_bias_and_penalties_reach_the_engine(real: Real) -> None:
     forced = real.http.post("/v1/completions", json=body | {"logit_bias": {"77": 100}}).json()["choices"][0]
     assert forced["token_ids"] == [77] * 5
     varied = real.http.post(
-        "/v1/completions", json=body | {"logit_bias": {"77": 60, "78": 59}, "presence_penalty": 2}
+        "/v1/completions",
+        json=body | {"logit_bias": {"77": 100, "78": 100}, "frequency_penalty": 2, "max_tokens": 20},
     ).json()["choices"][0]
-    assert set(varied["token_ids"][:2]) == {77, 78}
+    assert set(varied["token_ids"]) == {77, 78}  # whichever the model likes less gets its turn
 
 
 def test_sequences_side_by_side_each_get_their_own_text(real: Real) -> None:

@@ -409,6 +409,11 @@ class Replica:
     # -- looking in ---------------------------------------------------------------------------------------------
 
     @property
+    def live(self) -> int:
+        """Requests that have not ended."""
+        return len(self._live)
+
+    @property
     def idle(self) -> bool:
         """No request lives and no step is under way."""
         return not self._live and not self._in_flight

@@ -127,7 +127,7 @@ class Worker:
                 case Failed():
                     failed.append(update)
         statistics = None
-        if not loop.busy or time.monotonic() >= self._statistics_due:
+        if not loop.replica.live or not loop.busy or time.monotonic() >= self._statistics_due:
             statistics = loop.replica.statistics()
             self._statistics_due = time.monotonic() + STATISTICS_EVERY_S
         self.send(
