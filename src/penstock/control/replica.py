@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from penstock.control.compose.fill import Compose, Fill, View
 from penstock.control.decode_set import DecodeSet
+from penstock.control.draft import Draft
 from penstock.control.evict.swap import Evict
 from penstock.control.lifecycle import HOLDS_BLOCKS, Event, State
 from penstock.control.memory.blocks import Memory, blocks_for, expect
@@ -72,11 +73,7 @@ class Replica:
         self._in_flight: deque[Step] = deque()
         self._ending: deque[tuple[int, Sequence]] = deque()
         self._gone: dict[str, int] = {}
-        self._draft = Step(1)
-        """The step being planned. What it says of sequences so far stands, also when a plan comes to nothing."""
-        self._to_pause: dict[str, None] = {}
-        self._to_join: dict[str, None] = {}
-        """For the draft after this one: the token of this step has to be made first."""
+        self._draft = Draft()
         self._updates: list[Update] = []
         self._counts = dict.fromkeys(
             ("prefill_tokens", "decode_tokens", "submitted", "finished", "cancelled", "failed", "preemptions", "swaps",
@@ -154,11 +151,8 @@ class Replica:
         """
         if len(self._in_flight) > 1:
             raise ProtocolError("at most one step may be planned ahead")
-        step = self._draft
-        step.join += self._to_join
-        step.pause += self._to_pause
-        self._to_join, self._to_pause = {}, {}
-        self._resume_stalled(step)
+        step = self._draft.begin()
+        self._resume_stalled()
         view = View(len(self._decode_set), len(self._prefilling), len(self._running))
         for fill in self._compose.fills(view):
             if fill.decode and self._decode_set:
@@ -169,8 +163,8 @@ class Replica:
         else:
             if not self._unblock(step):
                 return None
+        self._draft.take()
         self._planned = step.number
-        self._draft = Step(step.number + 1)
         self._in_flight.append(step)
         self._counts["decode_tokens"] += step.decoding
         return step
@@ -181,7 +175,7 @@ class Replica:
         growing = decode_set.growing()
         while len(growing) > memory.available():
             if self._compose.decodes_wait:
-                self._stall(step, max((decode_set[name] for name in growing), key=_number))
+                self._stall(max((decode_set[name] for name in growing), key=_number))
             else:
                 self._preempt(step, self._order.victim(self._running_evictable(), decode_set.clock))
         if not decode_set:
@@ -196,7 +190,7 @@ class Replica:
         for sequence in decode_set.tick():
             self._leave_decode_set(sequence)
             sequence.apply(Event.LAST_TOKEN)
-            self._to_pause[sequence.id] = None
+            self._draft.pause_next(sequence.id)
             self._ending.append((step.number, sequence))
 
     def _prefill(self, step: Step, fill: Fill) -> None:
@@ -250,7 +244,7 @@ class Replica:
             else:
                 sequence.apply(Event.PROMPT_DONE)
                 self._enter_decode_set(sequence)
-                self._to_join[sequence.id] = None
+                self._draft.join_next(sequence.id)
         return tokens
 
     def _admit(self, step: Step, sequence: Sequence, cached: int) -> None:
@@ -278,20 +272,20 @@ class Replica:
         self._order.left(sequence, self._decode_set.clock)
         self._decode_set.leave(sequence)
 
-    def _resume_stalled(self, step: Step) -> None:
+    def _resume_stalled(self) -> None:
         """Stalled decodes come back, oldest first, while there is a block for each."""
         room = self._memory.available() if self._stalled else 0
         for sequence in sorted(self._stalled.values(), key=_number)[:room]:
             del self._stalled[sequence.id]
             sequence.apply(Event.RESUME)
             self._enter_decode_set(sequence)
-            _toggle(sequence.id, step.pause, step.join)
+            self._draft.resume(sequence.id)
 
-    def _stall(self, step: Step, sequence: Sequence) -> None:
+    def _stall(self, sequence: Sequence) -> None:
         self._leave_decode_set(sequence)
         sequence.apply(Event.STALL)
         self._stalled[sequence.id] = sequence
-        _toggle(sequence.id, step.join, step.pause)
+        self._draft.stall(sequence.id)
         self._counts["stalls"] += 1
 
     # -- giving way ---------------------------------------------------------------------------------------------
@@ -307,7 +301,7 @@ class Replica:
         self._prefilling.pop(sequence.id, None)
         self._stalled.pop(sequence.id, None)
         del self._running[sequence.id]
-        self._withdraw(sequence.id)
+        self._draft.withdraw(sequence.id)
         host = self._evict.take_host(sequence) if prompt_done else None
         if host is None:
             sequence.apply(Event.EVICT)
@@ -340,7 +334,7 @@ class Replica:
         sequence.apply(Event.SWAP_IN)
         self._running[sequence.id] = sequence
         self._enter_decode_set(sequence)
-        self._to_join[sequence.id] = None
+        self._draft.join_next(sequence.id)
         return True
 
     def _unblock(self, step: Step) -> bool:
@@ -393,18 +387,9 @@ class Replica:
             self._memory.release(sequence, valid)
             self._refused = None
         sequence.apply(Event.END)
-        self._withdraw(request_id)
-        self._draft.release.append(request_id)
+        self._draft.release(request_id)
         if self._in_flight:
             self._gone[request_id] = self._planned
-
-    def _withdraw(self, request_id: str) -> None:
-        """Nothing planned so far makes it join or pause any more."""
-        self._to_join.pop(request_id, None)
-        self._to_pause.pop(request_id, None)
-        for names in (self._draft.join, self._draft.pause):
-            if request_id in names:
-                names.remove(request_id)
 
     # -- looking in ---------------------------------------------------------------------------------------------
 
@@ -457,11 +442,3 @@ class Replica:
 
 def _number(sequence: Sequence) -> int:
     return sequence.number
-
-
-def _toggle(request_id: str, announced: list[str], opposite: list[str]) -> None:
-    """Take back what the draft announces of a sequence, or else announce the opposite."""
-    if request_id in announced:
-        announced.remove(request_id)
-    else:
-        opposite.append(request_id)

@@ -1,0 +1,68 @@
+"""The step being planned: what it will announce to the executor, kept true while plans come to nothing or change.
+
+A sequence whose last prompt chunk is in this step joins the decode set in the next one, since its token has to be made
+first; one whose last token is in this step pauses in the next. What a draft says stands until it is taken as a step,
+unless the sequence ends or gives way meanwhile (`withdraw`).
+"""
+
+from __future__ import annotations
+
+from penstock.control.step import Step
+
+
+class Draft:
+    """Makes steps 1, 2, 3, ..."""
+
+    def __init__(self) -> None:
+        self.step = Step(1)
+        self._join_next: dict[str, None] = {}
+        self._pause_next: dict[str, None] = {}
+
+    def begin(self) -> Step:
+        """Start to plan: what was to be announced in the next step belongs to this one now."""
+        self.step.join += self._join_next
+        self.step.pause += self._pause_next
+        self._join_next, self._pause_next = {}, {}
+        return self.step
+
+    def take(self) -> Step:
+        """The planned step; a new draft begins."""
+        step, self.step = self.step, Step(self.step.number + 1)
+        return step
+
+    def join_next(self, request_id: str) -> None:
+        """It enters the decode set in the step after this one."""
+        self._join_next[request_id] = None
+
+    def pause_next(self, request_id: str) -> None:
+        """It leaves the decode set in the step after this one."""
+        self._pause_next[request_id] = None
+
+    def stall(self, request_id: str) -> None:
+        """It leaves the decode set; if this very draft lets it join, the executor never hears of either."""
+        _toggle(request_id, self.step.join, self.step.pause)
+
+    def resume(self, request_id: str) -> None:
+        """The opposite of `stall`."""
+        _toggle(request_id, self.step.pause, self.step.join)
+
+    def withdraw(self, request_id: str) -> None:
+        """It has ended or given way: nothing makes it join or pause any more."""
+        self._join_next.pop(request_id, None)
+        self._pause_next.pop(request_id, None)
+        for names in (self.step.join, self.step.pause):
+            if request_id in names:
+                names.remove(request_id)
+
+    def release(self, request_id: str) -> None:
+        """The executor may forget it with this step."""
+        self.withdraw(request_id)
+        self.step.release.append(request_id)
+
+
+def _toggle(request_id: str, announced: list[str], opposite: list[str]) -> None:
+    """Take back what is announced of a sequence, or else announce the opposite."""
+    if request_id in announced:
+        announced.remove(request_id)
+    else:
+        opposite.append(request_id)
