@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup setup-dev serve test lint types unit test-slow format bench-control bench-azure bench-life model clean
+.PHONY: setup setup-dev serve test lint types unit test-slow format bench-control bench-azure bench-life model model-score clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -54,8 +54,11 @@ bench-azure: setup  ## the Azure trace at 40, 80 and 150 % of this machine's cap
 bench-life: setup-dev  ## start to first token, memory at rest, the pause when the worker is killed
 	$(BIN)/python benchmarks/server_life.py
 
-model: setup-dev  ## train the model in the box again, from nothing
-	$(BIN)/python -m recipes.millrace.train --out runs/millrace
+model: setup-dev  ## train the model in the box from nothing; the same command goes on where it stopped
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m recipes.millrace.train --out build/millrace
+
+model-score: setup-dev  ## what the shipped weights can do, on held-out questions
+	$(BIN)/python -m recipes.millrace.score src/penstock/catalog/models/millrace
 
 clean:
 	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
