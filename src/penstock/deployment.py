@@ -226,7 +226,7 @@ def _swap_needs_host_memory(deployment: Deployment) -> None:
 
 def _public_needs_key(deployment: Deployment) -> None:
     server = deployment.server
-    if not _is_loopback(server.host) and not server.api_keys and not server.allow_public_without_key:
+    if not is_loopback(server.host) and not server.api_keys and not server.allow_public_without_key:
         raise InvalidDeployment(
             field="server.host", value=server.host, why="that address is reachable from outside and no key is set",
             remedy="server.api_keys: [...], or server.allow_public_without_key: true",
@@ -247,7 +247,7 @@ def _budget_holds_a_decode_batch(deployment: Deployment) -> None:
 def _nothing_without_effect(deployment: Deployment) -> None:
     """A setting somebody wrote down, and that nothing would read, is a mistake of theirs that we should name."""
     policy, memory, server = deployment.policy, deployment.memory, deployment.server
-    loopback = _is_loopback(server.host)
+    loopback = is_loopback(server.host)
     idle = (
         ("policy.name", policy, policy.compose is not None, "policy.compose: null"),
         ("policy.ageing_s", policy, policy.order not in {"priority", "shortest"}, "policy.order: priority or shortest"),
@@ -264,7 +264,8 @@ def _nothing_without_effect(deployment: Deployment) -> None:
             )  # fmt: skip
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reachable from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

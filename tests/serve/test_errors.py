@@ -319,6 +319,14 @@ def test_the_clients_request_id_is_kept_if_it_is_safe(scripted: Scripted) -> Non
     assert id_for("x" * 200) != "x" * 200
 
 
+@pytest.mark.parametrize("host", ["evil.example", "127.evil.example", "192.168.0.7:8000", "[::2]"])
+def test_an_open_server_answers_loopback_names_only(scripted: Scripted, host: str) -> None:
+    reply = scripted.http.get("/v1/models", headers={"host": host})
+    assert (reply.status_code, error_of(reply)["code"]) == (403, "foreign_host")
+    for own in ("localhost", "LOCALHOST:80", "127.0.0.1:9", "[::1]:8000"):
+        assert scripted.http.get("/v1/models", headers={"host": own}).status_code == 200
+
+
 @pytest.mark.parametrize("host", ["evil host", "a/b", "a:b", "", "a@b", "a:80:80"])
 def test_a_malformed_host_is_400(scripted: Scripted, host: str) -> None:
     reply = scripted.http.get("/health", headers={"host": host})

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -17,13 +18,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from penstock.deployment import Deployment
+from penstock.deployment import Deployment, is_loopback
 from penstock.errors import PenstockError
 from penstock.serve.auth import KeyRing
 from penstock.serve.chat import chat_completions
 from penstock.serve.completions import completions
 from penstock.serve.edge import Edge
-from penstock.serve.errors import Refusal, retry_headers, wire
+from penstock.serve.errors import Refusal, log, retry_headers, wire
 from penstock.serve.front import Front
 from penstock.serve.metrics import CONTENT_TYPE, Metrics
 
@@ -51,7 +52,10 @@ def create_app(
     app.include_router(_open(service, deployment))
     for kind in (PenstockError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _error_handler(metrics))
-    app.add_middleware(Edge, on_answer=metrics.answered, on_error=metrics.failed)
+    open_to_this_machine = not deployment.server.api_keys and is_loopback(deployment.server.host)
+    app.add_middleware(
+        Edge, on_answer=metrics.answered, on_error=metrics.failed, local_only=open_to_this_machine
+    )  # fmt: skip
     return app
 
 
@@ -144,6 +148,8 @@ def _error_handler(metrics: Metrics) -> Callable[[Request, Exception], Awaitable
             error = _from_routing(request, error)
         answer = wire(error)
         metrics.failed(answer.reason)
+        level = logging.ERROR if answer.status >= 500 else logging.INFO
+        log.log(level, "request_id=%s refused %d %s", request.scope.get("request_id"), answer.status, answer.reason)
         response = Response(answer.body, status_code=answer.status)
         response.raw_headers.extend(answer.headers)
         return response

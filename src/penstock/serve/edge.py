@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.serve.errors import Refusal, wire
+from penstock.serve.errors import Refusal, log, wire
 
 MAX_HEADER_BYTES = 32 * 1024
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_LOCAL_HOST = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
 
 
 class Edge:
@@ -29,8 +30,13 @@ class Edge:
     every error that nobody below answered.
     """
 
-    def __init__(self, app: ASGIApp, on_answer: Callable[[str, int], None], on_error: Callable[[str], None]) -> None:
-        self.app, self.on_answer, self.on_error = app, on_answer, on_error
+    def __init__(
+        self, app: ASGIApp, on_answer: Callable[[str, int], None], on_error: Callable[[str], None], *,
+        local_only: bool = False,
+    ) -> None:  # fmt: skip
+        """`local_only`: take no Host but loopback names. A server that is open to its own machine must not be open to
+        a web page there whose host name was made to point at it (DNS rebinding)."""
+        self.app, self.on_answer, self.on_error, self.local_only = app, on_answer, on_error, local_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,9 +65,17 @@ class Edge:
         scope["penstock.send"] = send_with_id
         try:
             _check(hosts, header_bytes, scope["http_version"])
+            if self.local_only and not all(_LOCAL_HOST.fullmatch(host) for host in hosts):
+                raise Refusal(
+                    403, "foreign_host",
+                    "this server has no key and answers its own machine only, under localhost or 127.0.0.1. Remedy: "
+                    "one of those names, or server.api_keys",
+                )  # fmt: skip
             await self.app(scope, receive, send_with_id)
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
             answer = wire(error)
+            if answer.status >= 500:
+                log.error("request_id=%s answered %d %s", scope["request_id"], answer.status, answer.reason)
             self.on_error(answer.reason)
             if not started:
                 headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close")]
