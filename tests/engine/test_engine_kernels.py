@@ -253,3 +253,40 @@ def test_compiled_code_is_kept_private_and_found_again(monkeypatch, tmp_path):
         assert os.listdir(library.parent) == []
     finally:
         native.load_native.cache_clear()
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_a_damaged_library_is_compiled_again_rather_than_loaded(left, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.load_native.cache_clear()
+    try:
+        native.load_native()
+        (library,) = (tmp_path / "penstock" / "kernels").iterdir()
+        whole = library.read_bytes()
+        # A new file: this process has the old one mapped.
+        library.unlink()
+        library.write_bytes(whole[: int(len(whole) * left)])
+        # In a process of its own: loading half a library ends the process.
+        program = "from penstock.engine.ops.native import load_native; assert load_native().name == 'native'"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (again,) = library.parent.iterdir()
+        assert again.stat().st_size == len(whole)
+    finally:
+        native.load_native.cache_clear()
+
+
+def test_where_nothing_can_be_kept_nothing_is_left_behind_by_a_process_that_exits_at_once(tmp_path):
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    home.write_text("a file, so that no directory can be made in it")
+    temporary.mkdir()
+    program = (
+        "import os; from penstock.engine.ops.native import load_native;"
+        "assert load_native().max_threads() > 0; os._exit(7)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False,
+        env={**os.environ, "XDG_CACHE_HOME": str(home), "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    assert done.returncode == 7, done.stderr
+    assert list(temporary.iterdir()) == []

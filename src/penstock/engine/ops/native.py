@@ -1,13 +1,15 @@
 """The operations in C on the CPU: compiled once per machine by the system's compiler, called through ctypes.
 
-The library lies in the user's cache directory under a name that is the hash of everything it depends on: source,
-compiler, CPU, OpenMP runtime. It is linked to the OpenMP runtime that torch has loaded: with a second one, two teams of
-threads would fight for the same cores.
+The library lies in the user's cache directory. Its name holds the hash of everything it depends on (source, compiler,
+CPU, OpenMP runtime) and the hash of its own bytes: loading a file that a crash cut short can end the process by SIGBUS,
+so what does not match its name is compiled again.
+
+It is linked to the OpenMP runtime that torch has loaded: with a second one, two teams of threads would fight for the
+same cores.
 """
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import functools
 import hashlib
@@ -16,6 +18,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -185,17 +188,41 @@ def load_native() -> NativeKernels:
     version = _run([compiler, "--version"])
     parts = (source, version.encode(), _cpu().encode(), str(runtime).encode())
     key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:24]
-    library = _private_cache_directory() / f"kernels-{key}.so"
-    if not library.is_file():
-        _compile(compiler, source, runtime, library)
+    build = functools.partial(_compile, compiler, source, runtime, f"kernels-{key}")
     try:
-        return NativeKernels(ctypes.CDLL(str(library)))
+        directory = _private_cache_directory()
+        if directory is not None:
+            return _load_kept(directory, f"kernels-{key}", build)
+        # Once loaded it needs no file, and no later moment is sure to come: workers leave by os._exit.
+        with tempfile.TemporaryDirectory(prefix="penstock-kernels-") as folder:
+            return _load(build(Path(folder)))
     except OSError as error:
-        raise NativeUnavailable(f"{library} does not load: {error}") from None
+        raise NativeUnavailable(f"they cannot be stored or loaded: {error}") from None
 
 
-def _compile(compiler: str, source: bytes, runtime: Path | None, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+def _load_kept(directory: Path, name: str, build: Callable[[Path], Path]) -> NativeKernels:
+    for library in sorted(directory.glob(f"{name}-*.so")):
+        try:
+            if library.name == _name_with_digest(name, library):
+                return _load(library)
+        except OSError:
+            # Unreadable, or refused by the loader although whole: one made now may fare better.
+            library.unlink(missing_ok=True)
+            continue
+        library.unlink(missing_ok=True)
+    return _load(build(directory))
+
+
+def _load(library: Path) -> NativeKernels:
+    return NativeKernels(ctypes.CDLL(str(library)))
+
+
+def _name_with_digest(name: str, library: Path) -> str:
+    return f"{name}-{hashlib.sha256(library.read_bytes()).hexdigest()[:24]}.so"
+
+
+def _compile(compiler: str, source: bytes, runtime: Path | None, name: str, directory: Path) -> Path:
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
         text, built, module = Path(folder, "native.c"), Path(folder, "native.so"), Path(folder, "native.o")
         text.write_bytes(source)
         flags = ["-O3", "-fPIC", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-w"]
@@ -206,8 +233,12 @@ def _compile(compiler: str, source: bytes, runtime: Path | None, library: Path) 
             _run([compiler, *flags, "-c", str(text), "-o", str(module)])
         openmp = [str(runtime)] if runtime is not None else ["-fopenmp"]
         _run([compiler, "-shared", str(module), "-o", str(built), *openmp, "-lm"])
+        with built.open("rb") as stream:
+            os.fsync(stream.fileno())
+        library = directory / _name_with_digest(name, built)
         # Atomic: another process may be building or loading the same name.
         os.replace(built, library)
+    return library
 
 
 def _run(command: list[str]) -> str:
@@ -237,8 +268,8 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def _private_cache_directory() -> Path:
-    """The user's own directory for compiled code, 0700; a fresh private one where that cannot be had.
+def _private_cache_directory() -> Path | None:
+    """The user's own directory for compiled code, 0700; None where that cannot be had.
 
     Code is loaded from it, so a directory that others could write to is not used.
     """
@@ -251,16 +282,8 @@ def _private_cache_directory() -> Path:
         if mine and os.access(directory, os.W_OK):
             return directory
     except (OSError, RuntimeError):
-        # A read-only or missing home is common in containers.
-        return _temporary_directory()
-    return _temporary_directory()
-
-
-def _temporary_directory() -> Path:
-    """A private directory (mkdtemp makes it 0700) that is gone when the process ends."""
-    directory = tempfile.mkdtemp(prefix="penstock-kernels-")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return Path(directory)
+        return None  # a read-only or missing home is common in containers
+    return None
 
 
 def _few_rows(half: bool, weight_elements: int) -> int:
