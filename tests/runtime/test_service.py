@@ -198,6 +198,24 @@ def test_a_killed_worker_is_replaced_and_every_stream_goes_on_exactly(
     assert "killed by SIGKILL" in caplog.text
 
 
+def test_statistics_are_those_of_the_worker_that_runs(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        while not service.statistics.free_blocks:
+            await asyncio.sleep(0.001)
+        await tokens(service, request())
+        while not service.statistics.finished:
+            await asyncio.sleep(0.001)
+        assert service.worker_pid is not None
+        os.kill(service.worker_pid, signal.SIGKILL)
+        while service.restarts == 0 or service.state != "ready" or not service.statistics.free_blocks:
+            await asyncio.sleep(0.001)
+        assert (service.statistics.steps, service.statistics.finished, service.statistics.waiting) == (0, 0, 0)
+        await service.close()
+
+    run(body())
+
+
 def test_a_request_that_arrives_while_the_worker_is_replaced_waits_for_it(deployment: Make, worker: Make) -> None:
     async def body() -> None:
         service = await Service.start(deployment(), command=worker())

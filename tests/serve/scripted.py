@@ -20,6 +20,7 @@ from penstock.deployment import Deployment
 from penstock.engine.token_settings import TokenSettings
 from penstock.errors import PenstockError
 from penstock.runtime import ChatTemplate, Tokenizer
+from penstock.runtime.admission import Admission
 from penstock.runtime.facts import ModelInfo, Output, State, StepReport, Timings
 from penstock.serve.app import create_app
 
@@ -107,6 +108,8 @@ class ScriptedService:
         self.stalled_s = 0.0
         self.failure: PenstockError | None = None
         self.statistics = Statistics(total_blocks=10, held_blocks=4, free_blocks=5, cached_blocks=1)
+        queue = deployment.server.queue
+        self.admission = Admission(max_requests=queue.max_requests, max_prompt_tokens=queue.max_prompt_tokens)
         self.on_step: list[Callable[[StepReport], None]] = []
         self.script: Script = say("hello")
         self.calls: list[Request] = []

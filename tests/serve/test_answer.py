@@ -59,7 +59,7 @@ async def call(body: Message, steps: Steps, sent: list[Message], gone: asyncio.E
 
     scope = {
         "type": "http", "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions",
-        "query_string": b"", "headers": [(b"host", b"a")], "http_version": "1.1", "scheme": "http",
+        "query_string": b"", "headers": [(b"host", b"localhost")], "http_version": "1.1", "scheme": "http",
         "asgi": {"version": "3.0"},
     }  # fmt: skip
     await app(scope, receive, send)

@@ -12,7 +12,9 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from penstock.control.request import Request
+from penstock.control.statistics import Statistics
 from penstock.deployment import Deployment
+from penstock.runtime.admission import Admission
 from penstock.runtime.facts import Output
 
 from .conftest import Loop, Scripted
@@ -42,7 +44,7 @@ def test_a_client_that_leaves_cancels_all_its_sequences(
     body = b'{"prompt":"x","max_tokens":4000,"n":%d,"stream":%s}' % (n, b"true" if stream else b"false")
     with socket.create_connection((host, int(port))) as client:
         client.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n%s" % (len(body), body)
         )
         assert scripted.service.someone_runs.wait(10)
@@ -92,6 +94,18 @@ def test_health_is_about_progress_and_ready_is_about_traffic(scripted: Scripted)
     assert status("/health") == 200, "a restart is not a dead step loop"
     scripted.service.state = "stopped"
     assert status("/health") == 503
+
+
+def test_ready_asks_the_queue_and_not_the_worker_whether_there_is_room(scripted: Scripted) -> None:
+    before, scripted.service.statistics = scripted.service.statistics, Statistics(waiting=10**6)
+    scripted.service.admission = Admission(max_requests=1, max_prompt_tokens=10)
+    assert scripted.http.get("/ready").json()["status"] == "ready"
+    scripted.service.admission.admit("one", 1, now=0.0)
+    reply = scripted.http.get("/ready")
+    assert (reply.status_code, reply.json()["status"]) == (503, "saturated")
+    scripted.service.admission.gone("one", now=1.0)
+    assert scripted.http.get("/ready").status_code == 200
+    scripted.service.statistics = before
 
 
 def test_ready_tells_restarts(scripted: Scripted) -> None:

@@ -50,7 +50,7 @@ class Service:
         self.on_step: list[OnStep] = []
         """Called with each step's report."""
         self.statistics = Statistics()
-        """The newest that the worker sent: a few times per second, and whenever it goes idle."""
+        """The newest that this worker sent: when it is ready, a few times per second, and whenever it goes idle."""
         self.stopped = asyncio.Event()
         """Set when the service has given up or was closed."""
         queue = deployment.server.queue
@@ -295,6 +295,7 @@ class Service:
     def worker_gone(self) -> tuple[int, int]:
         """What it had waits for the next one, unless it has died of it too often."""
         self._leaving.clear()
+        self.statistics = Statistics()
         orphans = [stream for stream in self._streams.values() if stream.sent and not stream.ended]
         given_up = 0
         for stream in orphans:

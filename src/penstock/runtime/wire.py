@@ -65,17 +65,17 @@ class Ready(Message, frozen=True):
 
 
 class Stepped(Message, frozen=True):
-    """All news of one step in one frame; or, without `report`, of no step (a cancelled request that never ran)."""
+    """All news of one step in one frame; or, without `report`, of none (cancelled before it ran, first statistics)."""
 
-    report: StepReport | None
-    admitted: dict[str, int]
+    report: StepReport | None = None
+    admitted: dict[str, int] = {}
     """Requests that got KV blocks in this step, with how many of their tokens held KV already."""
-    tokens: dict[str, int]
-    logprobs: dict[str, TokenLogprobs]
-    finished: list[Finished]
-    failed: list[Failed]
+    tokens: dict[str, int] = {}
+    logprobs: dict[str, TokenLogprobs] = {}
+    finished: list[Finished] = []
+    failed: list[Failed] = []
     statistics: Statistics | None = None
-    """A few times per second, and whenever the worker goes idle."""
+    """Right after Ready, a few times per second, and whenever the worker goes idle."""
 
 
 class Refused(Message, frozen=True):

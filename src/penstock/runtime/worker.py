@@ -160,6 +160,7 @@ def serve(link: socket.socket, builder: Builder) -> None:
         lambda name, seconds, detail: worker.send(wire.Phase(name, seconds, detail)),
     )
     worker.send(wire.Ready(built.info))
+    worker.send(wire.Stepped(statistics=built.replica.statistics()))
     threading.Thread(target=_or_die, args=(worker, lambda: worker.control(built)), name="control", daemon=True).start()
     while True:
         step = worker.steps.get()

@@ -85,13 +85,12 @@ def _inference(front: Front, keys: KeyRing) -> APIRouter:
 
 def _operations(front: Front, keys: KeyRing) -> APIRouter:
     router = APIRouter(dependencies=[Depends(keys.tenant)])
-    service, deployment = front.service, front.deployment
+    service = front.service
 
     @router.get("/ready")
     async def ready() -> Response:
-        now, queue = service.statistics, deployment.server.queue
-        saturated = now.waiting >= queue.max_requests or now.waiting_prompt_tokens >= queue.max_prompt_tokens
-        status = "saturated" if service.state == "ready" and saturated else service.state
+        now = service.statistics
+        status = "saturated" if service.state == "ready" and service.admission.saturated else service.state
         body = {"status": status, "restarts": service.restarts, "running": now.running, "waiting": now.waiting}
         if status == "ready":
             return _json(body)
