@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from penstock.catalog import models_in_the_box, resolve_model
 from penstock.control.request import Request
 from penstock.errors import InvalidDeployment, InvalidRequest
-from penstock.runtime import build as building
-from penstock.runtime.build import fingerprint, size_up
+from penstock.runtime import size as sizing
+from penstock.runtime.fingerprint import fingerprint
 from penstock.runtime.offline import generate
+from penstock.runtime.size import size_up
 
 Make = Callable[..., Any]
 
@@ -78,29 +81,46 @@ def test_what_does_not_fit_into_memory_is_refused_with_what_would(
     deployment: Make, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = deployment({"model.path": str(checkpoint), "memory.kv_bytes": "512MiB"})
-    monkeypatch.setattr(building, "available_bytes", lambda: building.RUNTIME_BYTES + 100 * 2**20)
+    monkeypatch.setattr(sizing, "available_bytes", lambda: sizing.RUNTIME_BYTES + 100 * 2**20)
     with pytest.raises(InvalidDeployment, match="are available") as refused:
         size_up(here)
     assert refused.value.remedy == "memory.kv_bytes: 99MiB or less"
-    monkeypatch.setattr(building, "available_bytes", lambda: None)
+    monkeypatch.setattr(sizing, "available_bytes", lambda: None)
     size_up(here)
 
 
 def test_the_fingerprint_changes_with_the_weights_and_the_precision_and_not_with_the_place(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    first = fingerprint(checkpoint, "float32")
-    assert first == fingerprint(checkpoint, "float32")
-    assert first != fingerprint(checkpoint, "bfloat16")
+    def of(path: Path, dtype: str = "float32", kernels: str = "native") -> str:
+        return fingerprint(path, dtype=dtype, kernels=kernels)
+
+    first = of(checkpoint)
+    assert first == of(checkpoint)
+    assert len({first, of(checkpoint, dtype="bfloat16"), of(checkpoint, kernels="portable")}) == 3
     other = tmp_path / "other"
     other.mkdir()
     for file in checkpoint.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    assert fingerprint(other, "float32") == first
+    assert of(other) == first
     weights = bytearray((other / "model.safetensors").read_bytes())
-    weights[-1] ^= 1  # still within the first MiB
+    weights[-1] ^= 1
     (other / "model.safetensors").write_bytes(weights)
-    assert fingerprint(other, "float32") != first
+    assert of(other) != first
+
+
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_the_fingerprint_sees_a_tensor_change_that_lies_far_behind_the_start_of_the_file(
+    where: str, tmp_path: Path
+) -> None:
+    elements = 2**20
+    tensors = {"front": np.zeros(elements, np.float32), "back": np.zeros(elements, np.float32)}
+    (tmp_path / "config.json").write_text("{}")
+    save_file(tensors, tmp_path / "model.safetensors")
+    before = fingerprint(tmp_path, dtype="float32", kernels="native")
+    tensors["back"][{"first": 0, "middle": elements // 2, "last": -1}[where]] = 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert fingerprint(tmp_path, dtype="float32", kernels="native") != before
 
 
 def test_offline_results_come_in_the_order_of_the_requests(deployment: Make, checkpoint: Path) -> None:

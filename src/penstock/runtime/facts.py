@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from penstock.control.step import FinishReason, TokenLogprobs
 
 State = Literal["starting", "ready", "restarting", "draining", "stopped"]
+
+OnPhase = Callable[[str, float, str], None]
+"""Told the name, the seconds and the details of each phase of starting as it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,8 @@ class ModelInfo:
     blocks: int
     max_seqs: int
     fingerprint: str
-    """'fp_...': changes with the weights, their precision and the version of Penstock."""
+    """'fp_...': changes with the weights, as far as samples of each tensor tell (runtime/fingerprint.py), with their
+    precision, the kernels and the version of Penstock."""
 
 
 @dataclass(frozen=True, slots=True)
