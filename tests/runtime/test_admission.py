@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.errors import Overloaded
+from penstock.errors import InvalidRequest, Overloaded
 from penstock.runtime.admission import MAX_RETRY_S, MIN_RETRY_S, Admission
 
 
@@ -34,6 +34,29 @@ def test_prompt_tokens_are_bounded() -> None:
 
 def test_an_empty_queue_takes_a_prompt_beyond_the_bound() -> None:
     queue(tokens=100).admit("long", 5_000, now=0.0)
+
+
+def test_a_group_is_taken_whole_or_not_at_all() -> None:
+    books = queue(requests=4, tokens=100)
+    books.admit("a", 10, now=0.0)
+    for group in ({f"r{i}": 1 for i in range(4)}, {"long": 60, "longer": 31}):
+        with pytest.raises(Overloaded):
+            books.admit_group(group, now=0.0)
+        assert (books.requests, books.prompt_tokens) == (1, 10)
+    books.admit_group({"b": 40, "c": 40, "d": 10}, now=0.0)
+    assert (books.requests, books.prompt_tokens) == (4, 100)
+
+
+@pytest.mark.parametrize("group", [{f"r{i}": 1 for i in range(5)}, {"a": 60, "b": 41}])
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_group_that_no_queue_could_take_is_not_told_to_come_back(group: dict[str, int], busy: bool) -> None:
+    books = queue(requests=4, tokens=100)
+    if busy:
+        books.admit("waits", 1, now=0.0)
+    with pytest.raises(InvalidRequest, match=r"n = .*4 requests and 100 prompt tokens.*several smaller") as refused:
+        books.admit_group(group, now=0.0, field="n")
+    assert refused.value.field == "n"
+    assert books.requests == busy
 
 
 def test_a_first_token_makes_room() -> None:

@@ -167,6 +167,26 @@ def test_beyond_the_queue_bound_requests_are_refused_with_a_time_to_come_back(de
     run(body())
 
 
+def test_reserved_requests_are_counted_once_and_what_was_not_run_is_given_back(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment({"server.queue.max_requests": 2}), command=worker())
+        group = [request("a"), request("b")]
+        with service.reserve(group):
+            assert service.admission.requests == 2
+            with pytest.raises(Overloaded):
+                await collect(service, request("other"))
+            with pytest.raises(InvalidRequest, match="in flight"), service.reserve(group):
+                pass
+            assert await tokens(service, group[0]) == expected_output(group[0], VOCABULARY)
+        assert service.admission.requests == 0
+        with pytest.raises(InvalidRequest, match="2 requests"), service.reserve([*group, request("c")]):
+            pass
+        assert await tokens(service, group[1]) == expected_output(group[1], VOCABULARY)
+        await service.close()
+
+    run(body())
+
+
 def test_a_failing_request_fails_alone(deployment: Make, worker: Make) -> None:
     async def body() -> None:
         service = await Service.start(deployment(), command=worker(fail_on_token=13))

@@ -82,6 +82,7 @@ def scripted(_scripted: Scripted) -> Scripted:
     service.script = say("hello")
     service.state, service.stalled_s = "ready", 0.0
     service.calls, service.cancelled = [], []
+    service.admission = ScriptedService(service.deployment).admission
     service.someone_left.clear()
     service.someone_runs.clear()
     return _scripted

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import tokenizers
 from fastapi import FastAPI
@@ -136,6 +137,16 @@ class ScriptedService:
                 self.someone_left.set()
             if not self.running:
                 self.all_left.set()
+
+    @contextmanager
+    def reserve(self, requests: Sequence[Request], *, field: str = "prompt") -> Iterator[None]:
+        """Bounded as the real one; given back at the end, not at each first token."""
+        self.admission.admit_group({one.id: len(one.prompt) for one in requests}, 0.0, field=field)
+        try:
+            yield
+        finally:
+            for one in requests:
+                self.admission.gone(one.id, 0.0)
 
     def step(self, number: int, tokens: int) -> None:
         """Report a step to whoever listens."""

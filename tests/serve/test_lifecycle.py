@@ -79,6 +79,23 @@ def test_a_sequence_that_fails_ends_the_others_of_its_request(scripted: Scripted
     assert scripted.service.running == 0
 
 
+def test_choices_that_do_not_fit_together_are_refused_before_any_is_computed(scripted: Scripted) -> None:
+    scripted.service.admission = Admission(max_requests=4, max_prompt_tokens=1000)
+    refused = scripted.complete(prompt=["a", "b", "c"], n=2)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    refused = scripted.complete(prompt=["a"] * 5)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+    scripted.service.admission.admit("waits", 1, now=0.0)
+    refused = scripted.complete(n=4)
+    assert refused.status_code == 429
+    assert float(refused.headers["retry-after"]) >= 1
+    assert scripted.service.calls == []
+    scripted.service.admission.gone("waits", now=0.0)
+    assert len(scripted.complete(n=4).json()["choices"]) == 4
+    assert scripted.service.admission.requests == 0
+    assert "penstock_requests_in_flight 0.0" in scripted.http.get("/metrics").text
+
+
 def test_health_is_about_progress_and_ready_is_about_traffic(scripted: Scripted) -> None:
     def status(path: str) -> int:
         return scripted.http.get(path).status_code

@@ -6,9 +6,10 @@ when to come back: the tokens in the queue, divided by the rate at which prompt 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
-from penstock.errors import Overloaded
+from penstock.errors import InvalidRequest, Overloaded
 
 MIN_RETRY_S: Final = 0.05
 MAX_RETRY_S: Final = 60.0
@@ -58,16 +59,33 @@ class Admission:
         Raises:
             Overloaded: a bound would be exceeded; nothing was taken. `retry_after_s` is within [0.05, 60].
         """
-        full = len(self._waiting) >= self._max_requests
-        if full or (self._waiting and self._waiting_tokens + prompt_tokens > self._max_prompt_tokens):
+        self.admit_group({request_id: prompt_tokens}, now)
+
+    def admit_group(self, prompt_tokens: Mapping[str, int], now: float, *, field: str = "prompt") -> None:
+        """Take several requests (id -> prompt tokens) in together, or none of them.
+
+        Raises:
+            InvalidRequest: more than one, and together beyond a bound even of an empty queue, so that no time to come
+                back could be named; `field` is what the caller would have to make smaller.
+            Overloaded: as in `admit`.
+        """
+        count, tokens = len(prompt_tokens), sum(prompt_tokens.values())
+        if count > 1 and (count > self._max_requests or tokens > self._max_prompt_tokens):
+            raise InvalidRequest(
+                field=field, value=f"{count} sequences with {tokens} prompt tokens",
+                why=f"the queue holds {self._max_requests} requests and {self._max_prompt_tokens} prompt tokens",
+                remedy="several smaller requests, or a larger server.queue",
+            )  # fmt: skip
+        full = len(self._waiting) + count > self._max_requests
+        if full or (self._waiting and self._waiting_tokens + tokens > self._max_prompt_tokens):
             raise Overloaded(
                 f"the queue is full: {len(self._waiting)} of {self._max_requests} requests and {self._waiting_tokens} "
                 f"of {self._max_prompt_tokens} prompt tokens wait for a first token",
                 retry_after_s=self.retry_after_s(now),
             )
         self._pass(now)
-        self._waiting[request_id] = prompt_tokens
-        self._waiting_tokens += prompt_tokens
+        self._waiting.update(prompt_tokens)
+        self._waiting_tokens += tokens
 
     def started(self, request_id: str, now: float) -> None:
         """It has its first token and waits no more."""

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final, Self
 
@@ -59,6 +59,8 @@ class Service:
         self._streams: dict[str, Stream] = {}
         self._leaving: set[str] = set()
         """Cancelled here, and the worker has not said so yet: these ids are still taken."""
+        self._reserved: set[str] = set()
+        """Admitted by `reserve` and not yet run."""
         self._suspects_wait = False
         self._draining = False
         self._empty = asyncio.Event()
@@ -145,6 +147,31 @@ class Service:
         finally:
             self._leave(stream)
 
+    @contextlib.contextmanager
+    def reserve(self, requests: Sequence[Request], *, field: str = "prompt") -> Iterator[None]:
+        """Room in the queue for all of `requests` or for none. `generate` each of them within this block.
+
+        Args:
+            field: what a refusal of so many names as the client's to change.
+
+        Raises:
+            Overloaded, Unavailable, InvalidRequest: nothing was taken.
+        """
+        self._check_open()
+        for request in requests:
+            self._validate(request)
+        ids = {request.id for request in requests}
+        self.admission.admit_group(
+            {request.id: len(request.prompt) for request in requests}, time.monotonic(), field=field
+        )
+        self._reserved |= ids
+        try:
+            yield
+        finally:
+            for id in ids & self._reserved:
+                self.admission.gone(id, time.monotonic())
+            self._reserved -= ids
+
     async def drain(self, timeout_s: float) -> int:
         """Refuse new requests, let the running ones finish within `timeout_s`, end the rest. Returns how many."""
         self._draining = True
@@ -169,13 +196,19 @@ class Service:
     def _working(self) -> bool:
         return any(not stream.ended for stream in self._streams.values())
 
-    def _admit(self, request: Request) -> Stream:
+    def _check_open(self) -> None:
         state = self.state
         if state not in ("ready", "restarting") or (state == "restarting" and self._supervisor.start_s > QUICK_START_S):
             raise self._unavailable()
-        self._validate(request)
+
+    def _admit(self, request: Request) -> Stream:
+        self._check_open()
         now = time.monotonic()
-        self.admission.admit(request.id, len(request.prompt), now)
+        if request.id in self._reserved:
+            self._reserved.discard(request.id)
+        else:
+            self._validate(request)
+            self.admission.admit(request.id, len(request.prompt), now)
         if request.sampling.temperature > 0 and request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
         if not self._working():
@@ -187,7 +220,7 @@ class Service:
         return stream
 
     def _validate(self, request: Request) -> None:
-        if request.id in self._streams or request.id in self._leaving:
+        if request.id in self._streams or request.id in self._leaving or request.id in self._reserved:
             raise InvalidRequest(
                 field="id", value=request.id, why="a request with this id is in flight", remedy="use a new id"
             )

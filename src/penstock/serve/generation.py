@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
@@ -53,7 +53,7 @@ class Generation:
         if len(self.choices) == 1:
             await self._follow(self.choices[0], emit, flush)
         else:
-            await self._side_by_side(emit, flush)
+            await self._together(emit, flush)
         self.metrics.longest.observe(max(len(choice.token_ids) for choice in self.choices))
 
     def usage(self) -> dict[str, Any]:
@@ -102,16 +102,32 @@ class Generation:
             outcome = "failed" if choice.first_at else "refused"
             raise
         finally:
-            metrics.left(
-                outcome, prompt_tokens=len(choice.request.prompt), output_tokens=len(choice.token_ids),
-                cached_tokens=choice.cached_tokens, max_tokens=choice.request.max_tokens,
-                ttft_s=None if choice.first_at is None else choice.first_at - choice.arrived,
-                total_s=choice.last_at - choice.arrived, timings=choice.timings,
-            )  # fmt: skip
+            self._left(choice, outcome)
+
+    def _left(self, choice: Choice, outcome: str) -> None:
+        self.metrics.left(
+            outcome, prompt_tokens=len(choice.request.prompt), output_tokens=len(choice.token_ids),
+            cached_tokens=choice.cached_tokens, max_tokens=choice.request.max_tokens,
+            ttft_s=None if choice.first_at is None else choice.first_at - choice.arrived,
+            total_s=choice.last_at - choice.arrived, timings=choice.timings,
+        )  # fmt: skip
 
     def _outputs(self, request: Request) -> AsyncGenerator[Output, None]:
         # An iterator by its interface; that it can be closed is part of the contract.
         return cast("AsyncGenerator[Output, None]", self.service.generate(request))
+
+    async def _together(self, emit: Emit, flush: Flush) -> None:
+        """All are admitted before any is computed: a refusal halfway would throw work away, on every retry again."""
+        requests = [choice.request for choice in self.choices]
+        with ExitStack() as reserved:
+            try:
+                reserved.enter_context(self.service.reserve(requests, field="n" if self.n > 1 else "prompt"))
+            except (Overloaded, Unavailable, InvalidRequest):
+                for choice in self.choices:
+                    self.metrics.entered()
+                    self._left(choice, "refused")
+                raise
+            await self._side_by_side(emit, flush)
 
     async def _side_by_side(self, emit: Emit, flush: Flush) -> None:
         """One task per sequence. All that moved in one step have emitted before this one wakes up to flush."""
