@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,57 @@ def test_control_tokens_that_are_allowed_encode_as_the_library_does(
         ours.encode(text, add_special_tokens=False, allow_special=True)
         == library.encode(text, add_special_tokens=False).ids
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=60) | st.sampled_from([" " * 3000, "the water " * 300, "\u212a" * 90, "x" * 999]))
+def test_no_token_stands_for_more_bytes_than_the_tokenizer_says(
+    loaded: dict[str, tuple[Tokenizer, tokenizers.Tokenizer]], kind: str, text: str
+) -> None:
+    ours, _ = loaded[kind]
+    count = len(ours.encode(text, add_special_tokens=False))
+    assert len(text.encode()) <= max(count, 3) * ours.max_bytes_per_token
+    ours.check_fits([text], max(count, 3), field="prompt")
+
+
+def test_the_most_bytes_of_a_token_are_the_longest_piece_where_nothing_can_be_lost(tmp_path: Path) -> None:
+    plain, composing, stripping = (tiny.byte_level(["<|end|>"]) for _ in range(3))
+    longest = max(map(len, plain.get_vocab()))
+    composing.normalizer = tokenizers.normalizers.NFC()
+    stripping.normalizer = tokenizers.normalizers.Strip()
+    bounds = [
+        Tokenizer.load(tiny.save(library, tmp_path / str(number))).max_bytes_per_token
+        for number, library in enumerate((plain, composing, stripping))
+    ]
+    assert bounds == [longest, 4 * longest, 1024]
+
+
+def test_a_text_that_cannot_fit_is_refused_with_both_numbers_and_a_remedy(
+    loaded: dict[str, tuple[Tokenizer, tokenizers.Tokenizer]],
+) -> None:
+    ours, _ = loaded["byte_level"]
+    text = "ü" * (ours.max_bytes_per_token * 5)
+    ours.check_fits([text], 10, field="prompt")
+    with pytest.raises(InvalidRequest, match=r"11 tokens at the very least.* 10 tokens.*fewer than 10") as caught:
+        ours.check_fits([text, "x"], 10, field="prompt")
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_other_threads_run_while_a_long_text_is_tokenised(
+    loaded: dict[str, tuple[Tokenizer, tokenizers.Tokenizer]],
+) -> None:
+    ours, _ = loaded["byte_level"]
+    done = threading.Event()
+    worker = threading.Thread(
+        target=lambda: (ours.encode("the water flows " * 40_000, add_special_tokens=False), done.set())
+    )
+    turns = 0
+    worker.start()
+    while not done.wait(0.001):
+        turns += 1
+    worker.join()
+    assert turns > 10, "a call that kept the interpreter lock would leave one or two"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from penstock.control.request import Request
+from penstock.engine.tokenizer import Tokenizer
 from penstock.errors import InvalidRequest, Overloaded, PenstockError, Unavailable
 from penstock.runtime.facts import Output
 from penstock.serve import front
@@ -47,6 +48,7 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"frequency_penalty": -3}, "frequency_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty"),
         ({"logit_bias": {"5": 101}}, "logit_bias[...]"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"257": 1}}, "logit_bias"),
@@ -219,6 +221,26 @@ def test_prompt_and_max_tokens_over_the_context_name_both_numbers(scripted: Scri
     too_long = scripted.chat(messages=[{"role": "user", "content": "x" * 5000}])
     assert error_of(too_long)["code"] == "context_length_exceeded"
     assert error_of(too_long)["param"] == "messages"
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_prompt_that_cannot_fit_is_refused_and_never_tokenised(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    def encode(*_: object, **__: object) -> list[int]:
+        raise AssertionError("it was tokenised")
+
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    text = "some text " * 700_000
+    for reply, param in (
+        (scripted.complete(prompt=["x" * 100_000, text]), "prompt"),
+        (scripted.chat(messages=[{"role": role, "content": text}]), "messages"),
+    ):
+        assert reply.status_code == 400
+        error = error_of(reply)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+        assert "the context is 4096 tokens" in error["message"]
+        assert "fewer than 4096 tokens" in error["message"]
 
 
 def test_an_unknown_model_is_404_and_lists_the_models(scripted: Scripted) -> None:

@@ -79,6 +79,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
     ) -> list[int]:
         """The conversation as token ids. The template alone decides on the token of the beginning.
 
@@ -86,10 +87,13 @@ class ChatTemplate:
             messages: `role`, `content` and whatever else the template reads; plain JSON values.
             add_generation_prompt: end with the header of the assistant's turn.
             tools: function descriptions as JSON. extra: more variables for the template (chat_template_kwargs).
+            max_tokens: the context; a conversation that cannot fit is refused before it is tokenised.
 
         Raises: InvalidRequest: the template refuses or cannot render this conversation, or it is too long.
         """
         text, guard = self._render(messages, add_generation_prompt, tools, extra)
+        if max_tokens is not None:
+            self._tokenizer.check_fits([text.replace(guard, "")], max_tokens, field="messages")
         marked = self._tokenizer.mark(text).replace(guard, "")
         return self._tokenizer.encode(marked, add_special_tokens=False)
 

@@ -65,11 +65,17 @@ async def _prompt(front: Front, body: ChatBody, size: int) -> Prompt:
             remedy="one of " + ", ".join(sorted(TEMPLATE_KWARGS)),
         )  # fmt: skip
     messages = plain_messages(body.messages)
+    context = front.service.info.max_sequence_tokens
+    # What the template is sure to write. Many strip contents, and leave out what the assistant once thought; the
+    # rendered text is looked at again.
+    kept = (turn["content"].strip() for turn in messages if turn["role"] != "assistant")
+    front.tokenizer.check_fits(kept, context, field="messages")
     encode = partial(
         front.template.encode,
         messages,
         add_generation_prompt=body.add_generation_prompt is not False,
         extra=kwargs or None,
+        max_tokens=context,
     )
     return Prompt(tuple(await front.offload.run(encode, characters=size, field="messages")))
 

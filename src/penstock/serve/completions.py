@@ -53,6 +53,9 @@ async def _prompts(front: Front, body: CompletionBody) -> list[Prompt]:
         )  # fmt: skip
     asked = separate_prompts(body.prompt)
     vocab_size, tokenizer = front.service.info.vocab_size, front.tokenizer
+    for one in asked:
+        if isinstance(one, str):
+            tokenizer.check_fits([one], context, field="prompt")
     special = body.add_special_tokens is not False
 
     def encode() -> list[Prompt]:

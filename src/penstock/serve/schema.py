@@ -41,7 +41,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     """0 and -1: all."""
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=1024)] | None = None
