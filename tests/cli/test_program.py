@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -11,10 +12,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+
+from penstock.catalog import resolve_model
 
 from .program import environment, penstock
 
@@ -109,6 +113,36 @@ def test_a_port_in_use_is_an_error_with_a_remedy() -> None:
     assert "server.port" in done.stderr
     assert "Remedy" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def edited_model(directory: Path, *, without: str = "", **settings: object) -> Path:
+    """The model in the box with a file left out, or keys of tokenizer_config.json changed; None takes one out."""
+    for file in resolve_model("millrace").iterdir():
+        if file.name == "tokenizer_config.json":
+            kept = {**json.loads(file.read_text()), **settings}
+            (directory / file.name).write_text(json.dumps({k: v for k, v in kept.items() if v is not None}))
+        elif file.name != without:
+            (directory / file.name).symlink_to(file)
+    return directory
+
+
+def test_a_checkpoint_without_tokenizer_is_refused_before_its_weights_are_loaded(tmp_path: Path) -> None:
+    model = edited_model(tmp_path, without="tokenizer.json")
+    done = penstock("serve", str(model), "--server.port", "0", expect=2)
+    assert "tokenizer.json" in done.stderr
+    assert "load weights" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_chat_template_the_printed_curl_is_for_completions_and_is_answered(tmp_path: Path) -> None:
+    serving = start(str(edited_model(tmp_path, chat_template=None)))
+    words = shlex.split(serving.lines[-1])
+    answer = httpx.post(words[1], json=json.loads(words[-1]), timeout=30)
+    serving.process.send_signal(signal.SIGTERM)
+    assert serving.end() == 0
+    assert words[1] == f"{serving.url}/v1/completions"
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["text"]
 
 
 def test_the_start_log_accounts_for_each_phase_and_ends_with_the_url_and_a_curl(server: Serving) -> None:

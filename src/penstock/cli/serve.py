@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import shlex
 import signal
 import sys
 import time
@@ -70,11 +72,14 @@ async def _serve(deployment: Deployment, console: Console) -> None:
 
     starting = asyncio.create_task(Service.start(deployment, show_phase))
     await asyncio.sleep(0)  # the worker loads the model while this process loads the HTTP side
-    from penstock.cli.hosting import app_for
+    from penstock.cli.hosting import app_for, text_side_of
     from penstock.serve.server import listen, run
 
+    loading = time.monotonic()
     try:
         sock = listen(deployment.server.host, deployment.server.port)
+        text = text_side_of(deployment)
+        show_phase("front end", time.monotonic() - loading, "socket, tokenizer, chat template")
     except BaseException:
         starting.cancel()
         raise
@@ -89,7 +94,7 @@ async def _serve(deployment: Deployment, console: Console) -> None:
 
     def show_ready(url: str) -> None:
         console.print(_ready_line(url, info, time.monotonic() - started))
-        console.print(escape(_curl(url, info, bool(deployment.server.api_keys))))
+        console.print(escape(_curl(url, info, bool(deployment.server.api_keys), text.template is not None)))
 
     def show_draining() -> None:
         console.print(
@@ -97,13 +102,11 @@ async def _serve(deployment: Deployment, console: Console) -> None:
             "a second signal stops at once"
         )
 
-    loading = time.monotonic()
     try:
-        app = app_for(service, deployment)
+        app = app_for(service, deployment, text)
     except BaseException:
         await service.close()
         raise
-    show_phase("front end", time.monotonic() - loading, "tokenizer, chat template, routes")
     cut_off = await run(app, service, deployment, sock=sock, on_listening=show_ready, on_draining=show_draining)
     console.print(f"stopped; {cut_off} requests were cut off" if cut_off else "stopped")
 
@@ -116,7 +119,10 @@ def _ready_line(url: str, info: ModelInfo, seconds: float) -> str:
     )
 
 
-def _curl(url: str, info: ModelInfo, needs_key: bool) -> str:
+def _curl(url: str, info: ModelInfo, needs_key: bool, can_chat: bool) -> str:
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
-    body = f'{{"model": "{info.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
+    asked: dict[str, object] = {"model": info.name}
+    asked |= {"messages": [{"role": "user", "content": "Hello"}]} if can_chat else {"prompt": "Hello", "max_tokens": 64}
+    body = json.dumps(asked, ensure_ascii=False)
+    path = "/v1/chat/completions" if can_chat else "/v1/completions"
+    return f"curl {url}{path}{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
