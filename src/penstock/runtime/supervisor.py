@@ -13,17 +13,16 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
 from penstock.deployment import Deployment
 from penstock.errors import PenstockError
 from penstock.runtime import wire
 from penstock.runtime.facts import ModelInfo
+from penstock.runtime.facts import OnPhase as OnPhase
 from penstock.runtime.failures import revive
 from penstock.runtime.process import WorkerProcess
-
-OnPhase = Callable[[str, float, str], None]
 
 MAX_FRUITLESS_WORKERS: Final = 5
 """This many in a row that ended before their first step, and no other is started."""
