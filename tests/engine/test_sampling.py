@@ -372,6 +372,9 @@ def test_the_same_tokens_are_kept_as_in_transformers(chosen: dict[str, Any], pro
         ("top_p", request(top_p=0.0)),
         ("min_p", request(min_p=1.1)),
         ("repetition_penalty", request(repetition_penalty=0.0)),
+        ("repetition_penalty", request(repetition_penalty=1e-40)),
+        ("repetition_penalty", request(repetition_penalty=1e39)),
+        ("frequency_penalty", request(frequency_penalty=-1e39)),
         ("presence_penalty", request(presence_penalty=float("inf"))),
         ("logit_bias", request(logit_bias=((VOCAB, 1.0),))),
         ("logit_bias", request(logit_bias=((1, float("inf")),))),
@@ -390,6 +393,29 @@ def test_a_request_that_cannot_be_sampled_is_refused_by_field_and_the_slot_stays
         sampler.add(0, asked)
     assert caught.value.field == field
     sampler.add(0, request())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 3e38},
+        {"repetition_penalty": 3e38, "frequency_penalty": 3e38, "presence_penalty": -3e38},
+        {"frequency_penalty": -3e38, "presence_penalty": -3e38},
+    ],
+)
+def test_no_penalty_in_its_range_leaves_a_row_without_a_token(penalties: dict[str, float], temperature: float) -> None:
+    logits = np.linspace(-50, 50, VOCAB, dtype=np.float32)
+    asked = request(prompt=tuple(range(VOCAB)), output=(1, 1, VOCAB - 1), temperature=temperature, **penalties)
+    result = sample_one(logits, asked)
+    assert not result.failed
+    assert 0 <= result.tokens[0] < VOCAB
+
+
+def test_a_banned_token_stays_banned_under_penalties() -> None:
+    asked = request(stop_ids=(2,), min_tokens=9, output=(2,), frequency_penalty=-3e38, temperature=0.0)
+    assert sample_one(np.zeros(VOCAB, np.float32), asked).tokens[0] != 2
 
 
 def test_slots_are_taken_once_and_given_back() -> None:

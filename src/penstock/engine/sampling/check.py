@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
 
 from penstock.control.request import Request
 from penstock.errors import InvalidRequest
+
+_LARGEST: Final = float(np.finfo(np.float32).max)
+"""The sampler keeps penalties as float32."""
+_LEAST_REPETITION: Final = 0.01
+"""Divided by much less, logits overflow and say nothing any more."""
 
 
 def check_request(request: Request, vocab_size: int) -> None:
@@ -16,9 +24,9 @@ def check_request(request: Request, vocab_size: int) -> None:
     _in_range("top_k", sampling.top_k, 0, math.inf)
     _in_range("top_p", sampling.top_p, 0, 1, above=True)
     _in_range("min_p", sampling.min_p, 0, 1)
-    _in_range("repetition_penalty", sampling.repetition_penalty, 0, math.inf, above=True)
-    _in_range("presence_penalty", sampling.presence_penalty, -math.inf, math.inf)
-    _in_range("frequency_penalty", sampling.frequency_penalty, -math.inf, math.inf)
+    _in_range("repetition_penalty", sampling.repetition_penalty, _LEAST_REPETITION, _LARGEST)
+    _in_range("presence_penalty", sampling.presence_penalty, -_LARGEST, _LARGEST)
+    _in_range("frequency_penalty", sampling.frequency_penalty, -_LARGEST, _LARGEST)
     _in_range("min_tokens", sampling.min_tokens, 0, math.inf)
     if sampling.logprobs is not None:
         _in_range("logprobs", sampling.logprobs, 0, vocab_size)

@@ -7,11 +7,15 @@ in arrays that grow by one entry per new token.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.control.request import Request, Sampling
+
+_FAR: Final = np.float32(1e30)
+"""Beyond any logit, and far enough from overflow that differences and quotients by a temperature are finite."""
 
 
 def uses_penalties(sampling: Sampling) -> bool:
@@ -48,13 +52,17 @@ class SeenTokens:
         self._produced[index] += 1
 
     def apply(self, row: NDArray[np.float32]) -> None:
-        """Change the logits [V] of this request in place."""
+        """Change the logits [V] of this request in place. What was finite stays finite, however large the penalties."""
         seen = len(self._index)
         if not seen:
             return
         ids, produced = self._ids[:seen], self._produced[:seen]
         logits = row[ids]
-        if self._repetition != 1:
-            logits = np.where(logits > 0, logits / self._repetition, logits * self._repetition)
-        logits -= self._frequency * produced + self._presence * (produced > 0)
-        row[ids] = logits
+        # A banned token stays at -inf, and a broken row is seen for what it is.
+        finite = np.isfinite(logits)
+        with np.errstate(over="ignore"):
+            if self._repetition != 1:
+                logits = np.where(logits > 0, logits / self._repetition, logits * self._repetition)
+            change = np.clip(self._frequency * produced + self._presence * (produced > 0), -_FAR, _FAR)
+            logits -= change
+        row[ids] = np.where(finite, np.clip(logits, -_FAR, _FAR), logits)
