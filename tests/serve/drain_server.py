@@ -1,4 +1,7 @@
-"""A process for test_server.py: `server.run` over a scripted service that ends no request by itself. Prints its URL."""
+"""A process for test_server.py: `server.run` over a scripted service that ends no request by itself. Prints its URL.
+
+A prompt that begins with "f" floods its reader; any other gets one token.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from penstock.control.request import Request
 from penstock.deployment import Deployment
-from penstock.errors import RequestFailed, Unavailable
+from penstock.errors import Unavailable
 from penstock.runtime.facts import Output
 from penstock.serve.server import run
 from serve.scripted import ScriptedService, scripted_app
@@ -47,8 +50,11 @@ async def main(drain_timeout_s: float) -> None:
             raise Unavailable("the server is shutting down", retry_after_s=1)
         service.in_flight += 1
         yield Output((97,))
+        while request.prompt[0] == ord("f") and not service.over.is_set():
+            yield Output((97,) * 100)
+            await asyncio.sleep(0)
         await service.over.wait()
-        raise RequestFailed("the server shut down")
+        raise Unavailable("the server is shutting down", retry_after_s=1)
 
     service.script = script
     app = scripted_app(service)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -29,8 +31,9 @@ def start() -> Iterator[Start]:
     def begin(drain_timeout_s: float) -> tuple[subprocess.Popen[str], str]:
         script = Path(__file__).with_name("drain_server.py")
         process = subprocess.Popen(
-            [sys.executable, str(script), str(drain_timeout_s)], stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, str(script), str(drain_timeout_s)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
         started.append(process)
         return process, line(process)
 
@@ -64,15 +67,53 @@ def test_a_signal_refuses_new_requests_lets_running_ones_go_on_and_exits_0(start
     assert line(process) == "cut off 1"
 
 
-def test_a_second_signal_stops_at_once(start: Start) -> None:
+def test_a_second_signal_ends_the_wait_with_a_clean_error_and_without_a_traceback(start: Start) -> None:
     process, url = start(600)
     with httpx.stream("POST", f"{url}/v1/completions", json=STREAM, timeout=30) as running:
-        next(running.iter_raw())
+        parts = running.iter_raw()
+        raw = next(parts)
         process.send_signal(signal.SIGINT)
         assert line(process) == "draining"
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        raw += b"".join(parts)
+    assert read_stream(raw, chat=False).error is not None
+    assert process.wait(20) == 0
     assert line(process) == "cut off 1"
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_a_whole_answer_that_draining_cuts_off_is_a_503_with_a_time_to_come_back(start: Start) -> None:
+    process, url = start(600)
+    with ThreadPoolExecutor(1) as pool:
+        whole = pool.submit(httpx.post, f"{url}/v1/completions", json={"prompt": "x"}, timeout=30)
+        while "penstock_requests_in_flight 1.0" not in httpx.get(f"{url}/metrics").text:
+            assert not whole.done()
+        process.send_signal(signal.SIGTERM)
+        assert line(process) == "draining"
+        process.send_signal(signal.SIGTERM)
+        answer = whole.result(30)
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["code"] == "service_unavailable"
+
+
+def test_a_client_that_does_not_read_keeps_no_server_up_and_leaves_no_traceback(start: Start) -> None:
+    process, url = start(0.5)
+    host, port = url.removeprefix("http://").split(":")
+    body = b'{"prompt":"flood","stream":true,"return_token_ids":true}'
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        assert client.recv(16).startswith(b"HTTP/1.1 200")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
 
 
 def test_an_address_in_use_is_an_error_with_a_remedy() -> None:

@@ -63,8 +63,6 @@ class Service:
         """Admitted by `reserve` and not yet run."""
         self._suspects_wait = False
         self._draining = False
-        self._empty = asyncio.Event()
-        self._empty.set()
 
     @classmethod
     async def start(
@@ -136,6 +134,7 @@ class Service:
         Raises:
             Overloaded, Unavailable, InvalidRequest: before the first item; nothing was taken.
             RequestFailed: this request cannot be finished.
+            Unavailable: also later, when `drain` ends it.
         """
         stream = self._admit(request)
         try:
@@ -173,15 +172,19 @@ class Service:
             self._reserved -= ids
 
     async def drain(self, timeout_s: float) -> int:
-        """Refuse new requests, let the running ones finish within `timeout_s`, end the rest. Returns how many."""
+        """Refuse new requests, let the running ones finish within `timeout_s`, end the rest with Unavailable.
+
+        Returns how many were ended. What readers have not taken yet is theirs to take: nobody is waited for.
+        """
         self._draining = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                for stream in list(self._streams.values()):
+                    await stream.over.wait()
         rest = [stream for stream in self._streams.values() if not stream.ended]
         for stream in rest:
             self._cancel(stream)
-            unfinished = RequestFailed(f"the server shut down before request {stream.request.id} was finished")
-            stream.fail(unfinished if stream.output else self._unavailable())
+            stream.fail(self._unavailable())
         return len(rest)
 
     async def close(self) -> None:
@@ -215,7 +218,6 @@ class Service:
             self._supervisor.progress = now
         stream = Stream(request, now)
         self._streams[request.id] = stream
-        self._empty.clear()
         self._submit(stream)
         return stream
 
@@ -271,9 +273,8 @@ class Service:
         if not stream.ended:
             self._cancel(stream)
         self.admission.gone(stream.request.id, time.monotonic())
+        stream.over.set()
         del self._streams[stream.request.id]
-        if not self._streams:
-            self._empty.set()
         if self._suspects_wait:
             self._submit_all()
 

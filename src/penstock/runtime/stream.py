@@ -24,6 +24,8 @@ class Stream:
         """A worker has it."""
         self.deaths = 0
         """Workers that ended with it in flight since it last made a token."""
+        self.over = asyncio.Event()
+        """Set when it has ended or its reader has left."""
         self._taken = len(self.output)
         self._logprobs: list[TokenLogprobs] = []
         self._finished: Finished | None = None
@@ -60,12 +62,14 @@ class Stream:
         """No token comes after this."""
         if not self.ended:
             self._finished = finished
+            self.over.set()
             self._wake()
 
     def fail(self, error: PenstockError) -> None:
         """The reader gets what is there, then the error."""
         if not self.ended:
             self._error = error
+            self.over.set()
             self._wake()
 
     async def next(self) -> Output:

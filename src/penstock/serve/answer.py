@@ -164,8 +164,8 @@ async def _end(task: asyncio.Task[Any]) -> None:
     if not task.done():
         task.cancel()
         await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # looked at, so that asyncio does not report it: nobody is there to hear it
+    if not task.cancelled():
+        task.exception()  # looked at, so that asyncio does not report it: nobody is there to hear it
 
 
 async def _send_json(send: Send, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:

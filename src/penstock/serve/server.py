@@ -1,7 +1,7 @@
 """The process around the app: a socket, uvicorn, and an orderly end.
 
 The first SIGTERM or SIGINT stops admission (new requests get 503, /ready is false) while the socket stays open; what
-runs may finish within `server.drain_timeout`. The second signal stops at once.
+runs may finish within `server.drain_timeout`. The second signal ends that time: streams get their error now.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,8 +22,10 @@ from penstock.errors import InvalidDeployment
 if TYPE_CHECKING:
     from penstock.runtime.service import Service
 
-LAST_WRITES_S: Final = 5
+LAST_WRITES_S: Final = 2.0
 """After draining: time for the last bytes to leave before connections are cut."""
+HURRIED_WRITES_S: Final = 0.5
+"""The same after a second signal."""
 KEEP_ALIVE_S: Final = 75
 """Longer than the 60 s of common proxies, so that they close idle connections and not we."""
 
@@ -33,7 +35,9 @@ def settings(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app, http="httptools", ws="none", lifespan="off", proxy_headers=False, server_header=False, log_config=None,
         access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=LAST_WRITES_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        # `run` cuts connections before that: uvicorn would cancel the answers, and log a traceback for each.
+        timeout_graceful_shutdown=5,
     )  # fmt: skip
 
 
@@ -81,18 +85,18 @@ async def run(
     """
     sock = sock or listen(deployment.server.host, deployment.server.port)
     server = Server(settings(app))
-    asked = asyncio.Event()
+    asked, again = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
-        if asked.is_set():
-            server.force_exit = server.should_exit = True
-        asked.set()
+        (again if asked.is_set() else asked).set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     serving = asyncio.create_task(server.serve([sock]))
-    ends = [asyncio.create_task(asked.wait()), asyncio.create_task(service.stopped.wait()), serving]
+    ends: list[asyncio.Task[Any]] = [
+        asyncio.create_task(asked.wait()), asyncio.create_task(service.stopped.wait()), serving
+    ]  # fmt: skip
     cut_off = 0
     try:
         if on_listening is not None:
@@ -102,11 +106,15 @@ async def run(
             if on_draining is not None:
                 on_draining()
             draining = asyncio.create_task(service.drain(deployment.server.drain_timeout))
-            # A second signal makes `serving` end first.
-            await asyncio.wait({draining, serving}, return_when=asyncio.FIRST_COMPLETED)
-            cut_off = draining.result() if draining.done() else service.in_flight
-            draining.cancel()
+            hurry = asyncio.create_task(again.wait())
+            ends += [draining, hurry]
+            await asyncio.wait({draining, serving, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            cut_off = draining.result() if draining.done() else await service.drain(0)
         server.should_exit = True
+        await asyncio.wait({serving}, timeout=HURRIED_WRITES_S if again.is_set() else LAST_WRITES_S)
+        for connection in list(server.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()  # to its answer this is a client that left
         await serving
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
