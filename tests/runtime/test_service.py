@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ import pytest
 from penstock.control.request import Request, Sampling
 from penstock.errors import InvalidRequest, Overloaded, PenstockError, RequestFailed, Unavailable, UnsupportedModel
 from penstock.runtime.facts import Output, StepReport
+from penstock.runtime.process import WorkerProcess
 from penstock.runtime.service import Service
 from penstock.testing import expected_output
 
@@ -249,6 +251,34 @@ def test_a_request_that_arrives_while_the_worker_is_replaced_waits_for_it(deploy
     run(body())
 
 
+def test_nothing_is_sent_to_a_worker_whose_socket_has_ended(
+    deployment: Make, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reap, may_reap = WorkerProcess._reap, threading.Event()
+
+    def reap_later(process: WorkerProcess) -> str:
+        may_reap.wait(30)
+        return reap(process)
+
+    monkeypatch.setattr(WorkerProcess, "_reap", reap_later)
+
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        assert service.worker_pid is not None
+        os.kill(service.worker_pid, signal.SIGKILL)
+        while service.state == "ready":
+            await asyncio.sleep(0.001)
+        late = asyncio.create_task(tokens(service, request()))
+        while not service.in_flight:
+            await asyncio.sleep(0)
+        assert service.in_worker() == []
+        may_reap.set()
+        assert await late == expected_output(request(), VOCABULARY)
+        await service.close()
+
+    run(body())
+
+
 def test_a_worker_whose_step_hangs_is_replaced(
     deployment: Make, worker: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -343,6 +373,19 @@ def test_draining_refuses_new_requests_and_lets_running_ones_finish(deployment: 
     run(body())
 
 
+def test_draining_does_not_wait_for_a_reader_that_takes_nothing(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        async with aclosing(service.generate(request(max_tokens=100))) as unread:
+            await anext(unread)
+            async with asyncio.timeout(30):
+                assert await service.drain(600.0) == 0
+            assert [output.finished async for output in unread][-1] == "length"
+        await service.close()
+
+    run(body())
+
+
 def test_what_outlives_the_drain_gets_a_clean_error(deployment: Make, worker: Make) -> None:
     async def body() -> None:
         service = await Service.start(deployment(), command=worker(hang_at_step=5))
@@ -350,7 +393,7 @@ def test_what_outlives_the_drain_gets_a_clean_error(deployment: Make, worker: Ma
         while not service.statistics.steps:
             await asyncio.sleep(0.001)
         assert await service.drain(0.05) == 1
-        with pytest.raises(RequestFailed, match="shut down"):
+        with pytest.raises(Unavailable, match="shutting down"):
             await stuck
         await service.close()
 

@@ -40,16 +40,23 @@ def environment() -> dict[str, str]:
 class WorkerProcess:
     """A running worker. Make one with `spawn`; `exited` is done when it is gone."""
 
-    def __init__(self, process: subprocess.Popen[bytes], on_message: Callable[[wire.FromWorker], None]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], on_message: Callable[[wire.FromWorker], None],
+        on_lost: Callable[[], None],
+    ) -> None:  # fmt: skip
         self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Result: how it ended, in words."""
         self._process = process
-        self._on_message = on_message
+        self._on_message, self._on_lost = on_message, on_lost
         self._transport: asyncio.WriteTransport | None = None
 
     @classmethod
-    async def spawn(cls, command: Sequence[str], on_message: Callable[[wire.FromWorker], None]) -> WorkerProcess:
+    async def spawn(
+        cls, command: Sequence[str], on_message: Callable[[wire.FromWorker], None], on_lost: Callable[[], None]
+    ) -> WorkerProcess:
         """Start `command --fd N`. `on_message` is called in this event loop with each message, in order.
+
+        `on_lost` is called when the socket has ended: nothing reaches it any more; how it ended, `exited` tells later.
 
         Raises OSError if the command cannot be run.
         """
@@ -63,7 +70,7 @@ class WorkerProcess:
             except OSError:
                 ours.close()
                 raise
-        worker = cls(process, on_message)
+        worker = cls(process, on_message, on_lost)
         transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: _Link(worker), sock=ours)
         worker._transport = transport
         return worker
@@ -102,6 +109,7 @@ class WorkerProcess:
         self._on_message(message)
 
     def _lost(self) -> None:
+        self._on_lost()
         reaping = asyncio.get_running_loop().run_in_executor(None, self._reap)
         reaping.add_done_callback(lambda reaped: self.exited.set_result(reaped.result()))
 

@@ -119,7 +119,7 @@ class Supervisor:
             self._ready.clear()
             self._last_words, self._steps, self._spawned = None, 0, time.monotonic()
             try:
-                self._worker = await WorkerProcess.spawn(self._command, self._received)
+                self._worker = await WorkerProcess.spawn(self._command, self._received, self._lost)
             except OSError as error:
                 return self._give_up(PenstockError(f"the worker process cannot be started: {error}"))
             ending = await self._attend(self._worker, died)
@@ -182,6 +182,11 @@ class Supervisor:
         await asyncio.wait({worker.exited}, timeout=LAST_DUMP_S)
         worker.signal(signal.SIGKILL)
         await worker.exited
+
+    def _lost(self) -> None:
+        """What is sent from here on would be lost with the worker, so it waits for the next, as of now."""
+        if self.state == "ready":
+            self.state = "restarting"
 
     def _received(self, message: wire.FromWorker) -> None:
         match message:
