@@ -14,6 +14,8 @@ from penstock.engine.tokenizer import Tokenizer
 from penstock.errors import InvalidRequest, Overloaded, PenstockError, Unavailable
 from penstock.runtime.facts import Output
 from penstock.serve import front
+from penstock.serve.body import MAX_UNKNOWN_NAMES, parse_body
+from penstock.serve.schema import CompletionBody
 
 from .conftest import Scripted
 from .scripted import raising
@@ -199,6 +201,30 @@ def test_numbers_of_any_size_inside_free_form_fields_are_no_bug_of_ours(scripted
 
 def test_a_text_that_spells_an_escaped_nul_is_only_text(scripted: Scripted) -> None:
     assert scripted.complete(prompt="\\u0000 and \\\\u0000").status_code == 200
+
+
+@pytest.mark.parametrize("backslashes", range(1, 9))
+def test_nul_is_an_odd_run_of_backslashes(backslashes: int) -> None:
+    raw = b'{"prompt": "a' + b"\\" * backslashes + b'u0000"}'
+    if backslashes % 2 == 0:
+        assert parse_body(raw, CompletionBody, print).prompt == "a" + "\\" * (backslashes // 2) + "u0000"
+        return
+    with pytest.raises(InvalidRequest, match="NUL") as caught:
+        parse_body(raw, CompletionBody, print)
+    assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize("nested", [["x"] * 50_000 + ["\0"], {**dict.fromkeys(map(str, range(50_000))), "z": "\0"}])
+def test_nul_deep_in_a_huge_body_is_refused_without_a_search_to_the_end(nested: object) -> None:
+    with pytest.raises(InvalidRequest, match="NUL"):
+        parse_body(json.dumps({"prompt": "x", "nonsense": nested}).encode(), CompletionBody, print)
+
+
+def test_of_a_body_full_of_unknown_names_64_are_counted() -> None:
+    counted: list[str] = []
+    raw = json.dumps({"prompt": "x"} | {f"made_up_{number}": 1 for number in range(10_000)}).encode()
+    assert parse_body(raw, CompletionBody, counted.append).prompt == "x"
+    assert len(counted) == len(set(counted)) == MAX_UNKNOWN_NAMES == 64
 
 
 def test_a_million_token_ids_are_refused_before_anything_walks_over_them(scripted: Scripted) -> None:
