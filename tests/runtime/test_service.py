@@ -317,6 +317,23 @@ def test_a_request_that_kills_every_worker_fails_alone(deployment: Make, worker:
     run(body())
 
 
+def test_who_only_waited_is_not_blamed_for_a_workers_death(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment({"policy.max_seqs": 1}), command=worker(raise_on_token=13))
+        bad = asyncio.create_task(collect(service, request("bad", (13,))))
+        good = asyncio.create_task(tokens(service, request("good")))
+        blame: set[int] = set()
+        while not bad.done():
+            blame |= {stream.deaths for id, stream in service._streams.items() if id == "good"}
+            await asyncio.sleep(0.001)
+        assert blame == {0}
+        assert isinstance(bad.exception(), RequestFailed)
+        assert await good == expected_output(request("good"), VOCABULARY)
+        await service.close()
+
+    run(body())
+
+
 def test_when_no_worker_gets_to_its_first_step_the_service_gives_up_and_says_why(
     deployment: Make, worker: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

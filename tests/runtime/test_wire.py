@@ -47,6 +47,7 @@ from_worker = st.one_of(
         st.lists(st.builds(Failed, ids, ids), max_size=2),
         st.none() | st.builds(Statistics, waiting=tokens, steps=tokens),
     ),
+    st.builds(wire.Admitted, st.lists(ids, max_size=4)),
     st.builds(wire.Refused, *[ids] * 6),
     st.builds(wire.Failure, *[ids] * 6),
 )  # fmt: skip

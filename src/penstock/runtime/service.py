@@ -289,8 +289,13 @@ class Service:
 
     # --- what the supervisor tells (supervisor.Owner) -----------------------------------------------------------------
 
-    def received(self, message: wire.Stepped | wire.Refused) -> None:
-        """News of one step, for all its requests; or a refusal of one."""
+    def received(self, message: wire.Stepped | wire.Refused | wire.Admitted) -> None:
+        """News of one step, for all its requests; what the next one admits; or a refusal of one."""
+        if isinstance(message, wire.Admitted):
+            for id in message.ids:
+                if (stream := self._streams.get(id)) is not None:
+                    stream.held = True
+            return
         if isinstance(message, wire.Refused):
             self._fail(
                 message.id,
@@ -332,9 +337,12 @@ class Service:
         self.statistics = Statistics()
         orphans = [stream for stream in self._streams.values() if stream.sent and not stream.ended]
         given_up = 0
+        # Who only waited had no part in it, unless nobody was held: then the worker may have died of taking one in.
+        anyone_held = any(stream.held for stream in orphans)
         for stream in orphans:
-            stream.sent = False
-            stream.deaths += 1
+            blamed = stream.held or not anyone_held
+            stream.sent = stream.held = False
+            stream.deaths += blamed
             if stream.deaths > SUSPECT_DEATHS:
                 given_up += 1
                 why = f"{stream.deaths} workers ended while they computed request {stream.request.id}"

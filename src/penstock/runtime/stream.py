@@ -22,8 +22,10 @@ class Stream:
         """All tokens so far: what another worker would be given to go on from."""
         self.sent = False
         """A worker has it."""
+        self.held = False
+        """That worker has given it KV: until then it only waited there."""
         self.deaths = 0
-        """Workers that ended with it in flight since it last made a token."""
+        """Workers that ended while they held it since it last made a token."""
         self.over = asyncio.Event()
         """Set when it has ended or its reader has left."""
         self._taken = len(self.output)

@@ -38,7 +38,7 @@ _log = logging.getLogger("penstock.runtime")
 class Owner(Protocol):
     """Whoever has requests in the worker."""
 
-    def received(self, message: wire.Stepped | wire.Refused) -> None:
+    def received(self, message: wire.Stepped | wire.Refused | wire.Admitted) -> None:
         """News from the worker that is running."""
 
     def worker_ready(self) -> None:
@@ -195,7 +195,7 @@ class Supervisor:
                     self.progress = time.monotonic()
                     self._steps += 1
                 self._owner.received(message)
-            case wire.Refused():
+            case wire.Refused() | wire.Admitted():
                 self._owner.received(message)
             case wire.Phase(name, seconds, detail):
                 self._phase(name, seconds, detail)

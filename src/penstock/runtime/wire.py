@@ -1,7 +1,7 @@
 """What front end and worker say to each other: typed messages in length-prefixed msgpack frames.
 
     front end -> worker    Start, Submit, Cancel
-    worker -> front end    Phase, Ready, Stepped, Refused, Failure
+    worker -> front end    Phase, Ready, Admitted, Stepped, Refused, Failure
 
 A frame is 4 bytes of length (big-endian), then that many bytes of msgpack. Bytes become exactly the types below or a
 ProtocolError; nothing received can run code or claim memory beyond MAX_FRAME_BYTES.
@@ -64,6 +64,12 @@ class Ready(Message, frozen=True):
     info: ModelInfo
 
 
+class Admitted(Message, frozen=True):
+    """The step that comes next gives these requests KV. Said before it runs: if the worker dies of it, here is why."""
+
+    ids: list[str]
+
+
 class Stepped(Message, frozen=True):
     """All news of one step in one frame; or, without `report`, of none (cancelled before it ran, first statistics)."""
 
@@ -101,7 +107,7 @@ class Failure(Message, frozen=True):
 
 
 ToWorker = Start | Submit | Cancel
-FromWorker = Phase | Ready | Stepped | Refused | Failure
+FromWorker = Phase | Ready | Admitted | Stepped | Refused | Failure
 
 Incoming = TypeVar("Incoming")
 _encoder = msgspec.msgpack.Encoder()

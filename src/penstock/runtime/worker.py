@@ -82,7 +82,7 @@ class Worker:
     def control(self, built: Built) -> None:
         """Control thread: handle everything that has arrived, then let the loop go on."""
         loop = Loop(
-            built.replica, built.executor, clock=time.monotonic, plan_ahead=built.plan_ahead, launch=self.steps.put
+            built.replica, built.executor, clock=time.monotonic, plan_ahead=built.plan_ahead, launch=self._launch
         )
         while True:
             event = self.events.get()
@@ -95,6 +95,11 @@ class Worker:
             loop.advance()
             if not loop.busy and (updates := loop.replica.take_updates()):
                 self._report(loop, None, updates)
+
+    def _launch(self, step: Step) -> None:
+        if step.admit:
+            self.send(wire.Admitted([one.id for one in step.admit]))
+        self.steps.put(step)
 
     def _handle(self, loop: Loop, event: Event) -> None:
         match event:
