@@ -98,15 +98,15 @@ def parse_body(raw: bytes, kind: type[SomeBody], on_unknown: Callable[[str], Non
 
 
 def _check_content_type(scope: Scope) -> None:
-    # A page in a browser may post text/plain or a form to a loopback port without asking anyone; JSON it may not.
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            kind = value.split(b";", 1)[0].strip().lower()
-            if kind != b"application/json" and not kind.endswith(b"+json"):
-                raise Refusal(
-                    415, "unsupported_media_type",
-                    f"Content-Type is {kind.decode('latin-1')[:80]!r}. Remedy: send 'Content-Type: application/json'",
-                )  # fmt: skip
+    # A page in a browser may post text, a form, or bytes of no type to a loopback port without asking anyone; JSON it
+    # may not.
+    types = [value for name, value in scope["headers"] if name == b"content-type"]
+    for kind in [value.split(b";", 1)[0].strip().lower() for value in types] or [b""]:
+        if kind != b"application/json" and not kind.endswith(b"+json"):
+            raise Refusal(
+                415, "unsupported_media_type",
+                f"Content-Type is {kind.decode('latin-1')[:80]!r}. Remedy: send 'Content-Type: application/json'",
+            )  # fmt: skip
 
 
 def _declared_bytes(scope: Scope) -> int:

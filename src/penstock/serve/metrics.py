@@ -84,8 +84,9 @@ class Metrics(Collector):
 
     def stepped(self, report: StepReport) -> None:
         """The engine finished a step."""
-        self.step_tokens.observe(report.tokens)
-        self.step_seconds.observe(report.seconds)
+        self.step_tokens.observe(report.tokens)  # also of steps without rows: watchdogs read it as a heartbeat
+        if report.tokens:
+            self.step_seconds.observe(report.seconds)
 
     def entered(self) -> None:
         """A sequence was handed to the service."""
@@ -98,13 +99,14 @@ class Metrics(Collector):
         """A sequence is over: stop, length, cancelled, failed or refused. `ttft_s` is None if no token came."""
         self.in_flight -= 1
         self.outcomes[outcome] += 1
+        if ttft_s is not None:
+            self.cached_tokens += cached_tokens  # as prompt_tokens are: of every prompt that was computed
         if outcome not in ("stop", "length"):
             return
         self.prompt.observe(prompt_tokens)
         self.generated.observe(output_tokens)
         self.max_tokens.observe(max_tokens)
         self.computed.observe(prompt_tokens - cached_tokens)
-        self.cached_tokens += cached_tokens
         self.e2e.observe(total_s)
         if ttft_s is not None and output_tokens > 1:
             self.tpot.observe((total_s - ttft_s) / (output_tokens - 1))
