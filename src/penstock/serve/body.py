@@ -98,10 +98,10 @@ def parse_body(raw: bytes, kind: type[SomeBody], on_unknown: Callable[[str], Non
 
 
 def _check_content_type(scope: Scope) -> None:
-    # A page in a browser may post text, a form, or bytes of no type to a loopback port without asking anyone; JSON it
-    # may not.
+    # A page in a browser may post text or a form to a loopback port without asking anyone; JSON it may not. A missing
+    # type is taken: small clients send none, and a page that does cannot read the answer.
     types = [value for name, value in scope["headers"] if name == b"content-type"]
-    for kind in [value.split(b";", 1)[0].strip().lower() for value in types] or [b""]:
+    for kind in (value.split(b";", 1)[0].strip().lower() for value in types):
         if kind != b"application/json" and not kind.endswith(b"+json"):
             raise Refusal(
                 415, "unsupported_media_type",
