@@ -112,7 +112,8 @@ async def ask(port: int, tokens: int) -> int:
         {"messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": tokens, "ignore_eos": True}
     ).encode()
     writer.write(
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        b"connection: close\r\n"
         b"content-length: %d\r\n\r\n%s" % (len(body), body)
     )
     raw = await reader.read(-1)
