@@ -1,0 +1,37 @@
+"""Host time of a step: scheduling, input preparation, launch, sampling, output; what other simulators price at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock.catalog.device import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTime:
+    """Seconds a step takes on the host beside the device's: fixed, per sequence, per prompt token."""
+
+    step_s: float = 0.0
+    request_s: float = 0.0
+    """For each sequence in the step."""
+    token_s: float = 0.0
+    """For each prompt token in the step."""
+    overlapped: bool = False
+    """The host prepares the next step while the device runs this one (vLLM's asynchronous scheduling, SGLang's overlap
+    scheduler): only what is longer than the device's time shows."""
+    basis: Literal["measured", "extrapolated", "assumed"] = "assumed"
+
+    def seconds(self, sequences: int, prompt_tokens: int) -> float:
+        return self.step_s + self.request_s * sequences + self.token_s * prompt_tokens
+
+    @staticmethod
+    def of(device: Device, *, overlapped: bool = False) -> HostTime:
+        """What the device's file says; zero where it says nothing."""
+        host: Mapping[str, float] = {name: figure.value for name, figure in device.host.items()}
+        measured = bool(device.host) and all(figure.basis == "measured" for figure in device.host.values())
+        return HostTime(
+            step_s=host.get("step_s", 0.0), request_s=host.get("request_s", 0.0), token_s=host.get("token_s", 0.0),
+            overlapped=overlapped, basis="measured" if measured else "assumed",
+        )  # fmt: skip

@@ -1,0 +1,231 @@
+"""The seconds of a step from its graph and a price of operators, in O(chunks) and mostly from memory (Contract 5).
+
+Each part of the graph is priced once per value it depends on: rows by token count, the head by sampled rows, decode
+attention by sequences and a grid of contexts (straight lines between), prefill attention by chunk. So a million steps
+cost a few thousand prices. `explain` prices the same step operator by operator, uncached, with what each rests on.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from penstock.twin.host import HostTime
+from penstock.twin.load import StepLoad
+from penstock.twin.operators import Elementwise, Work
+from penstock.twin.price import Basis, Estimate, OperatorPrice
+from penstock.twin.step_graph import Placed, StepGraph
+
+CUDA_GRAPH_SIZES: Final = (1, 2, 4, *range(8, 513, 8))
+"""Batch sizes for which engines capture CUDA graphs (vLLM's default list); a decode batch is padded up to the next."""
+CONTEXT_RATIO: Final = 1.125
+"""Decode attention is priced at contexts this far apart and interpolated: costs are straight or gently bent, and the
+error of the chord of a parabola over such a step is below 0.4 %."""
+PREFILL_GRAIN: Final = 16
+"""Longer chunks are priced in tiles of so many tokens, as attention kernels compute them; below FINE_TOKENS exactly."""
+FINE_TOKENS: Final = 64
+SPREAD_GRAIN: Final = 0.1
+_MEMORY: Final = 200_000
+"""Priced chunks kept before the oldest half is forgotten."""
+
+
+@dataclass(slots=True)
+class StepEstimate:
+    """One step, taken apart."""
+
+    seconds: float = 0.0
+    by_kind: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Operator kind to seconds; `host` is what the host adds."""
+    by_basis: dict[Basis, float] = field(default_factory=lambda: defaultdict(float))
+    by_model: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    work: Work = Work()
+    """Of all operators on one device."""
+    joules: float = 0.0
+    """Of all devices of the replica; 0 without a power model."""
+
+
+class Power(Protocol):
+    """Energy of one device (twin/energy.py)."""
+
+    def joules(self, seconds: float, work: Work) -> float:
+        """While it does `work` in `seconds`, idle power included."""
+
+
+class StepPrice:
+    """Prices steps of one replica.
+
+    Args:
+        graph: the model under its layout.
+        price: of single operators.
+        host: time between steps.
+        swap_block_bytes: bytes of one KV block on one device, for swaps over the host link.
+        graph_sizes: decode-only batches are padded to the next of these; empty: never.
+        power: for energy; None: not priced.
+    """
+
+    def __init__(
+        self, graph: StepGraph, price: OperatorPrice, host: HostTime, *, swap_block_bytes: float = 0.0,
+        graph_sizes: Iterable[int] = (), power: Power | None = None,
+    ) -> None:  # fmt: skip
+        self.graph, self.price, self.host, self.power = graph, price, host, power
+        self._swap_block_bytes = swap_block_bytes
+        self._sizes = sorted(graph_sizes)
+        self._micro_batches = graph.layout.pipeline_parallel
+        self._groups = graph.layout.attention_dp
+        self._uses_spread = bool(getattr(price, "uses_spread", False))
+        self._rows: dict[int, float] = {}
+        self._head: dict[int, float] = {}
+        self._lines: dict[tuple[int, int], list[tuple[float, float, float, float]]] = {}
+        self._chunks: dict[tuple[int, int], float] = {}
+
+    # -- fast -------------------------------------------------------------------------------------------------------
+
+    def seconds(self, load: StepLoad) -> float:
+        """Seconds of a step."""
+        chunks = load.chunks
+        decoding, sampled = load.decoding, load.sampled
+        prompt = 0
+        device = 0.0
+        for past, tokens in chunks:
+            prompt += tokens
+            device += self._chunk(past, tokens)
+        if self._groups > 1 and chunks:
+            device /= min(self._groups, len(chunks))
+        device += self.base(decoding, prompt, sampled)
+        if decoding:
+            start, _, base, slope = self.line(decoding, load.decode_context + decoding, self._bucket(load))
+            device += base + slope * (load.decode_context + decoding - start)
+        if load.swap_in_blocks or load.swap_out_blocks:
+            device += self._swap(load)
+        return self.with_host(device, decoding + len(chunks), prompt)
+
+    def with_host(self, device_s: float, sequences: int, prompt_tokens: int) -> float:
+        """Device and host together: one after the other, or the longer of the two."""
+        host = self.host.seconds(sequences, prompt_tokens)
+        return max(device_s, host) if self.host.overlapped else device_s + host
+
+    def base(self, decoding: int, prompt: int, sampled: int) -> float:
+        """The parts that know no context: rows and head."""
+        tokens = decoding + prompt
+        if not prompt and self._sizes:
+            tokens = sampled = self._padded(decoding)
+        rows = self._rows.get(tokens)
+        if rows is None:
+            rows = self._rows[tokens] = self._sum(self.graph.rows(self._micro(tokens)))
+        head = self._head.get(sampled)
+        if head is None:
+            head = self._head[sampled] = self._sum(self.graph.head(self._micro(sampled)))
+        return rows + head
+
+    def line(self, decoding: int, context: int, bucket: int = 0) -> tuple[float, float, float, float]:
+        """Decode attention near `context` (this step's tokens included) as (from, to, seconds at from, slope)."""
+        lines = self._lines.get((decoding, bucket))
+        if lines is None:
+            lines = self._lines[decoding, bucket] = []
+        at = bisect.bisect_right(lines, (context, float("inf")))
+        if at and lines[at - 1][0] <= context < lines[at - 1][1]:
+            return lines[at - 1]
+        # Grid of mean contexts 1, 2, 3, ... and from 8 on, geometric.
+        mean = max(1.0, context / decoding)
+        low = float(int(mean)) if mean < 8 else 8.0
+        high = low + 1
+        while low >= 8 and low * CONTEXT_RATIO <= mean:
+            low *= CONTEXT_RATIO
+        if low >= 8:
+            high = low * CONTEXT_RATIO
+        first, last = decoding * low, decoding * high
+        spread = bucket * SPREAD_GRAIN
+        below, above = (self._decode(decoding, round(end), spread) for end in (first, last))
+        line = (first, last, below, (above - below) / (last - first))
+        if context < first:  # a context below one token per sequence: priced as one token
+            return (0.0, first, below, 0.0)
+        bisect.insort(lines, line)
+        return line
+
+    # -- slow, and explained ----------------------------------------------------------------------------------------
+
+    def explain(self, load: StepLoad) -> StepEstimate:
+        """The same step operator by operator. Agrees with `seconds` up to the grids above."""
+        estimate = StepEstimate()
+        prompt = sum(tokens for _, tokens in load.chunks)
+        padded = self._padded(load.decoding) if not prompt and self._sizes else 0
+        micro = self._micro
+        placed = [
+            *self.graph.rows(micro(padded or load.tokens)),
+            *self.graph.head(micro(padded or load.sampled)),
+            *self.graph.decode(
+                micro(load.decoding), micro(load.decode_context + load.decoding), self._bucket(load) * SPREAD_GRAIN
+            ),
+            *self.graph.prefill((past, micro(tokens)) for past, tokens in load.chunks),
+        ]
+        if blocks := load.swap_in_blocks + load.swap_out_blocks:
+            placed.append(Placed(self._copy(blocks), 1))
+        flop = read = written = link = 0.0
+        for operator, times in placed:
+            one = self.price.price(operator)
+            self._add(estimate, operator.kind, one, times)
+            work = operator.work()
+            flop, link = flop + times * work.flop, link + times * work.link_bytes
+            read, written = read + times * work.read_bytes, written + times * work.written_bytes
+        estimate.work = Work(flop, read, written, link)
+        device = estimate.seconds
+        total = self.with_host(device, load.decoding + len(load.chunks), prompt)
+        self._add(estimate, "host", Estimate(total - device, "host", self.host.basis), 1)
+        if self.power is not None:
+            estimate.joules = self.graph.layout.devices * self.power.joules(total, estimate.work)
+        return estimate
+
+    @staticmethod
+    def _add(estimate: StepEstimate, kind: str, one: Estimate, times: int) -> None:
+        seconds = one.seconds * times
+        estimate.seconds += seconds
+        estimate.by_kind[kind] += seconds
+        estimate.by_basis[one.basis] += seconds
+        estimate.by_model[one.model] += seconds
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _sum(self, placed: list[Placed]) -> float:
+        return sum(self.price.price(operator).seconds * times for operator, times in placed)
+
+    def _micro(self, count: int) -> int:
+        """A pipeline keeps as many micro-batches under way as it has stages: a step takes as long as one of them takes
+        through all stages, since in the steady state the others fill them meanwhile."""
+        return -(-count // self._micro_batches)
+
+    def _padded(self, decoding: int) -> int:
+        at = bisect.bisect_left(self._sizes, decoding)
+        return self._sizes[at] if at < len(self._sizes) else decoding
+
+    def _bucket(self, load: StepLoad) -> int:
+        """How uneven the contexts are, in tenths of their mean; only where the price looks at it."""
+        if not self._uses_spread or load.decoding < 2:
+            return 0
+        mean = load.decode_context / load.decoding
+        variance = load.decode_context_squares / load.decoding - mean * mean
+        return round(max(0.0, variance) ** 0.5 / mean / SPREAD_GRAIN) if mean else 0
+
+    def _decode(self, decoding: int, context: int, spread: float) -> float:
+        return self._sum(self.graph.decode(self._micro(decoding), self._micro(context), spread))
+
+    def _chunk(self, past: int, tokens: int) -> float:
+        if tokens > FINE_TOKENS:
+            tokens = -(-tokens // PREFILL_GRAIN) * PREFILL_GRAIN
+        if past > FINE_TOKENS:
+            past = -(-past // PREFILL_GRAIN) * PREFILL_GRAIN
+        seconds = self._chunks.get((past, tokens))
+        if seconds is None:
+            if len(self._chunks) >= _MEMORY:
+                for key in list(self._chunks)[: _MEMORY // 2]:
+                    del self._chunks[key]
+            seconds = self._chunks[past, tokens] = self._sum(self.graph.prefill(((past, self._micro(tokens)),)))
+        return seconds
+
+    def _swap(self, load: StepLoad) -> float:
+        return self.price.price(self._copy(load.swap_in_blocks + load.swap_out_blocks)).seconds
+
+    def _copy(self, blocks: int) -> Elementwise:
+        return Elementwise("swap", blocks * self._swap_block_bytes, blocks * self._swap_block_bytes)
