@@ -8,14 +8,18 @@ context          the sum of the members' KV lengths: what a step's attention rea
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
+from typing import Final
 
-from penstock.control.memory.blocks import expect
+from penstock.control.memory.blocks import Memory, expect
 from penstock.control.sequence import Sequence
+
+NEVER: Final = 1 << 60
 
 
 class DecodeSet:
-    """Entering, leaving and ticking are O(1), whatever the size."""
+    """Entering, leaving and ticking are O(1), whatever the size; entering is O(log of the ticks somebody is due at)."""
 
     def __init__(self, block_tokens: int, *, grows: bool) -> None:
         """`grows`: whether members take new blocks as they get longer."""
@@ -23,26 +27,37 @@ class DecodeSet:
         self.context = 0
         self._members: dict[str, Sequence] = {}
         self._grows = grows
+        self._size = block_tokens
         self._growing: list[dict[str, list[int]]] = [{} for _ in range(block_tokens)]
         self._due: dict[int, dict[str, Sequence]] = {}
+        self._ticks: list[int] = []
+        """Heap of the keys of `due`, and of keys that are gone."""
 
     def enter(self, sequence: Sequence) -> None:
         """From the next tick on."""
-        sequence.join_clock = self.clock
-        self._members[sequence.id] = sequence
-        self.context += sequence.computed
+        clock, name, computed = self.clock, sequence.id, sequence.computed
+        sequence.join_clock = clock
+        self._members[name] = sequence
+        self.context += computed
         if self._grows:
-            self._growing[self._phase(sequence)][sequence.id] = sequence.blocks
-        self._due.setdefault(self._last_tick(sequence), {})[sequence.id] = sequence
+            self._growing[(clock - computed) % self._size][name] = sequence.blocks
+        tick = clock + sequence.max_tokens - sequence.outputs - 1
+        due = self._due.get(tick)
+        if due is None:
+            self._due[tick] = {name: sequence}
+            heapq.heappush(self._ticks, tick)
+        else:
+            due[name] = sequence
 
     def leave(self, sequence: Sequence) -> None:
         """After this the sequence's own counts are true again."""
-        del self._members[sequence.id]
+        name, joined, computed = sequence.id, sequence.join_clock, sequence.computed
+        del self._members[name]
         if self._grows:
-            del self._growing[self._phase(sequence)][sequence.id]
-        tick = self._last_tick(sequence)
+            del self._growing[(joined - computed) % self._size][name]
+        tick = joined + sequence.max_tokens - sequence.outputs - 1
         due = self._due[tick]
-        del due[sequence.id]
+        del due[name]
         if not due:
             del self._due[tick]
         sequence.settle(self.clock)
@@ -50,14 +65,37 @@ class DecodeSet:
 
     def growing(self) -> dict[str, list[int]]:
         """Id to block table of the members that need a block for their next token. Changes with enter and leave."""
-        return self._growing[self.clock % len(self._growing)]
+        return self._growing[self.clock % self._size]
 
-    def tick(self) -> list[Sequence]:
-        """One token for every member. Returns those for whom it was the last; they are still members."""
+    def tick(self) -> list[Sequence] | None:
+        """One token for every member. Returns those for whom it was the last, if any; they are still members."""
         due = self._due.get(self.clock)
         self.clock += 1
         self.context += len(self._members)
-        return list(due.values()) if due else []
+        return list(due.values()) if due is not None else None
+
+    def quiet(self, available: int) -> int:
+        """Ticks that are sure to end nobody and to need no more than `available` blocks; at least 0, O(1)."""
+        ticks = self._ticks
+        while ticks and ticks[0] not in self._due:
+            heapq.heappop(ticks)
+        free = ticks[0] - self.clock if ticks else NEVER
+        if self._grows and self._members:
+            # In block_tokens ticks every member takes one block.
+            free = min(free, available // len(self._members) * self._size)
+        return free
+
+    def coast(self, ticks: int, memory: Memory) -> None:
+        """As `ticks` ticks in which nobody ends (see `quiet`), growth included."""
+        if self._grows:
+            growing, size = self._growing, self._size
+            for clock in range(self.clock, self.clock + ticks):
+                due = growing[clock % size]
+                if due:
+                    for table, block in zip(due.values(), memory.take(len(due)), strict=True):
+                        table.append(block)
+        self.clock += ticks
+        self.context += ticks * len(self._members)
 
     def __len__(self) -> int:
         return len(self._members)
@@ -74,11 +112,4 @@ class DecodeSet:
         expect(context == self.context, f"the decode set holds {context} tokens, {self.context} were counted")
         expect(not self._grows or sum(map(len, self._growing)) == len(self), "growing is not the decode set")
         expect(sum(map(len, self._due.values())) == len(self), "due is not the decode set")
-
-    def _phase(self, sequence: Sequence) -> int:
-        """A member at length `computed` when it joined needs a block whenever its length is a multiple of the size."""
-        return (sequence.join_clock - sequence.computed) % len(self._growing)
-
-    @staticmethod
-    def _last_tick(sequence: Sequence) -> int:
-        return sequence.join_clock + sequence.max_tokens - sequence.outputs - 1
+        expect(set(self._due) <= set(self._ticks), "a tick at which somebody is due is not in the heap")

@@ -20,10 +20,26 @@ class Draft:
 
     def begin(self) -> Step:
         """Start to plan: what was to be announced in the next step belongs to this one now."""
-        self.step.join += self._join_next
-        self.step.pause += self._pause_next
-        self._join_next, self._pause_next = {}, {}
+        if self._join_next:
+            self.step.join += self._join_next
+            self._join_next = {}
+        if self._pause_next:
+            self.step.pause += self._pause_next
+            self._pause_next = {}
         return self.step
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is to be announced."""
+        step = self.step
+        return not (
+            self._join_next or self._pause_next or step.join or step.pause or step.release or step.evict
+            or step.swap_out or step.swap_in or step.admit
+        )
+
+    def skip(self, steps: int) -> None:
+        """So many steps were taken that said nothing."""
+        self.step.number += steps
 
     def take(self) -> Step:
         """The planned step; a new draft begins."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Final
 
 from penstock.errors import ProtocolError
 
 
-class State(Enum):
+class State(StrEnum):
     """Where a sequence is. Blocks are held in PREFILLING, DECODING, STALLED and ENDING, and nowhere else."""
 
     WAITING = "waiting"
@@ -25,7 +25,7 @@ class State(Enum):
     FINISHED = "finished"
 
 
-class Event(Enum):
+class Event(StrEnum):
     """What happens to a sequence."""
 
     ADMIT = "admit"

@@ -112,23 +112,26 @@ class Replica:
         if not self._in_flight or self._in_flight[0] is not step or result.number != step.number:
             raise ProtocolError(f"result {result.number} for step {step.number} is out of order")
         self._in_flight.popleft()
+        number = step.number
         for chunk in step.chunks:
             sequence = self._live.get(chunk.id)
             if sequence is not None and sequence.state in HOLDS_BLOCKS and chunk.id not in result.failed:
                 self._memory.publish(sequence, chunk.start + chunk.tokens)
                 self._refused = None
-        for request_id in self._gone:
-            result.tokens.pop(request_id, None)
-            result.logprobs.pop(request_id, None)
-        self._gone = {request_id: last for request_id, last in self._gone.items() if last > step.number}
+        if self._gone:
+            for request_id in self._gone:
+                result.tokens.pop(request_id, None)
+                result.logprobs.pop(request_id, None)
+            self._gone = {request_id: last for request_id, last in self._gone.items() if last > number}
         updates, self._updates = self._updates, []
         if result.tokens:
             updates.append(NewTokens(result.tokens, result.logprobs))
-        updates.extend(self._take_ends(result))
-        while self._ending and self._ending[0][0] <= step.number:
+        if result.finished or result.failed:
+            updates.extend(self._take_ends(result))
+        while self._ending and self._ending[0][0] <= number:
             _, sequence = self._ending.popleft()
             if sequence.state is State.ENDING:
-                raise ProtocolError(f"{sequence.id!r} reached max_tokens in step {step.number} and was not finished")
+                raise ProtocolError(f"{sequence.id!r} reached max_tokens in step {number} and was not finished")
         return updates
 
     def take_updates(self) -> list[Update]:
@@ -152,12 +155,14 @@ class Replica:
         if len(self._in_flight) > 1:
             raise ProtocolError("at most one step may be planned ahead")
         step = self._draft.begin()
-        self._resume_stalled()
-        view = View(len(self._decode_set), len(self._prefilling), len(self._running))
-        for fill in self._compose.fills(view):
-            if fill.decode and self._decode_set:
+        if self._stalled:
+            self._resume_stalled()
+        decode_set = self._decode_set
+        for fill in self._compose.fills(View(len(decode_set), len(self._prefilling), len(self._running))):
+            if fill.decode and decode_set:
                 self._decode(step)
-            self._prefill(step, fill)
+            if self._prefilling or (fill.admit and self._order):
+                self._prefill(step, fill)
             if step.chunks or step.decoding or step.swap_in:
                 break
         else:
@@ -169,11 +174,44 @@ class Replica:
         self._counts["decode_tokens"] += step.decoding
         return step
 
+    def quiet(self) -> int:
+        """How many of the next steps are sure to be plain decodes, none ending anybody, unless an event comes first.
+
+        O(1), and on the safe side: 0 says nothing. Whoever knows what steps cost may then `coast` instead of planning
+        and committing each of them.
+        """
+        decode_set = self._decode_set
+        if not decode_set or self._prefilling or self._stalled or self._updates or not self._draft.empty:
+            return 0
+        if any(not step.plain for step in self._in_flight):
+            return 0
+        if self._order and len(self._running) < self._max_seqs:
+            return 0
+        fills = self._compose.fills(View(len(decode_set), 0, len(self._running)))
+        if not any(fill.decode for fill in fills):
+            return 0
+        return decode_set.quiet(self._memory.available())
+
+    def coast(self, steps: int) -> None:
+        """As `steps` times plan, and commit of the oldest step, with results that end nobody; at most `quiet()`.
+
+        Steps under way stay under way: they are as many later. Costs O(steps + blocks they add), not O(batch).
+        """
+        decode_set = self._decode_set
+        decode_set.coast(steps, self._memory)
+        count = len(decode_set)
+        for step in self._in_flight:
+            step.number += steps
+            step.decode_context += steps * count
+        self._draft.skip(steps)
+        self._planned += steps
+        self._counts["decode_tokens"] += steps * count
+
     def _decode(self, step: Step) -> None:
         """One token for the whole decode set, after making room for those whose last block is full."""
         memory, decode_set = self._memory, self._decode_set
         growing = decode_set.growing()
-        while len(growing) > memory.available():
+        while growing and len(growing) > memory.available():
             if self._compose.decodes_wait:
                 self._stall(max((decode_set[name] for name in growing), key=_number))
             else:
@@ -187,7 +225,7 @@ class Replica:
                 table.append(block)
         step.decoding = len(decode_set)
         step.decode_context = decode_set.context
-        for sequence in decode_set.tick():
+        for sequence in decode_set.tick() or ():
             self._leave_decode_set(sequence)
             sequence.apply(Event.LAST_TOKEN)
             self._draft.pause_next(sequence.id)
@@ -274,7 +312,7 @@ class Replica:
 
     def _resume_stalled(self) -> None:
         """Stalled decodes come back, oldest first, while there is a block for each."""
-        room = self._memory.available() if self._stalled else 0
+        room = self._memory.available()
         for sequence in sorted(self._stalled.values(), key=_number)[:room]:
             del self._stalled[sequence.id]
             sequence.apply(Event.RESUME)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class Sampling(Struct, frozen=True, kw_only=True):
     """How the next token is chosen from the logits. Control carries it and never looks inside.
 
     The order of operations is the one clients know: logit_bias, min_tokens (bans `stop_ids`), repetition, presence
@@ -37,8 +37,7 @@ class Sampling:
     """No stop id before this many output tokens."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(Struct, frozen=True, kw_only=True):
     """One prompt to continue. `n` > 1 is that many requests."""
 
     id: str
@@ -54,7 +53,7 @@ class Request:
     """Client's cache_salt: prefixes are shared inside (tenant, salt) only."""
     priority: int = 0
     """Lower goes first."""
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = Sampling()
 
     @property
     def prefill_tokens(self) -> int:

@@ -8,15 +8,15 @@ they stand in the class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Literal
+
+from msgspec import Struct
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
-@dataclass(frozen=True, slots=True)
-class Swap:
+class Swap(Struct, frozen=True):
     """Whole blocks of one sequence between device and host, pairwise: `device[i]` <-> `host[i]`."""
 
     id: str
@@ -24,8 +24,7 @@ class Swap:
     host: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(Struct, frozen=True):
     """A sequence gets KV blocks: its table is `blocks`, of which the first `cached_tokens` tokens already hold KV."""
 
     id: str
@@ -33,8 +32,7 @@ class Admission:
     cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """Positions [start, start + tokens) of a sequence's prompt + output go through the model.
 
     `last`: the chunk reaches the end, so its final row gives a token.
@@ -46,29 +44,28 @@ class Chunk:
     last: bool
 
 
-@dataclass(slots=True)
-class Step:
+class Step(Struct):
     """One engine iteration, as changes to the one before."""
 
     number: int
     """1, 2, 3, ... without gaps."""
-    release: list[str] = field(default_factory=list)
+    release: list[str] = []
     """Forget these ids altogether: finished, failed or cancelled (also ones that were never admitted)."""
-    evict: list[str] = field(default_factory=list)
+    evict: list[str] = []
     """These lose their blocks and leave the decode set, and keep their tokens: they will be admitted again."""
-    swap_out: list[Swap] = field(default_factory=list)
+    swap_out: list[Swap] = []
     """Copy device to host; the sequence leaves the decode set and keeps its tokens."""
-    swap_in: list[Swap] = field(default_factory=list)
+    swap_in: list[Swap] = []
     """Copy host to device; the sequence's table is then `device` and all its KV is valid."""
-    admit: list[Admission] = field(default_factory=list)
-    pause: list[str] = field(default_factory=list)
+    admit: list[Admission] = []
+    pause: list[str] = []
     """Leave the decode set, keep the blocks (no block for the next token; or the last token is planned already)."""
-    join: list[str] = field(default_factory=list)
+    join: list[str] = []
     """Enter the decode set. The input of its next row is its own last token, sampled in a step before this one."""
-    grow: list[str] = field(default_factory=list)
+    grow: list[str] = []
     """These get one more block at the end of their table: `grow[i]` gets `grow_blocks[i]`."""
-    grow_blocks: list[int] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
+    grow_blocks: list[int] = []
+    chunks: list[Chunk] = []
     decoding: int = 0
     """Size of the decode set if it runs in this step, else 0: then every sequence in it rests."""
     decode_context: int = 0
@@ -79,9 +76,16 @@ class Step:
         """Rows that go through the model."""
         return self.decoding + sum(chunk.tokens for chunk in self.chunks)
 
+    @property
+    def plain(self) -> bool:
+        """The decode set runs, and nothing changes but that blocks are added."""
+        return self.decoding > 0 and not (
+            self.chunks or self.join or self.pause or self.release or self.admit or self.evict or self.swap_in
+            or self.swap_out
+        )
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
+
+class TokenLogprobs(Struct, frozen=True):
     """Log-probabilities (natural log, of the model's own distribution, before penalties and temperature)."""
 
     chosen: float
@@ -89,42 +93,38 @@ class TokenLogprobs:
     """(token id, logprob), most likely first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Struct, frozen=True):
     """A sequence is complete with this step. The executor reports every one, also those that reach max_tokens."""
 
     reason: FinishReason
-    output: tuple[int, ...] = ()
-    """All output tokens, in order; may stay empty where there are none (a simulation)."""
+    output: Sequence[int] = ()
+    """All output tokens, in order: a tuple, or a range in a simulation; empty where nobody knows them."""
     stop_id: int | None = None
     """The stop id that ended it; it is the last of `output`."""
 
 
-@dataclass(slots=True)
-class StepResult:
+class StepResult(Struct):
     """What an executor found out. Control reads `finished` and `failed`; `tokens` and `logprobs` pass through."""
 
     number: int
     seconds: float = 0.0
-    tokens: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = {}
     """New token of each sequence that made one."""
-    logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)
+    logprobs: dict[str, TokenLogprobs] = {}
     """Only of sequences that asked."""
-    finished: dict[str, Finish] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    finished: dict[str, Finish] = {}
+    failed: dict[str, str] = {}
     """Sequences that could not be computed, with the reason. They fail alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewTokens:
+class NewTokens(Struct, frozen=True):
     """All tokens of one step, of sequences that are still wanted."""
 
     tokens: Mapping[str, int]
     logprobs: Mapping[str, TokenLogprobs]
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """The last word about a request."""
 
     id: str
@@ -134,8 +134,7 @@ class Finished:
     """Prompt tokens that were not computed because their KV was at hand."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """The last word about a request that could not be served."""
 
     id: str

@@ -8,10 +8,12 @@ matters at the edges of a sequence's life is in its record.
 from __future__ import annotations
 
 from collections.abc import Sequence as Numbers
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from msgspec.structs import replace
 
 from penstock.control.request import Request
 from penstock.errors import ProtocolError

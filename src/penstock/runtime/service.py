@@ -17,8 +17,9 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Final, Self
+
+from msgspec.structs import replace
 
 from penstock.control.request import Request
 from penstock.control.statistics import Statistics

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import monotonic, time
 from typing import TYPE_CHECKING, TypeVar
 
+from msgspec.structs import replace
 from starlette.requests import Request as HttpRequest
 
 from penstock.control.request import Request, Sampling

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class View:
+
+class View(Struct, frozen=True):
     """All that a rule may know."""
 
     decoding: int
@@ -18,8 +18,7 @@ class View:
     """Sequences that hold blocks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fill:
+class Fill(Struct, frozen=True):
     """One shape of a step."""
 
     decode: bool
