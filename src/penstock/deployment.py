@@ -105,6 +105,9 @@ class Server(Section):
     queue: Queue = Queue()
     max_body_bytes: Count = Field(8 * 10**6, gt=0, description="Largest request body.")
     step_deadline: Seconds = Field(120.0, gt=0, description="A worker whose step takes longer is replaced.")
+    record: str | None = Field(
+        None, description="Write the schedule to this new file, for `penstock replay`; compressed if it ends in .gz."
+    )
 
 
 class Deployment(Section):

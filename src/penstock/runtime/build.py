@@ -20,7 +20,7 @@ from penstock.runtime.executor import Executor
 from penstock.runtime.facts import ModelInfo, OnPhase
 from penstock.runtime.fingerprint import fingerprint
 from penstock.runtime.local import Loop
-from penstock.runtime.size import Size, size_up
+from penstock.runtime.size import size_up
 from penstock.units import format_bytes
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Built:
     executor: Executor
     info: ModelInfo
     plan_ahead: bool
+    host_blocks: int = 0
 
 
 def build(deployment: Deployment, on_phase: OnPhase) -> Built:
@@ -73,7 +74,9 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
             model, blocks=size.blocks, block_tokens=memory.block_tokens, host_blocks=size.host_blocks,
             max_seqs=policy.max_seqs, kernels=kernels,
         )  # fmt: skip
-        replica = _replica(deployment, size)
+        replica = replica_for(
+            deployment, blocks=size.blocks, max_sequence_tokens=size.max_sequence_tokens, host_blocks=size.host_blocks
+        )
         say(
             f"{size.blocks} blocks of {memory.block_tokens} tokens, {format_bytes(memory.kv_bytes)}"
             + (f"; host {size.host_blocks} blocks" if size.host_blocks else "")
@@ -87,16 +90,17 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
         block_tokens=memory.block_tokens, blocks=size.blocks, max_seqs=policy.max_seqs,
         fingerprint=fingerprint(size.path, dtype=deployment.model.dtype, kernels=kernels.name),
     )  # fmt: skip
-    return Built(replica, engine, info, policy.plan_ahead)
+    return Built(replica, engine, info, policy.plan_ahead, size.host_blocks)
 
 
-def _replica(deployment: Deployment, size: Size) -> Replica:
+def replica_for(deployment: Deployment, *, blocks: int, max_sequence_tokens: int, host_blocks: int = 0) -> Replica:
+    """The control plane of a deployment whose KV memory is cut into so many blocks, whatever executes its steps."""
     memory, policy = deployment.memory, deployment.policy
     return build_replica(
-        blocks=size.blocks, block_tokens=memory.block_tokens, max_sequence_tokens=size.max_sequence_tokens,
+        blocks=blocks, block_tokens=memory.block_tokens, max_sequence_tokens=max_sequence_tokens,
         policy=policy.name, order=policy.order, compose=policy.compose, evict=policy.evict, memory=memory.kind,
         token_budget=policy.token_budget, max_seqs=policy.max_seqs, ageing_s=policy.ageing_s,
-        watermark=memory.watermark, host_blocks=size.host_blocks,
+        watermark=memory.watermark, host_blocks=host_blocks,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from penstock.control.replica import Replica
 from penstock.control.request import Request
@@ -32,6 +33,28 @@ class Turn:
     ended: float
 
 
+class Observer(Protocol):
+    """Told of everything that control sees and decides, in that order (record.py)."""
+
+    def submitted(self, request: Request, now: float) -> None:
+        """Control is given a request."""
+
+    def refused(self, request_id: str) -> None:
+        """It did not take the one submitted last."""
+
+    def cancelled(self, request_id: str, now: float) -> None:
+        """Nobody wants a request; it may be unknown or ended."""
+
+    def planned(self, step: Step, now: float) -> None:
+        """Control decided on a step."""
+
+    def looked(self) -> None:
+        """Nothing is left to plan until the next event."""
+
+    def done(self, result: StepResult, started: float, ended: float, now: float) -> None:
+        """A step's result arrives; the executor began and ended it at these times."""
+
+
 class Loop:
     """Drives one replica. Not thread-safe: only the executor's `run` may happen in another thread."""
 
@@ -43,12 +66,14 @@ class Loop:
         clock: Callable[[], float],
         plan_ahead: bool = True,
         launch: Callable[[Step], None] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """`launch` queues a step for `executor.run` elsewhere and returns at once; results come back through `done`.
 
         Without it the caller uses `turn` or `run`.
         """
         self.replica = replica
+        self._observer = observer
         self._executor = executor
         self._clock = clock
         self._launch = launch
@@ -66,24 +91,43 @@ class Loop:
     def submit(self, request: Request) -> None:
         """Raises InvalidRequest: the executor or the replica cannot run it; nothing is kept."""
         self._executor.add(request)
+        now = self._clock()
+        if self._observer is not None:
+            self._observer.submitted(request, now)
         try:
-            self.replica.submit(request, self._clock())
+            self.replica.submit(request, now)
         except InvalidRequest:
             self._refused.append(request.id)
+            if self._observer is not None:
+                self._observer.refused(request.id)
             raise
 
     def cancel(self, request_id: str) -> None:
         """Its blocks are free with the next commit; an unknown or finished id is ignored."""
-        self.replica.cancel(request_id, self._clock())
+        now = self._clock()
+        if self._observer is not None:
+            self._observer.cancelled(request_id, now)
+        self.replica.cancel(request_id, now)
 
     def advance(self) -> None:
         """Plan and launch as far ahead as is allowed. Call it after submits and cancels; `done` does it by itself."""
-        while len(self._launched) < self._most and (step := self.replica.plan(self._clock())) is not None:
+        self._advance()
+        if self._observer is not None:
+            self._observer.looked()
+
+    def _advance(self) -> None:
+        while len(self._launched) < self._most:
+            now = self._clock()
+            step = self.replica.plan(now)
+            if step is None:
+                return
             step.release.extend(self._refused)
             self._refused.clear()
             self._launched.append(step)
             if self._launch is not None:
                 self._launch(step)
+            if self._observer is not None:
+                self._observer.planned(step, now)
 
     def done(self, result: StepResult, started: float, ended: float) -> Turn:
         """Take the running step's result, and the clock's seconds at which the executor began and ended it.
@@ -93,8 +137,11 @@ class Loop:
         if not self._launched or result.number != self._launched[0].number:
             raise ProtocolError(f"result of step {result.number}, which is not the one that runs")
         step = self._launched.popleft()
-        turn = Turn(step, result, self.replica.commit(step, result, self._clock()), started, ended)
-        self.advance()
+        now = self._clock()
+        if self._observer is not None:
+            self._observer.done(result, started, ended, now)
+        turn = Turn(step, result, self.replica.commit(step, result, now), started, ended)
+        self._advance()
         return turn
 
     def turn(self) -> Turn | None:

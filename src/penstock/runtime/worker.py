@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from penstock.control.step import Failed, Finished, NewTokens, Step, StepResult, TokenLogprobs, Update
@@ -36,6 +37,7 @@ from penstock.runtime.build import Built, OnPhase, build
 from penstock.runtime.facts import StepReport
 from penstock.runtime.failures import describe
 from penstock.runtime.local import Loop, Turn
+from penstock.runtime.record import Recorder, free_name, recorder_for
 
 STATISTICS_EVERY_S: Final = 0.25
 _READ_BYTES: Final = 256 * 2**10
@@ -62,6 +64,7 @@ class Worker:
         self._link = link
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
+        self.recorder: Recorder | None = None
         self._statistics_due = 0.0
 
     def send(self, message: wire.FromWorker) -> None:
@@ -77,13 +80,20 @@ class Worker:
                     self.events.put(message)
         except (OSError, ProtocolError) as error:
             print(f"penstock worker: lost the front end: {error}", file=sys.stderr, flush=True)
+        self.close()
         os._exit(0)
+
+    def close(self) -> None:
+        """What was recorded is in its file."""
+        if self.recorder is not None:
+            self.recorder.close()
 
     def control(self, built: Built) -> None:
         """Control thread: handle everything that has arrived, then let the loop go on."""
         loop = Loop(
-            built.replica, built.executor, clock=time.monotonic, plan_ahead=built.plan_ahead, launch=self._launch
-        )
+            built.replica, built.executor, clock=time.monotonic, plan_ahead=built.plan_ahead, launch=self._launch,
+            observer=self.recorder,
+        )  # fmt: skip
         while True:
             event = self.events.get()
             while True:
@@ -160,18 +170,33 @@ def serve(link: socket.socket, builder: Builder) -> None:
     start = worker.events.get()
     if not isinstance(start, wire.Start):
         raise ProtocolError(f"the first message must be Start, not {type(start).__name__}")
+    deployment = Deployment.parse(start.deployment)
     built = builder(
-        Deployment.parse(start.deployment),
+        deployment,
         lambda name, seconds, detail: worker.send(wire.Phase(name, seconds, detail)),
     )
+    if deployment.server.record is not None:
+        worker.recorder = _recorder(deployment, built)
     worker.send(wire.Ready(built.info))
     worker.send(wire.Stepped(statistics=built.replica.statistics()))
     threading.Thread(target=_or_die, args=(worker, lambda: worker.control(built)), name="control", daemon=True).start()
-    while True:
-        step = worker.steps.get()
-        started = time.monotonic()
-        result = built.executor.run(step)
-        worker.events.put(Ran(result, started, time.monotonic()))
+    try:
+        while True:
+            step = worker.steps.get()
+            started = time.monotonic()
+            result = built.executor.run(step)
+            worker.events.put(Ran(result, started, time.monotonic()))
+    finally:
+        worker.close()
+
+
+def _recorder(deployment: Deployment, built: Built) -> Recorder:
+    """Of this worker's schedule; the one that takes its place will write a file of its own."""
+    path = free_name(Path(str(deployment.server.record)))
+    return recorder_for(
+        path, deployment, blocks=built.info.blocks, max_sequence_tokens=built.info.max_sequence_tokens,
+        host_blocks=built.host_blocks, now=time.monotonic(), model=built.info.fingerprint,
+    )  # fmt: skip
 
 
 def _or_die(worker: Worker, body: Callable[[], None]) -> None:
@@ -179,6 +204,7 @@ def _or_die(worker: Worker, body: Callable[[], None]) -> None:
     try:
         body()
     except BaseException as error:  # noqa: BLE001 - last words, then the process ends
+        worker.close()
         _last_words(worker.send, error)
 
 
