@@ -1,4 +1,4 @@
-"""When requests arrive: open-loop laws, each a value with `times(count, generator)`.
+"""When requests arrive: open-loop laws, each a value with `times(count, generator)` and `stream(generator)`.
 
     Constant   one every 1/rate seconds
     Poisson    independent users
@@ -12,6 +12,8 @@ per second. The generator is the caller's; the same seed gives the same times.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from penstock.errors import BadInput
 
 Times = NDArray[np.float64]
+BATCH: Final = 4096
 
 
 class Arrivals(Protocol):
@@ -29,6 +32,19 @@ class Arrivals(Protocol):
     def times(self, count: int, generator: np.random.Generator) -> Times:
         """[count] ascending seconds since the start."""
         ...
+
+    def stream(self, generator: np.random.Generator) -> Iterator[Times]:
+        """The same law without end, in ascending batches of any size: memory does not grow with the run."""
+        ...
+
+
+def _renewal(law: Poisson | Gamma, generator: np.random.Generator) -> Iterator[Times]:
+    """Batches of a renewal process: each begins where the last one ended."""
+    clock = 0.0
+    while True:
+        batch = clock + law.times(BATCH, generator)
+        clock = float(batch[-1])
+        yield batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +57,11 @@ class Constant:
         del generator  # nothing is random here; the signature is the family's
         return np.arange(count, dtype=np.float64) / self.rate
 
+    def stream(self, generator: np.random.Generator) -> Iterator[Times]:
+        del generator
+        for begin in itertools.count(0, BATCH):
+            yield np.arange(begin, begin + BATCH, dtype=np.float64) / self.rate
+
 
 @dataclass(frozen=True, slots=True)
 class Poisson:
@@ -50,6 +71,9 @@ class Poisson:
 
     def times(self, count: int, generator: np.random.Generator) -> Times:
         return np.cumsum(generator.exponential(1 / self.rate, count))
+
+    def stream(self, generator: np.random.Generator) -> Iterator[Times]:
+        return _renewal(self, generator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +86,9 @@ class Gamma:
     def times(self, count: int, generator: np.random.Generator) -> Times:
         shape = 1 / self.cv**2
         return np.cumsum(generator.gamma(shape, 1 / (shape * self.rate), count))
+
+    def stream(self, generator: np.random.Generator) -> Iterator[Times]:
+        return _renewal(self, generator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +107,22 @@ class OnOff:
     shortest_off_s: float = 5.0
 
     def times(self, count: int, generator: np.random.Generator) -> Times:
-        on_rate = self.trace_rate * (self.on_s + self.off_s) / self.on_s
         pieces: list[Times] = [np.empty(0)]
-        made, clock = 0, 0.0
+        made = 0
+        bursts = self.stream(generator)
         while made < count:
+            pieces.append(next(bursts))
+            made += pieces[-1].size
+        return np.concatenate(pieces)[:count]
+
+    def stream(self, generator: np.random.Generator) -> Iterator[Times]:
+        on_rate = self.trace_rate * (self.on_s + self.off_s) / self.on_s
+        clock = 0.0
+        while True:
             length = generator.exponential(self.on_s)
             burst = clock + np.sort(generator.uniform(0, length, generator.poisson(on_rate * length)))
-            pieces.append(burst)
-            made += burst.size
+            yield burst * (self.trace_rate / self.rate)
             clock += length + self.shortest_off_s + generator.exponential(self.off_s - self.shortest_off_s)
-        return np.concatenate(pieces)[:count] * (self.trace_rate / self.rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +154,22 @@ class Drifting:
             integral.append(integral[-1] + self.rate * level * self.window_s)
             x = self.correlation * x + generator.normal(0, noise)
         return np.interp(work, integral, edges)
+
+    def stream(self, generator: np.random.Generator) -> Iterator[Times]:
+        """A window at a time; inside it work arrives as it does in `times`."""
+        x = generator.normal(0, self.drift)
+        noise = self.drift * np.sqrt(1 - self.correlation**2)
+        wait = generator.gamma(self.shape, 1 / self.shape)
+        for window in itertools.count():
+            rate = self.rate * max(self.least, 1 + x)
+            work = rate * self.window_s
+            events = []
+            while wait < work:
+                events.append(wait)
+                wait += generator.gamma(self.shape, 1 / self.shape)
+            yield window * self.window_s + np.array(events, dtype=np.float64) / rate
+            wait -= work
+            x = self.correlation * x + generator.normal(0, noise)
 
 
 SHAPES: Final = ("constant", "poisson", "gamma", "azure-conv", "azure-code")

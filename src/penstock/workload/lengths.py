@@ -13,6 +13,7 @@ and 89 by input quartile); `Bootstrap` draws whole rows of a trace and keeps it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -126,10 +127,15 @@ class Bootstrap:
 
     def draw_pairs(self, count: int, generator: np.random.Generator) -> tuple[Tokens, Tokens]:
         """([count] prompt tokens, [count] output tokens)."""
-        rows = generator.integers(0, len(self.trace), count)
+        return next(self.batches(count, generator))
+
+    def batches(self, size: int, generator: np.random.Generator) -> Iterator[tuple[Tokens, Tokens]]:
+        """`draw_pairs` of `size` rows at a time, without end."""
         prompts = np.array([request.prompt_tokens for request in self.trace.requests], dtype=np.int64)
         outputs = np.array([request.output_tokens for request in self.trace.requests], dtype=np.int64)
-        return prompts[rows], outputs[rows]
+        while True:
+            rows = generator.integers(0, len(self.trace), size)
+            yield prompts[rows], outputs[rows]
 
 
 def parse_lengths(text: str, *, field: str, output: bool) -> Lengths:

@@ -30,28 +30,31 @@ class Workload:
 
     def requests(self, count: int, seed: int) -> tuple[TraceRequest, ...]:
         """[count] requests with lengths only; all arrive at 0. Each purpose has its own generator from `seed`."""
-        prompts, outputs = self._lengths(count, seed)
-        limit = self.context_tokens
-        made = []
-        for prompt, output in zip(prompts.tolist(), outputs.tolist(), strict=True):
-            if limit is not None:
-                output = min(output, limit - 1)
-                prompt = min(prompt, limit - output)
-            made.append(TraceRequest(0.0, prompt, output))
-        return tuple(made)
+        prompts, outputs = next(self.batches(seed, count))
+        return tuple(TraceRequest(0.0, prompt, output) for prompt, output in zip(prompts, outputs, strict=True))
 
-    def _lengths(self, count: int, seed: int) -> tuple[Tokens, Tokens]:
+    def batches(self, seed: int, size: int) -> Iterator[tuple[list[int], list[int]]]:
+        """(prompt tokens, output tokens) of `size` requests at a time, without end."""
+        limit = self.context_tokens
+        for prompts, outputs in self._lengths(seed, size):
+            if limit is not None:
+                outputs = np.minimum(outputs, limit - 1)
+                prompts = np.minimum(prompts, limit - outputs)
+            yield prompts.tolist(), outputs.tolist()
+
+    def _lengths(self, seed: int, size: int) -> Iterator[tuple[Tokens, Tokens]]:
         if self.rows is not None:
-            return self.rows.draw_pairs(count, np.random.default_rng([seed, _PAIRS]))
+            yield from self.rows.batches(size, np.random.default_rng([seed, _PAIRS]))
         if self.prompt is None or self.output is None:
             raise BadInput(
                 field="lengths", value=None, why="a generated workload needs lengths",
                 remedy="--input-tokens and --output-tokens, or --lengths-from a trace",
             )  # fmt: skip
-        return (
-            self.prompt.draw(count, np.random.default_rng([seed, _PROMPTS])),
-            self.output.draw(count, np.random.default_rng([seed, _OUTPUTS])),
+        prompt_generator, output_generator = (
+            np.random.default_rng([seed, purpose]) for purpose in (_PROMPTS, _OUTPUTS)
         )
+        while True:
+            yield self.prompt.draw(size, prompt_generator), self.output.draw(size, output_generator)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
