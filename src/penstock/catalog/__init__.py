@@ -1,5 +1,10 @@
-"""KNOWS: the models in the box, as data. `load.py` finds them."""
+"""KNOWS: models and hardware, as data with a source each.
+
+Reading guide: `shape.py` (a model as widths and counts), `config.py` (the same from any config.json), `demand.py` (its
+FLOP and bytes), `models_by_name.py` (from a name to a shape), `device.py` (hardware). `load.py` finds checkpoints.
+"""
 
 from penstock.catalog.load import models_in_the_box, resolve_model
+from penstock.catalog.models_by_name import architectures, model_shape
 
-__all__ = ["models_in_the_box", "resolve_model"]
+__all__ = ["architectures", "model_shape", "models_in_the_box", "resolve_model"]

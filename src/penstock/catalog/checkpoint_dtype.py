@@ -77,7 +77,7 @@ def _quantised(config: Config) -> Dtype:
         return _BY_METHOD[method]
     raise UnsupportedModel(
         field="quantization_config.quant_method", value=config.get("quant_method"), why="not a quantisation known here",
-        remedy=f"state the types in the deployment (model.dtype): one of {', '.join(get_args(Dtype))}",
+        remedy=f"take it out of config.json and state the types yourself: {', '.join(get_args(Dtype))}",
     )  # fmt: skip
 
 
