@@ -228,7 +228,7 @@ def _beside_the_matrices(config: Config, family: Family, hidden: int, groups: tu
     count = norm * (2 if family.embedding_norm else 1)  # the last norm
     if family.learned_positions is not None:
         count += hidden * (_whole(config, _CONTEXT) + family.learned_positions)
-    if family.head_bias:
+    if _is(config, family.head_bias):
         count += _whole(config, _VOCAB)
     for group in groups:
         layer = family.layer_norms * norm + _beside_attention(config, family, hidden, group.attention)

@@ -35,7 +35,7 @@ class Family:
     qkv_bias: Flag = "attention_bias"
     output_bias: Flag = "attention_bias"
     mlp_bias: Flag = "mlp_bias"
-    head_bias: bool = False
+    head_bias: Flag = False
     sinks: bool = False
     """A learned logit per head (gpt-oss)."""
     gated_mlp: bool = True
@@ -155,7 +155,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         layer_norms=1, norm_bias=True, qkv_bias=True, output_bias=True, mlp_bias=True, head_bias=True, gated_mlp=False
     ),
     "phi3": _LLAMA,
-    "phimoe": Family(norm_bias=True, head_bias=True),
+    "phimoe": Family(norm_bias=True, head_bias="lm_head_bias"),
     "olmo2": Family(qk_norm="width"),
     "olmoe": Family(qk_norm="width"),
     "cohere": Family(layer_norms=1, defaults={"tie_word_embeddings": True}),

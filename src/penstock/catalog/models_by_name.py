@@ -143,7 +143,7 @@ def _unknown(name: str) -> InvalidDeployment:
         field="model.path", value=name,
         why="there is no such directory, model in the box, or public architecture"
         + (f"; the nearest names are {', '.join(nearest)}" if nearest else ""),
-        remedy=f"one of {len(architectures())} names (`penstock inspect model` lists them), or a config.json by its path",
+        remedy=f"one of {len(architectures())} names (`penstock inspect model` lists them), or a config.json",
     )  # fmt: skip
 
 
