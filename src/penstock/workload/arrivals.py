@@ -1,5 +1,6 @@
 """When requests arrive: open-loop laws, each a value with `times(count, generator)` and `stream(generator)`.
 
+    AtOnce     everything at 0
     Constant   one every 1/rate seconds
     Poisson    independent users
     Gamma      renewal with a chosen coefficient of variation (cv 1 is Poisson, above is bursty)
@@ -61,6 +62,19 @@ class Constant:
         del generator
         for begin in itertools.count(0, BATCH):
             yield np.arange(begin, begin + BATCH, dtype=np.float64) / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class AtOnce:
+    """Everything at 0: an offline batch."""
+
+    def times(self, count: int, generator: np.random.Generator) -> Times:
+        del generator
+        return np.zeros(count)
+
+    def stream(self, generator: np.random.Generator) -> Iterator[Times]:
+        del generator
+        return itertools.repeat(np.zeros(BATCH))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,27 +8,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.workload.arrivals import Arrivals
-from penstock.workload.bodies import Bodies
+from penstock.workload.bodies import Bodies, BodySource
 from penstock.workload.lengths import Lengths
 from penstock.workload.plan import Workload
-from penstock.workload.source import SOURCE_BLOCK_TOKENS, TimedRequest
+from penstock.workload.source import TimedRequest
 
 _ARRIVALS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenLoop:
-    """`count` requests, or those of `duration_s`, or whichever ends first; without either it does not end."""
+    """`count` requests, or those of `duration_s`, or whichever ends first, as do the bodies themselves."""
 
     law: Arrivals
-    bodies: Bodies
+    bodies: BodySource
     count: int | None = None
     duration_s: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def block_tokens(self) -> int:
-        return SOURCE_BLOCK_TOKENS
+        return self.bodies.block_tokens
 
     @property
     def requests(self) -> int | None:
@@ -41,9 +41,9 @@ class OpenLoop:
         index = 0
         for batch in self.law.stream(np.random.default_rng([self.bodies.seed, _ARRIVALS])):
             for arrival_s in batch.tolist():
-                if arrival_s >= end or index == count:
+                if arrival_s >= end or index == count or (body := next(bodies, None)) is None:
                     return
-                prompt, output, prefix, tenant, priority, cut = next(bodies)
+                prompt, output, prefix, tenant, priority, cut = body
                 yield TimedRequest(index, arrival_s, prompt, output, prefix, None, 0, tenant, priority, cut)
                 index += 1
 

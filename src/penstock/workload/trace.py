@@ -1,45 +1,27 @@
 """Request traces: who asked when, how much went in and came out.
 
-Reads the Azure LLM traces (CSV: TIMESTAMP, ContextTokens, GeneratedTokens) and the Mooncake traces (JSONL: timestamp
-in ms, input_length, output_length, hash_ids of 512-token blocks), plain or gzipped; the format is found from the
-content. A trace is immutable; `fit`, `at_speed`, `at_rate`, `first` and `within` give a changed one.
+Reads Azure 2023 and 2024, BurstGPT, Mooncake and LLMServingSim files (see `formats`). A trace is immutable; `fit`,
+`at_speed`, `at_rate`, `first` and `within` give a changed one.
 """
 
 from __future__ import annotations
 
-import gzip
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from penstock.errors import BadInput
+from penstock.workload.formats import read
+from penstock.workload.formats.jsonl import MOONCAKE_BLOCK_TOKENS as MOONCAKE_BLOCK_TOKENS
+from penstock.workload.formats.row import TraceRequest as TraceRequest
 
-MOONCAKE_BLOCK_TOKENS: Final = 512
 MOONCAKE_TICK_S: Final = 3.0
 """Clock of the Mooncake conversation trace: 10 requests share one tick, an artefact of its publication."""
-_AZURE_HEADER: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-_AZURE_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:?00)?")
 FIT_QUANTILE: Final = 0.999
-
-
-@dataclass(frozen=True, slots=True)
-class TraceRequest:
-    """One row: seconds since the trace began, tokens in and out, and what its prompt shares with others."""
-
-    arrival_s: float
-    prompt_tokens: int
-    output_tokens: int
-    prefix_blocks: tuple[int, ...] = ()
-    """Ids of the prompt's blocks, `Trace.block_tokens` each; an equal id means an equal prefix up to its end."""
-    session: int | None = None
-    """Requests of one session are turns: a later prompt begins with the earlier one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,116 +136,20 @@ class Trace:
         return self._with(_from_zero(moved), f"time stamps spread over ticks of {tick_s:g} s")
 
 
-def read_trace(path: Path, *, dequantise: bool = False, seed: int = 0) -> Trace:
-    """Read an Azure CSV or a Mooncake JSONL, plain or gzipped.
+def read_trace(
+    path: Path, *, dequantise: bool = False, seed: int = 0, format_name: str = "auto", limit: int | None = None
+) -> Trace:
+    """Read a trace file, plain or gzipped: of `formats.NAMES` the one that its content tells.
+
+    `limit` stops the reading after as many requests: the week-long traces have tens of millions.
 
     Raises:
         BadInput: unreadable file, unknown format, or a bad row; names file, line, column and what would be right.
     """
-    lines = _lines(path)
-    head = lines[0].lstrip("\ufeff") if lines else ""
-    if head.startswith("{"):
-        requests = _mooncake(path, lines)
-    elif tuple(column.strip() for column in head.split(",")[:3]) == _AZURE_HEADER:
-        requests = _azure(path, lines)
-    else:
-        raise BadInput(
-            field=f"{path}:1", value=head, why="neither an Azure CSV nor a Mooncake JSONL",
-            remedy=f"a first line of {','.join(_AZURE_HEADER)}, or one JSON object per line with timestamp (ms), "
-            "input_length, output_length",
-        )  # fmt: skip
-    if not requests:
-        raise BadInput(field=str(path), value="", why="it holds no request", remedy="a file with at least one row")
-    trace = Trace(path.name, _from_zero(requests), notes=("as recorded",))
+    requests, form = read(path, format_name, limit)
+    notes = ("as recorded",) if limit is None or len(requests) < limit else (f"the first {limit} requests of the file",)
+    trace = Trace(path.name, _from_zero(requests), form.block_tokens, notes)
     return trace.dequantised(MOONCAKE_TICK_S, seed) if dequantise else trace
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-        return data.decode("utf-8").splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise BadInput(
-            field="trace", value=str(path), why=f"it cannot be read: {error}",
-            remedy="a readable Azure CSV or Mooncake JSONL, plain or .gz",
-        ) from None  # fmt: skip
-
-
-def _azure(path: Path, lines: list[str]) -> list[TraceRequest]:
-    requests: list[TraceRequest] = []
-    origin_ns: int | None = None
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        cells = line.split(",")
-        if len(cells) < 3:
-            raise _row_error(path, number, "row", line, f"{len(cells)} columns", "three: " + ",".join(_AZURE_HEADER))
-        stamp, prompt, output = cells[:3]
-        # Whole nanoseconds until the origin is taken off: seconds since 1970 in a double lose the seventh digit.
-        time_ns = _nanoseconds(path, number, stamp.strip())
-        origin_ns = time_ns if origin_ns is None else origin_ns
-        requests.append(
-            TraceRequest(
-                (time_ns - origin_ns) / 1e9,
-                _tokens(path, number, "ContextTokens", prompt.strip()),
-                _tokens(path, number, "GeneratedTokens", output.strip()),
-            )
-        )
-    return requests
-
-
-def _nanoseconds(path: Path, number: int, text: str) -> int:
-    match = _AZURE_TIME.fullmatch(text)
-    if match is None:
-        raise _row_error(path, number, "TIMESTAMP", text, "not a UTC time", "such as 2023-11-16 18:15:46.6805900")
-    try:
-        whole = datetime.fromisoformat(match[1]).replace(tzinfo=UTC).timestamp()
-    except ValueError as error:
-        raise _row_error(path, number, "TIMESTAMP", text, str(error), "a time that exists") from None
-    return int(whole) * 10**9 + int((match[2] or "0").ljust(9, "0"))
-
-
-def _tokens(path: Path, number: int, column: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise _row_error(path, number, column, text, "not a positive whole number", "tokens, 1 or more")
-    return int(text)
-
-
-class _MooncakeRow(msgspec.Struct):
-    timestamp: float
-    input_length: int
-    output_length: int
-    hash_ids: list[int] = []
-
-
-def _mooncake(path: Path, lines: list[str]) -> list[TraceRequest]:
-    decoder = msgspec.json.Decoder(_MooncakeRow)
-    requests = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = decoder.decode(line)
-        except msgspec.MsgspecError as error:
-            raise _row_error(
-                path, number, "row", line, str(error), "timestamp (ms), input_length, output_length, hash_ids"
-            ) from None
-        for column in ("input_length", "output_length"):
-            if getattr(row, column) < 1:
-                raise _row_error(path, number, column, getattr(row, column), "below 1", "tokens, 1 or more")
-        needed = -(-row.input_length // MOONCAKE_BLOCK_TOKENS)
-        if row.hash_ids and len(row.hash_ids) != needed:
-            raise _row_error(
-                path, number, "hash_ids", len(row.hash_ids), f"{row.input_length} tokens are {needed} blocks of 512",
-                f"{needed} ids, or none",
-            )  # fmt: skip
-        requests.append(TraceRequest(row.timestamp / 1000, row.input_length, row.output_length, tuple(row.hash_ids)))
-    return requests
-
-
-def _row_error(path: Path, line: int, column: str, value: object, why: str, remedy: str) -> BadInput:
-    return BadInput(field=f"{path}:{line} {column}", value=value, why=why, remedy=remedy)
 
 
 def _from_zero(requests: list[TraceRequest]) -> tuple[TraceRequest, ...]:

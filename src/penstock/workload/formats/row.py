@@ -1,0 +1,70 @@
+"""One row of a trace, the text it is read from, and how a bad one is named: file, line, column, value, remedy."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from penstock.errors import BadInput
+
+_GZIP: Final = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """One row: seconds since the trace began, tokens in and out, and what its prompt shares with others."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    prefix_blocks: tuple[int, ...] = ()
+    """Ids of the prompt's blocks, `Trace.block_tokens` each; an equal id means an equal prefix up to its end."""
+    session: int | None = None
+    """Requests of one session are turns: a later prompt begins with the earlier one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A line of a file, for messages."""
+
+    path: Path
+    line: int
+
+    def error(self, column: str, value: object, why: str, remedy: str) -> BadInput:
+        return BadInput(field=f"{self.path}:{self.line} {column}", value=value, why=why, remedy=remedy)
+
+    def tokens(self, column: str, text: str, *, least: int = 1) -> int:
+        """A whole number of tokens. Raises BadInput."""
+        if not text.isascii() or not text.isdigit() or int(text) < least:
+            kind = "positive" if least else "non-negative"
+            raise self.error(column, text, f"not a {kind} whole number", f"tokens, {least} or more")
+        return int(text)
+
+    def checked(self, column: str, tokens: int) -> int:
+        """A number of tokens that is already a number. Raises BadInput."""
+        if tokens < 1:
+            raise self.error(column, tokens, "below 1", "tokens, 1 or more")
+        return tokens
+
+
+def lines_of(path: Path) -> Iterator[tuple[Place, str]]:
+    """The lines of a plain or gzipped file as they are read, blank ones left out. Raises BadInput: unreadable."""
+    number = 0
+    try:
+        with path.open("rb") as raw:
+            zipped = raw.read(2) == _GZIP
+            raw.seek(0)
+            data = gzip.GzipFile(fileobj=raw) if zipped else raw
+            for number, line in enumerate(io.TextIOWrapper(data, encoding="utf-8-sig", newline=None), start=1):
+                if line.strip():
+                    yield Place(path, number), line.rstrip("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise BadInput(
+            field="trace", value=str(path), why=f"it cannot be read beyond line {number}: {error}",
+            remedy="a readable trace file, plain or .gz",
+        ) from None  # fmt: skip
