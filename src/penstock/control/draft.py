@@ -33,8 +33,15 @@ class Draft:
         """Nothing is to be announced."""
         step = self.step
         return not (
-            self._join_next or self._pause_next or step.join or step.pause or step.release or step.evict
-            or step.swap_out or step.swap_in or step.admit
+            self._join_next
+            or self._pause_next
+            or step.join
+            or step.pause
+            or step.release
+            or step.evict
+            or step.swap_out
+            or step.swap_in
+            or step.admit
         )
 
     def skip(self, steps: int) -> None:

@@ -178,13 +178,15 @@ class Replica:
         """How many of the next steps are sure to be plain decodes, none ending anybody, unless an event comes first.
 
         O(1), and on the safe side: 0 says nothing. Whoever knows what steps cost may then `coast` instead of planning
-        and committing each of them.
+        and committing each of them. The oldest step under way is taken to be running.
         """
         decode_set = self._decode_set
         if not decode_set or self._prefilling or self._stalled or self._updates or not self._draft.empty:
             return 0
-        if any(not step.plain for step in self._in_flight):
-            return 0
+        for step in self._in_flight:
+            # What the running one announced is known already; only its chunks still have a commit to come.
+            if step.chunks or not step.decoding or not (step is self._in_flight[0] or step.plain):
+                return 0
         if self._order and len(self._running) < self._max_seqs:
             return 0
         fills = self._compose.fills(View(len(decode_set), 0, len(self._running)))
@@ -201,8 +203,7 @@ class Replica:
         decode_set.coast(steps, self._memory)
         count = len(decode_set)
         for step in self._in_flight:
-            step.number += steps
-            step.decode_context += steps * count
+            step.repeat(steps)
         self._draft.skip(steps)
         self._planned += steps
         self._counts["decode_tokens"] += steps * count

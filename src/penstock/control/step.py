@@ -76,11 +76,24 @@ class Step(Struct):
         """Rows that go through the model."""
         return self.decoding + sum(chunk.tokens for chunk in self.chunks)
 
+    def repeat(self, steps: int) -> None:
+        """Become the step that comes `steps` later, if all of them only decode: what this one announced is done."""
+        self.release, self.evict, self.pause, self.join, self.grow = [], [], [], [], []
+        self.swap_out, self.swap_in, self.grow_blocks = [], [], []
+        self.number += steps
+        self.decode_context += steps * self.decoding
+
     @property
     def plain(self) -> bool:
         """The decode set runs, and nothing changes but that blocks are added."""
         return self.decoding > 0 and not (
-            self.chunks or self.join or self.pause or self.release or self.admit or self.evict or self.swap_in
+            self.chunks
+            or self.join
+            or self.pause
+            or self.release
+            or self.admit
+            or self.evict
+            or self.swap_in
             or self.swap_out
         )
 

@@ -41,7 +41,7 @@ class StepEstimate:
     """Operator kind to seconds; `host` is what the host adds."""
     by_basis: dict[Basis, float] = field(default_factory=lambda: defaultdict(float))
     by_model: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    work: Work = Work()
+    work: Work = field(default_factory=Work)
     """Of all operators on one device."""
     joules: float = 0.0
     """Of all devices of the replica; 0 without a power model."""
@@ -88,19 +88,47 @@ class StepPrice:
         chunks = load.chunks
         decoding, sampled = load.decoding, load.sampled
         prompt = 0
-        device = 0.0
+        attention = 0.0
         for past, tokens in chunks:
             prompt += tokens
-            device += self._chunk(past, tokens)
+            attention += self._chunk(past, tokens)
         if self._groups > 1 and chunks:
-            device /= min(self._groups, len(chunks))
-        device += self.base(decoding, prompt, sampled)
+            attention /= min(self._groups, len(chunks))
         if decoding:
-            start, _, base, slope = self.line(decoding, load.decode_context + decoding, self._bucket(load))
-            device += base + slope * (load.decode_context + decoding - start)
+            context = load.decode_context + decoding
+            start, _, base, slope = self.line(
+                decoding, context, self._bucket(decoding, load.decode_context, load.decode_context_squares)
+            )
+            attention += base + slope * (context - start)
+        device = self.base(decoding, prompt, sampled) + attention
         if load.swap_in_blocks or load.swap_out_blocks:
             device += self._swap(load)
         return self.with_host(device, decoding + len(chunks), prompt)
+
+    def decode_ends(
+        self, decoding: int, context: int, squares: int, now: float, most: int, until: float
+    ) -> list[float]:
+        """Ends of consecutive decode-only steps, the first of them beginning at `now`; no step begins at or after
+        `until`. The same seconds as `seconds`, addition for addition."""
+        fixed = self.base(decoding, 0, decoding)
+        host, overlapped = self.host.seconds(decoding, 0), self.host.overlapped
+        ends: list[float] = []
+        start, stop, base, slope = 0.0, 0.0, 0.0, 0.0
+        bucket = 0
+        for _ in range(most):
+            if self._uses_spread:
+                bucket = self._bucket(decoding, context, squares)
+                squares += 2 * context + decoding
+                stop = 0.0
+            context += decoding
+            if not start <= context < stop:
+                start, stop, base, slope = self.line(decoding, context, bucket)
+            device = fixed + (base + slope * (context - start))
+            now += max(device, host) if overlapped else device + host
+            ends.append(now)
+            if now >= until:
+                break
+        return ends
 
     def with_host(self, device_s: float, sequences: int, prompt_tokens: int) -> float:
         """Device and host together: one after the other, or the longer of the two."""
@@ -153,12 +181,11 @@ class StepPrice:
         prompt = sum(tokens for _, tokens in load.chunks)
         padded = self._padded(load.decoding) if not prompt and self._sizes else 0
         micro = self._micro
+        spread = self._bucket(load.decoding, load.decode_context, load.decode_context_squares)
         placed = [
             *self.graph.rows(micro(padded or load.tokens)),
             *self.graph.head(micro(padded or load.sampled)),
-            *self.graph.decode(
-                micro(load.decoding), micro(load.decode_context + load.decoding), self._bucket(load) * SPREAD_GRAIN
-            ),
+            *self.graph.decode(micro(load.decoding), micro(load.decode_context + load.decoding), spread * SPREAD_GRAIN),
             *self.graph.prefill((past, micro(tokens)) for past, tokens in load.chunks),
         ]
         if blocks := load.swap_in_blocks + load.swap_out_blocks:
@@ -177,6 +204,11 @@ class StepPrice:
         if self.power is not None:
             estimate.joules = self.graph.layout.devices * self.power.joules(total, estimate.work)
         return estimate
+
+    @property
+    def uses_spread(self) -> bool:
+        """Whether it wants to know how uneven contexts are."""
+        return self._uses_spread
 
     @staticmethod
     def _add(estimate: StepEstimate, kind: str, one: Estimate, times: int) -> None:
@@ -200,12 +232,12 @@ class StepPrice:
         at = bisect.bisect_left(self._sizes, decoding)
         return self._sizes[at] if at < len(self._sizes) else decoding
 
-    def _bucket(self, load: StepLoad) -> int:
+    def _bucket(self, decoding: int, context: int, squares: int) -> int:
         """How uneven the contexts are, in tenths of their mean; only where the price looks at it."""
-        if not self._uses_spread or load.decoding < 2:
+        if not self._uses_spread or decoding < 2:
             return 0
-        mean = load.decode_context / load.decoding
-        variance = load.decode_context_squares / load.decoding - mean * mean
+        mean = context / decoding
+        variance = squares / decoding - mean * mean
         return round(max(0.0, variance) ** 0.5 / mean / SPREAD_GRAIN) if mean else 0
 
     def _decode(self, decoding: int, context: int, spread: float) -> float:

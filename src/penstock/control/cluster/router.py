@@ -1,0 +1,121 @@
+"""Which replica a request goes to. A router sees counts and prompts, never output lengths or clocks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from penstock.control.request import Request
+from penstock.errors import InvalidDeployment
+
+
+class Target(Protocol):
+    """What a router may know of a replica."""
+
+    @property
+    def outstanding(self) -> int:
+        """Requests sent there that have not ended."""
+        ...
+
+
+class Router(Protocol):
+    """A rule."""
+
+    def choose(self, request: Request, targets: Sequence[Target]) -> int:
+        """Index of the replica that serves `request`. Called once for each request, in order of arrival."""
+        ...
+
+
+class RoundRobin:
+    """Each in turn."""
+
+    def __init__(self) -> None:
+        self._next = -1
+
+    def choose(self, request: Request, targets: Sequence[Target]) -> int:
+        self._next = (self._next + 1) % len(targets)
+        return self._next
+
+
+class LeastLoaded:
+    """Fewest outstanding requests; among equals, each in turn. O(replicas)."""
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def choose(self, request: Request, targets: Sequence[Target]) -> int:
+        count = len(targets)
+        self._last = (
+            min(range(self._last + 1, self._last + 1 + count), key=lambda number: targets[number % count].outstanding)
+            % count
+        )
+        return self._last
+
+
+class PrefixAware:
+    """Where most of the prompt is cached, unless that replica is overloaded (SGLang's cache-aware router).
+
+    It keeps what it sent where, as the set of prompt prefixes in whole blocks of `block_tokens`; it asks no replica.
+    The load decides instead when the fullest replica has `balance_absolute` more outstanding requests than the
+    emptiest, and `balance_relative` times as many; or when less than `match_share` of the prompt is known anywhere.
+    Defaults are SGLang's (sgl-router: 64, 1.5 and 0.3, as published in its documentation).
+    """
+
+    def __init__(
+        self, *, block_tokens: int = 64, remembered: int = 100_000, match_share: float = 0.3,
+        balance_absolute: int = 64, balance_relative: float = 1.5,
+    ) -> None:  # fmt: skip
+        self._size, self._remembered, self._share = block_tokens, remembered, match_share
+        self._absolute, self._relative = balance_absolute, balance_relative
+        self._homes: OrderedDict[int, int] = OrderedDict()
+        """Hash of a prefix to the replica that last computed it, least recently used first."""
+        self._load = LeastLoaded()
+
+    def choose(self, request: Request, targets: Sequence[Target]) -> int:
+        keys = self._keys(request)
+        loads = [target.outstanding for target in targets]
+        low, high = min(loads), max(loads)
+        unbalanced = high - low > self._absolute and high > self._relative * low
+        chosen = None
+        if not unbalanced:
+            for known in range(len(keys), 0, -1):
+                home = self._homes.get(keys[known - 1])
+                if home is not None and home < len(targets):
+                    if known * self._size >= self._share * len(request.prompt):
+                        chosen = home
+                    break
+        if chosen is None:
+            chosen = self._load.choose(request, targets)
+        for key in keys:
+            self._homes[key] = chosen
+            self._homes.move_to_end(key)
+        while len(self._homes) > self._remembered:
+            self._homes.popitem(last=False)
+        return chosen
+
+    def _keys(self, request: Request) -> list[int]:
+        """One hash for each whole block of the prompt, of everything up to its end; tenants and salts stay apart."""
+        prompt, size = request.prompt, self._size
+        key = hash((request.tenant, request.salt))
+        keys = []
+        for start in range(0, len(prompt) - size + 1, size):
+            key = hash((key, tuple(prompt[start : start + size])))
+            keys.append(key)
+        return keys
+
+
+ROUTERS: Final[dict[str, Callable[[], Router]]] = {
+    "round_robin": RoundRobin,
+    "least_loaded": LeastLoaded,
+    "prefix_aware": PrefixAware,
+}
+
+
+def build_router(name: str) -> Router:
+    """The router of this name. Raises InvalidDeployment."""
+    if name not in ROUTERS:
+        raise InvalidDeployment(
+            field="cluster.router", value=name, why="no such router", remedy="one of " + ", ".join(ROUTERS)
+        )
+    return ROUTERS[name]()

@@ -1,0 +1,80 @@
+"""What holds between sections, one function a rule. Each raises InvalidDeployment with the remedy."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Final
+
+from penstock.errors import InvalidDeployment
+
+if TYPE_CHECKING:
+    from penstock.deployment.file import Deployment
+
+
+def swap_needs_host_memory(deployment: Deployment) -> None:
+    if deployment.policy.evict == "swap" and deployment.memory.kind == "reserved":
+        raise InvalidDeployment(
+            field="policy.evict", value="swap", why="a reserved slot never grows, so nobody ever has to give way",
+            remedy="policy.evict: recompute, or memory.kind: paged or prefix_tree",
+        )  # fmt: skip
+    if deployment.policy.evict == "swap" and deployment.memory.host_bytes == 0:
+        raise InvalidDeployment(
+            field="memory.host_bytes", value=0, why="policy.evict is swap, and there is no host memory to swap to",
+            remedy="memory.host_bytes: 256MiB, or policy.evict: recompute",
+        )  # fmt: skip
+    if deployment.policy.evict != "swap" and deployment.memory.host_bytes:
+        raise InvalidDeployment(
+            field="memory.host_bytes", value=deployment.memory.host_bytes,
+            why="nothing uses host memory unless policy.evict is swap", remedy="policy.evict: swap, or leave this out",
+        )  # fmt: skip
+
+
+def public_needs_key(deployment: Deployment) -> None:
+    server = deployment.server
+    if not is_loopback(server.host) and not server.api_keys and not server.allow_public_without_key:
+        raise InvalidDeployment(
+            field="server.host", value=server.host, why="that address is reachable from outside and no key is set",
+            remedy="server.api_keys: [...], or server.allow_public_without_key: true",
+        )  # fmt: skip
+
+
+def budget_holds_a_decode_batch(deployment: Deployment) -> None:
+    policy = deployment.policy
+    compose = policy.compose or policy.name
+    if compose in {"sarathi", "stall_free", "splitfuse"} and policy.token_budget <= policy.max_seqs:
+        raise InvalidDeployment(
+            field="policy.token_budget", value=policy.token_budget,
+            why=f"max_seqs {policy.max_seqs} decodes would not fit into one step, and prompts would starve",
+            remedy=f"token_budget of {policy.max_seqs + 1} or more, or a smaller max_seqs",
+        )  # fmt: skip
+
+
+def nothing_without_effect(deployment: Deployment) -> None:
+    """A setting somebody wrote down, and that nothing would read, is a mistake of theirs that we should name."""
+    policy, memory, server = deployment.policy, deployment.memory, deployment.server
+    loopback = is_loopback(server.host)
+    idle = (
+        ("policy.name", policy, policy.compose is not None, "policy.compose: null"),
+        ("policy.ageing_s", policy, policy.order not in {"priority", "shortest"}, "policy.order: priority or shortest"),
+        ("memory.watermark", memory, memory.kind == "reserved", "memory.kind: paged or prefix_tree"),
+        ("server.allow_public_without_key", server, loopback, "server.host: 0.0.0.0"),
+    )
+    for field, section, unused, user in idle:
+        name = field.rpartition(".")[2]
+        value = getattr(section, name)
+        if unused and name in section.model_fields_set and value != type(section).model_fields[name].default:
+            raise InvalidDeployment(
+                field=field, value=value, why="nothing reads it in this deployment",
+                remedy=f"leave it out, or set {user}",
+            )  # fmt: skip
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reachable from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+RULES: Final = (swap_needs_host_memory, public_needs_key, budget_holds_a_decode_batch, nothing_without_effect)

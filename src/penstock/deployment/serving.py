@@ -1,0 +1,112 @@
+"""The sections that a server reads: model, hardware, memory, policy, front end. The twin reads all but the last."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from penstock.deployment.section import Section
+from penstock.units import Count, Seconds
+
+
+class Model(Section):
+    """Which weights, and in what precision."""
+
+    path: str = Field("millrace", description="Checkpoint directory in Hugging Face layout, or the model in the box.")
+    name: str | None = Field(None, description="Name that clients ask for; default: the directory's name.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of weights, activations and KV.")
+    max_sequence_tokens: Count | None = Field(
+        None, gt=0, description="Longest prompt + output; default: what the model was trained for."
+    )
+
+
+class Hardware(Section):
+    """Where it runs."""
+
+    name: str | None = Field(
+        None,
+        description="What the twin models: a device of the catalogue (penstock inspect hardware), or a machine "
+        "that was measured (penstock calibrate). Serving runs on the device below, whatever stands here.",
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Device that computes when serving.")
+    threads: int | None = Field(None, gt=0, description="CPU threads of the engine; default: all cores.")
+
+
+class Memory(Section):
+    """How KV blocks are kept."""
+
+    kind: Literal["prefix_tree", "paged", "reserved"] = Field(
+        "prefix_tree",
+        description="prefix_tree shares equal prefixes; paged shares nothing; reserved gives each request room for the "
+        "longest sequence at once (the baseline before paging).",
+    )
+    block_tokens: Count = Field(16, ge=1, le=1024, description="Tokens in one KV block.")
+    kv_bytes: Count = Field(
+        256 * 2**20,
+        gt=0,
+        description="Device memory for KV blocks. Left out in a simulation of a device of the "
+        "catalogue: what device_share leaves beside weights and activations, as engines size it.",
+    )
+    device_share: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of a simulated device's memory that the engine may use (vLLM's "
+        "gpu_memory_utilization); for kv_bytes that is left out.",
+    )
+    host_bytes: Count = Field(0, ge=0, description="Host memory for swapped blocks; needed by evict: swap.")
+    watermark: float = Field(
+        0.01, ge=0, lt=1, description="Share of blocks kept free when a prompt is admitted, so that decodes can grow."
+    )
+
+
+PolicyName = Literal["sarathi", "splitfuse", "orca", "vllm_prefill_first", "request_level"]
+OrderName = Literal["arrival", "priority", "shortest", "fair_share"]
+ComposeName = Literal["stall_free", "splitfuse", "mixed_prompts", "prefill_first", "request_level"]
+EvictName = Literal["recompute", "swap"]
+
+
+class Policy(Section):
+    """Who is next, how a step is filled, who gives way: order x compose x evict. A name sets compose."""
+
+    name: PolicyName = Field("sarathi", description="A named combination; the keys below override its parts.")
+    order: OrderName = Field("arrival", description="Who of the waiting is next.")
+    compose: ComposeName | None = Field(None, description="How a step's token budget is filled; default: the name's.")
+    evict: EvictName = Field("recompute", description="What happens to a sequence that must give way.")
+    token_budget: Count = Field(
+        512, gt=0, description="Tokens in one step, decodes included; a prompt that may not be cut can exceed it."
+    )
+    max_seqs: Count = Field(128, gt=0, le=4096, description="Sequences that hold KV at the same time.")
+    ageing_s: Seconds = Field(
+        30.0,
+        gt=0,
+        description="Waiting this long outweighs one priority level, or 1,000 prompt tokens in shortest.",
+    )
+    plan_ahead: bool = Field(True, description="Plan one step while the one before still runs.")
+
+
+ApiKey = Annotated[str, StringConstraints(pattern=r"^\S+$")]
+
+
+class Queue(Section):
+    """Bounds of what waits. Beyond them requests are refused with 429."""
+
+    max_requests: Count = Field(1024, gt=0, description="Requests accepted that have no token yet.")
+    max_prompt_tokens: Count = Field(1_000_000, gt=0, description="Their prompt tokens together.")
+
+
+class Server(Section):
+    """The HTTP front end."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs api_keys.")
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free one.")
+    api_keys: tuple[ApiKey, ...] = Field((), description="Keys that clients must send; none: open, loopback only.")
+    allow_public_without_key: bool = Field(False, description="Listen on a public address with no key, for everyone.")
+    drain_timeout: Seconds = Field(30.0, ge=0, description="Time running requests get after SIGTERM.")
+    queue: Queue = Queue()
+    max_body_bytes: Count = Field(8 * 10**6, gt=0, description="Largest request body.")
+    step_deadline: Seconds = Field(120.0, gt=0, description="A worker whose step takes longer is replaced.")
+    record: str | None = Field(
+        None, description="Write the schedule to this new file, for `penstock replay`; compressed if it ends in .gz."
+    )

@@ -1,0 +1,113 @@
+"""The sections that the twin reads and a server of one replica on one device does not: what is modelled beyond it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from penstock.deployment.section import Section
+from penstock.units import Count, Seconds
+
+DtypeName = Literal["float32", "bfloat16", "float16", "fp8", "fp8_block", "int8", "int4", "nvfp4", "mxfp4"]
+ArrivalLaw = Literal["poisson", "gamma", "constant", "onoff", "drifting", "batch", "closed", "sessions"]
+
+
+class Layout(Section):
+    """How one replica is cut over devices."""
+
+    tensor_parallel: int = Field(1, ge=1, le=1024, description="Devices that share each matrix.")
+    pipeline_parallel: int = Field(1, ge=1, le=1024, description="Stages that hold consecutive layers.")
+    attention_dp: int = Field(
+        1, ge=1, le=1024, description="Groups that hold different sequences and share the experts (DP attention)."
+    )
+    moe_tensor_parallel: int | None = Field(
+        None, ge=1, description="Devices that share each expert; default: those that expert_parallel leaves."
+    )
+    expert_parallel: int = Field(1, ge=1, description="Parts the set of experts is spread over.")
+    sequence_parallel: bool = Field(False, description="Norms are cut along the tokens (Megatron).")
+    devices_per_node: int | None = Field(None, ge=1, description="Default: what the device's catalogue entry says.")
+
+
+class Precision(Section):
+    """Types that the twin models. A server computes everything in model.dtype."""
+
+    weights: DtypeName | None = Field(None, description="Of dense matrices; default: the model's own.")
+    experts: DtypeName | None = Field(None, description="Of experts; default: weights.")
+    activations: DtypeName | None = Field(None, description="Default: bfloat16, or float32 for float32 weights.")
+    kv: DtypeName | None = Field(None, description="Of KV blocks; default: activations.")
+    head: DtypeName | None = Field(None, description="Of the LM head; default: activations.")
+
+
+class Cluster(Section):
+    """Replicas behind a router."""
+
+    replicas: int = Field(1, ge=1, le=4096, description="How many.")
+    router: Literal["round_robin", "least_loaded", "prefix_aware"] = Field(
+        "least_loaded", description="Who serves a request: each in turn, the one with fewest, or where its prefix is."
+    )
+
+
+class Twin(Section):
+    """How steps are priced."""
+
+    price: Literal["auto", "roofline", "measured", "calibrated", "learned"] = Field(
+        "auto",
+        description="auto takes measured data where there is some for the hardware: calibrated, then measured, then "
+        "roofline, the limits of the hardware.",
+    )
+    data: str | None = Field(
+        None, description="Directory of operator databases or profile files; default: the package aiconfigurator-core."
+    )
+    backend: Literal["vllm", "sglang", "trtllm"] = Field("vllm", description="Whose kernels measured data are of.")
+    backend_version: str | None = Field(None, description="Default: the newest there is.")
+    cuda_graphs: bool = Field(True, description="Decode batches on a GPU are padded to captured sizes.")
+    overlap_host: bool | None = Field(
+        None, description="The host prepares the next step meanwhile; default: policy.plan_ahead."
+    )
+    host_step: Seconds | None = Field(None, ge=0, description="Host time of a step; default: the hardware's.")
+    host_request: Seconds | None = Field(None, ge=0, description="Host time per sequence in a step.")
+    host_token: Seconds | None = Field(None, ge=0, description="Host time per prompt token in a step.")
+    price_per_hour: float | None = Field(None, ge=0, description="US dollars for one device; default: the catalogue's.")
+    idle_watts: float | None = Field(None, ge=0, description="Of one device; default: the catalogue's.")
+    peak_watts: float | None = Field(None, ge=0, description="Of one device; default: the catalogue's.")
+
+
+class Workload(Section):
+    """What is asked, and when. Serving takes what comes."""
+
+    trace: str | None = Field(
+        None, description="File in Azure, Mooncake, BurstGPT or ServeGen format, plain or .gz; its lengths and times."
+    )
+    speed: float = Field(1.0, gt=0, description="A trace's time runs this many times as fast.")
+    fit_context: Count | None = Field(
+        None, ge=2, description="One factor for all lengths of a trace, so that they fit this context."
+    )
+    arrivals: ArrivalLaw = Field("poisson", description="Law of arrival, without a trace.")
+    rate: float | None = Field(
+        None, gt=0, description="Requests per second of an open loop; default: 1, or the trace's own."
+    )
+    cv: float = Field(2.0, gt=0, description="Coefficient of variation of the gaps, for gamma.")
+    concurrency: int = Field(8, ge=1, description="Users of a closed loop or of sessions.")
+    think_s: Seconds = Field(0.0, ge=0, description="Mean pause between an answer and the next request of a user.")
+    turns: int = Field(4, ge=1, description="Turns of a session; each resends the history.")
+    prompt_tokens: str = Field("512", description="Law of prompt lengths, as penstock bench --input-tokens.")
+    output_tokens: str = Field("128", description="Law of output lengths.")
+    shared_prefix_tokens: Count = Field(0, ge=0, description="Tokens that a share of the prompts begin with alike.")
+    shared_prefix_share: float = Field(1.0, ge=0, le=1, description="That share.")
+    tenants: int = Field(1, ge=1, description="Requests are of so many tenants in turn.")
+    cancel_fraction: float = Field(0.0, ge=0, le=1, description="Share of users who leave in mid-answer.")
+    requests: int | None = Field(None, ge=1, description="How many; default: 1,000, or the whole trace.")
+    duration: Seconds | None = Field(None, gt=0, description="Arrivals end after this time.")
+    max_tokens: Count | None = Field(
+        None, gt=0, description="Bound on output that clients state; default: each states its output's true length."
+    )
+    seed: int = Field(0, ge=0, description="Of all laws. Same seed, same bits.")
+
+
+class Slo(Section):
+    """Limits that goodput is counted under."""
+
+    ttft: Seconds | None = Field(None, gt=0, description="Time to first token.")
+    tpot: Seconds | None = Field(None, gt=0, description="Mean time between later tokens of a request.")
+    e2e: Seconds | None = Field(None, gt=0, description="Time to the last token.")

@@ -1,0 +1,149 @@
+"""What a simulation remembers: columns by request, and a bounded number of samples over time.
+
+A million requests are a few arrays. Samples are taken at even virtual time, per replica; when there are too many, every
+other one goes and the distance doubles, so memory is bounded whatever the length of the run.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from penstock.control.statistics import Statistics
+from penstock.control.step import Step
+from penstock.runtime.instance import Instance
+from penstock.twin.load import StepLoad
+
+Outcome = Literal["completed", "cancelled", "failed", "rejected", "unfinished"]
+OUTCOMES: Final[tuple[Outcome, ...]] = ("unfinished", "completed", "cancelled", "failed", "rejected")
+"""As the column `outcome` numbers them."""
+MOST_SAMPLES: Final = 2048
+"""Per replica."""
+FIRST_SAMPLE_S: Final = 0.05
+NEVER: Final = float("nan")
+
+OnStep = Callable[[int, float, float, int, int, int], None]
+"""Replica, start, end, sequences decoding, chunks, prompt tokens: for a timeline."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """One replica at one moment, and the step that had just run."""
+
+    t: float
+    replica: int
+    statistics: Statistics
+    load: StepLoad
+    step_s: float
+
+
+class Collector:
+    """Told by the cluster; read by the report.
+
+    Args:
+        replicas: how many instances there are.
+        on_step: called for each step, coasted ones included; for a timeline. None: saves the time.
+    """
+
+    def __init__(self, replicas: int, on_step: OnStep | None = None) -> None:
+        self.arrival_s, self.first_s, self.finish_s = array("d"), array("d"), array("d")
+        self.prompt_tokens, self.output_tokens, self.cached_tokens = array("q"), array("q"), array("q")
+        self.preemptions, self.replica, self.outcome = array("l"), array("l"), array("b")
+        self.samples: list[list[Sample]] = [[] for _ in range(replicas)]
+        self.steps = [0] * replicas
+        self.busy_s = [0.0] * replicas
+        self.ended_count = 0
+        self.last_s = 0.0
+        """When the last step or request ended."""
+        self.reasons: dict[str, int] = {}
+        """Why requests were refused, and how many."""
+        self._due = [0.0] * replicas
+        self._distance = [FIRST_SAMPLE_S] * replicas
+        self._on_step = on_step
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def arrived(self, index: int, now: float, prompt_tokens: int, output_tokens: int, replica: int) -> None:
+        """A request was sent to a replica. `output_tokens`: what it will make if nothing stops it."""
+        while len(self.arrival_s) <= index:
+            self.arrival_s.append(NEVER)
+            self.first_s.append(NEVER)
+            self.finish_s.append(NEVER)
+            self.prompt_tokens.append(0)
+            self.output_tokens.append(0)
+            self.cached_tokens.append(0)
+            self.preemptions.append(0)
+            self.replica.append(0)
+            self.outcome.append(0)
+        self.arrival_s[index] = now
+        self.prompt_tokens[index] = prompt_tokens
+        self.output_tokens[index] = output_tokens
+        self.replica[index] = replica
+
+    def first_token(self, index: int, now: float) -> None:
+        """A prompt is done. Only the first time counts: an evicted request computes its prompt again."""
+        if self.first_s[index] != self.first_s[index]:
+            self.first_s[index] = now
+
+    def ended(self, index: int, now: float, outcome: Outcome, output_tokens: int, cached: int, evicted: int) -> None:
+        """A request ended at `now` with so many tokens made."""
+        self.finish_s[index] = self.last_s = now
+        self.outcome[index] = OUTCOMES.index(outcome)
+        self.output_tokens[index] = output_tokens
+        self.cached_tokens[index] = cached
+        self.preemptions[index] = evicted
+        self.ended_count += 1
+
+    def refused(self, index: int, now: float, why: str) -> None:
+        """A replica cannot ever run it."""
+        self.ended(index, now, "rejected", 0, 0, 0)
+        self.reasons[why] = self.reasons.get(why, 0) + 1
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def stepped(self, instance: Instance, step: Step, started: float, ended: float) -> None:
+        """One step from `started` to `ended`."""
+        number = instance.number
+        self.steps[number] += 1
+        self.busy_s[number] += ended - started
+        if ended >= self._due[number]:
+            self._sample(instance, step, ended, ended - started)
+        if self._on_step is not None:
+            chunks = step.chunks
+            self._on_step(number, started, ended, step.decoding, len(chunks), sum(chunk.tokens for chunk in chunks))
+
+    def coasted(self, instance: Instance, started: float, ends: Sequence[float]) -> None:
+        """Consecutive plain decode steps."""
+        number = instance.number
+        self.steps[number] += len(ends)
+        self.busy_s[number] += ends[-1] - started
+        if ends[-1] >= self._due[number]:
+            before = ends[-2] if len(ends) > 1 else started
+            self._sample(instance, None, ends[-1], ends[-1] - before)
+        if self._on_step is not None:
+            decoding = instance.replica.statistics().decoding
+            for end in ends:
+                self._on_step(number, started, end, decoding, 0, 0)
+                started = end
+
+    def _sample(self, instance: Instance, step: Step | None, now: float, step_s: float) -> None:
+        number = instance.number
+        statistics = instance.replica.statistics()
+        if step is None:
+            twin = instance.twin
+            load = StepLoad(twin.decoding, twin.context, twin.squares, (), twin.decoding)
+        else:
+            chunks = tuple((chunk.start, chunk.tokens) for chunk in step.chunks)
+            sampled = step.decoding + sum(chunk.last for chunk in step.chunks)
+            load = StepLoad(
+                step.decoding, step.decode_context, instance.twin.squares, chunks, sampled,
+                sum(len(swap.device) for swap in step.swap_in), sum(len(swap.device) for swap in step.swap_out),
+            )  # fmt: skip
+        samples = self.samples[number]
+        samples.append(Sample(now, number, statistics, load, step_s))
+        if len(samples) >= MOST_SAMPLES:
+            del samples[1::2]
+            self._distance[number] *= 2
+        self._due[number] = now + self._distance[number]

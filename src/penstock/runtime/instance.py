@@ -1,0 +1,184 @@
+"""One replica in virtual time: its brain, its twin, and when something happens next.
+
+It makes the calls that runtime/local.py makes, in the same order and at the same times, with or without a step planned
+ahead. Stretches of plain decodes are coasted: their ends are computed, and brain and twin are told of all of them at
+once, at the end of the stretch or when a request comes in the middle of it (as many as have begun by then).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from penstock.control.replica import Replica
+from penstock.control.request import Request
+from penstock.control.step import NewTokens, Step, StepResult, Update
+from penstock.twin.twin import Row, Twin
+
+IDLE: Final = float("inf")
+_STRETCH: Final = 4096
+"""Longest stretch computed at once."""
+
+
+class Observer(Protocol):
+    """Told what happens in one instance. Times are virtual seconds."""
+
+    def stepped(self, instance: Instance, step: Step, started: float, ended: float) -> None:
+        """A step has ended."""
+
+    def coasted(self, instance: Instance, started: float, ends: Sequence[float]) -> None:
+        """Further plain decode steps, the first begun at `started`, ended at these times."""
+
+    def first_token(self, row: Row, now: float) -> None:
+        """A prompt is done; for evicted requests again."""
+
+    def ended(self, row: Row, update: Update, now: float) -> None:
+        """A request has ended: Finished or Failed."""
+
+
+class Instance:
+    """Drives one replica and its twin. `wake` is when `fire` must be called next; IDLE: not before a request comes.
+
+    Args:
+        number: which instance of the cluster this is.
+        plan_ahead: plan one step while the one before still runs.
+        coast: go through stretches of plain decodes at once. Same steps, same times; off for tests of just that.
+    """
+
+    def __init__(
+        self, number: int, replica: Replica, twin: Twin, observer: Observer, *, plan_ahead: bool, coast: bool = True
+    ) -> None:
+        self.number, self.replica, self.twin = number, replica, twin
+        self.wake = IDLE
+        self.outstanding = 0
+        """Requests taken and not ended."""
+        self._observer = observer
+        self._plan_ahead, self._coast = plan_ahead, coast
+        self._rows: dict[str, Row] = {}
+        self._running: Step | None = None
+        self._next: Step | None = None
+        self._result: StepResult | None = None
+        self._firsts: list[Row] = []
+        self._started = 0.0
+        self._end = 0.0
+        """When the running step ends."""
+        self._ends: list[float] = []
+        """When the plain steps after it end."""
+        self.horizon = IDLE
+        """No request comes before this time: stretches need not be computed beyond it."""
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def submit(
+        self, request: Request, now: float, *, output_tokens: int, index: int, output: Sequence[int] = ()
+    ) -> None:
+        """A request arrives. Call `start` after the last one of a moment. Raises InvalidRequest; nothing is kept."""
+        if self._ends:
+            self._interrupt(now)
+        self.replica.submit(request, now)
+        row = self.twin.add(request, output_tokens, index=index, output=output)
+        self._rows[request.id] = row
+        self.outstanding += 1
+
+    def cancel(self, request_id: str, now: float) -> None:
+        """Nobody wants it any more; an id that has ended is ignored."""
+        if self._ends:
+            self._interrupt(now)
+        self.replica.cancel(request_id, now)
+        self._take(self.replica.take_updates(), now)
+
+    def start(self, now: float) -> None:
+        """Something has come in at `now`: plan as far ahead as is allowed."""
+        if self._running is None:
+            step = self.replica.plan(now)
+            if step is None:
+                return
+            self._launch(step, now)
+        if self._plan_ahead and self._next is None:
+            self._next = self.replica.plan(now)
+        if self._coast and not self._ends:
+            self._stretch()
+
+    def fire(self) -> None:
+        """The time is `wake`: the running step has ended."""
+        if self._ends:
+            self._skip(len(self._ends))
+        step, result, now = self._running, self._result, self._end
+        assert step is not None, "fire follows wake"
+        assert result is not None
+        updates = self.replica.commit(step, result, now)
+        self._observer.stepped(self, step, self._started, now)
+        if self._firsts:
+            for row in self._firsts:
+                self._observer.first_token(row, now)
+            self._firsts = []
+        if updates:
+            self._take(updates, now)
+        self._running = None
+        following = self._next
+        if following is not None:
+            self._next = None
+        else:
+            following = self.replica.plan(now)
+            if following is None:
+                self.wake = IDLE
+                return
+        self._launch(following, now)
+        if self._plan_ahead:
+            self._next = self.replica.plan(now)
+        if self._coast:
+            self._stretch()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _launch(self, step: Step, now: float) -> None:
+        twin = self.twin
+        result = twin.run(step)
+        self._running, self._result, self._firsts = step, result, twin.firsts
+        self._started = now
+        self.wake = self._end = now + result.seconds
+
+    def _stretch(self) -> None:
+        """Compute how far only plain decodes follow, if at all."""
+        if self._result is None or self._result.finished or (self._plan_ahead and self._next is None):
+            return
+        most = self.replica.quiet()
+        if most > 0:
+            most = min(most, self.twin.quiet(), _STRETCH)
+            if most > 0 and self._end < self.horizon:
+                self._ends = self.twin.ends(self._end, most, self.horizon)
+                self.wake = self._ends[-1]
+
+    def _interrupt(self, now: float) -> None:
+        """A request comes during a stretch: the steps that have begun before `now` happen, the others do not."""
+        ends = self._ends
+        if now <= self._end:
+            self._ends = []
+        else:
+            steps = min(bisect_left(ends, now) + 1, len(ends))
+            del ends[steps:]
+            self._skip(steps)
+        self.wake = self._end
+
+    def _skip(self, steps: int) -> None:
+        """The running step and `steps - 1` after it have ended, and the one after those runs."""
+        ends, self._ends = self._ends, []
+        assert self._running is not None
+        assert self._result is not None
+        self._observer.stepped(self, self._running, self._started, self._end)
+        self.replica.coast(steps)
+        self.twin.coast(steps)
+        self._result.number += steps
+        self._started = self._end
+        self._end = ends[-1]
+        if steps > 1:
+            self._observer.coasted(self, self._started, ends[:-1])
+            self._started = ends[-2]
+
+    def _take(self, updates: Sequence[Update], now: float) -> None:
+        for update in updates:
+            if not isinstance(update, NewTokens):
+                row = self._rows.pop(update.id)
+                self.outstanding -= 1
+                self._observer.ended(row, update, now)

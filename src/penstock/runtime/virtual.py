@@ -1,0 +1,220 @@
+"""The virtual clock: any number of replicas behind a router, fed by a source, until nothing is left or a limit is met.
+
+Time jumps from event to event. Ties are decided: requests first, in the order of the source; then replicas by number.
+A replica's stretch of plain decodes ends early when a request comes to it, so what a router does never depends on how
+far a replica was computed ahead.
+"""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Final, Literal
+
+from penstock.control.cluster.router import Router
+from penstock.control.request import Request
+from penstock.control.step import Failed, Finished, Step, Update
+from penstock.errors import InvalidRequest, PenstockError
+from penstock.runtime.collect import Collector, Outcome
+from penstock.runtime.instance import IDLE, Instance
+from penstock.twin.twin import Row
+from penstock.workload.source import Source, TimedRequest
+
+Stop = Literal["done", "events", "wall time", "virtual time", "interrupted"]
+_CHECK_EVERY: Final = 4096
+"""Events between two looks at the wall clock."""
+_PROMPT_ROOM: Final = 1 << 24
+"""Distinct token ids set aside for each request's own prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Budgets, so that nothing hangs. None: no limit."""
+
+    wall_s: float | None = None
+    events: int | None = None
+    virtual_s: float | None = None
+
+
+class Stuck(PenstockError):
+    """Requests are left and nothing can happen any more: a policy that never runs them."""
+
+
+class Cluster:
+    """Runs one simulation.
+
+    Args:
+        instances: replicas, numbered as they stand; their observer must be this cluster's `observer`.
+        router: who serves what.
+        source: what arrives.
+        collector: where results go.
+        max_tokens: the bound a client states for an output of so many tokens; control sees it, not the length.
+    """
+
+    def __init__(
+        self, router: Router, source: Source, collector: Collector, *, max_tokens: Callable[[TimedRequest], int],
+        limits: Limits | None = None, on_progress: Callable[[int, float], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.instances: list[Instance] = []
+        self._router, self._source, self._collector = router, source, collector
+        self._max_tokens, self._limits, self._on_progress = max_tokens, limits or Limits(), on_progress
+        self._later: list[tuple[float, int, TimedRequest]] = []
+        """Heap of requests that ends have brought about."""
+        self._live: dict[int, TimedRequest] = {}
+
+    # -- Observer ---------------------------------------------------------------------------------------------------
+
+    def stepped(self, instance: Instance, step: Step, started: float, ended: float) -> None:
+        self._collector.stepped(instance, step, started, ended)
+
+    def coasted(self, instance: Instance, started: float, ends: Sequence[float]) -> None:
+        self._collector.coasted(instance, started, ends)
+
+    def first_token(self, row: Row, now: float) -> None:
+        self._collector.first_token(row.index, now)
+
+    def ended(self, row: Row, update: Update, now: float) -> None:
+        request = self._live.pop(row.index)
+        cached = update.cached_tokens if isinstance(update, Finished) else 0
+        left = 0 < request.cancel_tokens < request.output_tokens
+        outcome: Outcome = "failed" if isinstance(update, Failed) else "cancelled" if left else "completed"
+        self._collector.ended(row.index, now, outcome, row.total, cached, row.preemptions)
+        self._follow(request, now)
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Stop:
+        """Everything until the source and all replicas are done, or a limit is met; Ctrl-C counts as one.
+
+        Raises Stuck: requests are left, and no replica will ever run them.
+        """
+        with _no_collection():
+            try:
+                return self._run()
+            except KeyboardInterrupt:
+                return "interrupted"
+
+    def _run(self) -> Stop:
+        limits, instances = self._limits, self.instances
+        arrivals = self._source.initial()
+        request = next(arrivals, None)
+        heap: list[tuple[float, int]] = []
+        alone = instances[0] if len(instances) == 1 else None
+        deadline = IDLE if limits.wall_s is None else time.monotonic() + limits.wall_s
+        last = IDLE if limits.virtual_s is None else limits.virtual_s
+        events = 0
+        most_events = limits.events if limits.events is not None else 1 << 62
+        due = _CHECK_EVERY
+        while True:
+            arrival = request.arrival_s if request is not None else IDLE
+            if self._later and self._later[0][0] < arrival:
+                arrival = self._later[0][0]
+            if alone is not None:
+                alone.horizon = arrival
+                wake = alone.wake
+            else:
+                while heap and instances[heap[0][1]].wake != heap[0][0]:
+                    heapq.heappop(heap)
+                wake = heap[0][0] if heap else IDLE
+            now = min(arrival, wake)
+            if now == IDLE:
+                break
+            if now > last:
+                return "virtual time"
+            events += 1
+            if events >= due:
+                if events > most_events:
+                    return "events"
+                due = min(events + _CHECK_EVERY, most_events + 1)
+                if time.monotonic() > deadline:
+                    return "wall time"
+                if self._on_progress is not None:
+                    self._on_progress(self._collector.ended_count, now)
+            if arrival <= wake:
+                touched: dict[int, Instance] = {}
+                while True:
+                    if self._later and self._later[0][0] == now:
+                        instance = self._submit(heapq.heappop(self._later)[2], now)
+                    elif request is not None and request.arrival_s == now:
+                        instance = self._submit(request, now)
+                        request = next(arrivals, None)
+                    else:
+                        break
+                    if instance is not None:
+                        touched[instance.number] = instance
+                for instance in touched.values():
+                    instance.start(now)
+                    if alone is None and instance.wake != IDLE:
+                        heapq.heappush(heap, (instance.wake, instance.number))
+            elif alone is not None:
+                alone.fire()
+            else:
+                instance = instances[heapq.heappop(heap)[1]]
+                instance.fire()
+                if instance.wake != IDLE:
+                    heapq.heappush(heap, (instance.wake, instance.number))
+        if self._live:
+            left = sum(instance.outstanding for instance in instances)
+            raise Stuck(
+                f"{left} requests are left at {self._collector.last_s:.3f} s and no replica runs them: "
+                f"{instances[0].replica.statistics()}"
+            )
+        return "done"
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _submit(self, timed: TimedRequest, now: float) -> Instance | None:
+        """Route one request. None: it was refused, being larger than a replica's memory."""
+        index = timed.index
+        output = timed.output_tokens
+        request = Request(
+            id=str(index), prompt=self._prompt(timed), max_tokens=self._max_tokens(timed), tenant=timed.tenant,
+            priority=timed.priority,
+        )  # fmt: skip
+        instances = self.instances
+        instance = instances[0] if len(instances) == 1 else instances[self._router.choose(request, instances)]
+        self._collector.arrived(index, now, timed.prompt_tokens, output, instance.number)
+        self._live[index] = timed
+        if 0 < timed.cancel_tokens < output:
+            output = timed.cancel_tokens
+        try:
+            instance.submit(request, now, output_tokens=output, index=index)
+        except InvalidRequest as error:
+            del self._live[index]
+            self._collector.refused(index, now, str(error))
+            self._follow(timed, now)
+            return None
+        return instance
+
+    def _follow(self, request: TimedRequest, now: float) -> None:
+        following = self._source.after(request, now)
+        if following is not None:
+            heapq.heappush(self._later, (following.arrival_s, following.index, following))
+
+    def _prompt(self, timed: TimedRequest) -> range | tuple[int, ...]:
+        """Token ids of a prompt: those of its prefix blocks, then its own, which no other prompt has."""
+        own = (timed.index + 1) * _PROMPT_ROOM
+        if not timed.prefix:
+            return range(own, own + timed.prompt_tokens)
+        size = self._source.block_tokens
+        shared = min(timed.prompt_tokens, len(timed.prefix) * size)
+        # Negative, so that no block meets a request's own ids.
+        blocks = chain.from_iterable(range(-(block + 1) * size, -block * size) for block in timed.prefix)
+        return (*islice(blocks, shared), *range(own, own + timed.prompt_tokens - shared))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A simulation makes no reference cycles that live long; looking for some takes a third of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,254 @@
+"""The twin: an executor that predicts a step instead of computing it. Same face as engine/engine.py.
+
+It obeys the rules of control/step.py as an engine does, and keeps the decode set as an engine must, but as counts: a
+step costs O(changes). How long each output will be is an oracle that only this class consults: it reports a finish in
+the step in which an engine would have sampled the end token, and control finds out then and not before.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from penstock.control.request import Request
+from penstock.control.step import Finish, Step, StepResult
+from penstock.errors import ProtocolError
+from penstock.twin.load import StepLoad
+
+_NOTHING: Final = range(0)
+NEVER: Final = 1 << 60
+
+
+class Pricing(Protocol):
+    """Seconds of a step (twin/step_price.py)."""
+
+    def seconds(self, load: StepLoad) -> float:
+        """Of a step with this load."""
+
+    def decode_ends(
+        self, decoding: int, context: int, squares: int, now: float, most: int, until: float
+    ) -> list[float]:
+        """When each of the next `most` steps of `decoding` sequences over `context` tokens (sum, and sum of squares)
+        ends; stops after the first that does not end before `until`. The very seconds that `seconds` gives."""
+
+
+class Row:
+    """One request as the twin knows it. Counts stand still while it decodes; the clock moves instead."""
+
+    __slots__ = (
+        "decoding",
+        "due",
+        "id",
+        "index",
+        "join_clock",
+        "kv",
+        "left",
+        "output",
+        "outputs",
+        "preemptions",
+        "stops",
+        "total",
+    )
+
+    def __init__(self, request: Request, output_tokens: int, index: int, output: Sequence[int]) -> None:
+        self.id = request.id
+        self.index = index
+        """The caller's own number for it."""
+        self.kv = 0
+        """Tokens whose KV is there."""
+        self.outputs = len(request.output)
+        self.total = output_tokens
+        self.preemptions = 0
+        self.left = output_tokens - self.outputs
+        """Tokens to come until it ends."""
+        self.stops = output_tokens < request.max_tokens
+        """It ends by itself and not at max_tokens."""
+        self.output = output
+        """Ids of its output, for the prefix cache; empty: it leaves nothing there."""
+        self.decoding = False
+        self.join_clock = 0
+        self.due = -1
+        """Tick of the decode clock that makes its last token; -1: it is not in the decode set."""
+
+
+class Twin:
+    """Predicts the steps of one replica.
+
+    Args:
+        price: of steps.
+        squares: keep the sum of squared context lengths, which some prices want; O(1) more a step.
+    """
+
+    def __init__(self, price: Pricing, *, squares: bool = False) -> None:
+        self.price = price
+        self.load = StepLoad()
+        """Of the last step run."""
+        self.firsts: list[Row] = []
+        """Whose prompt the last step completed: they got a token, their first unless they had been evicted."""
+        self.clock = 0
+        """Ticks of the decode set."""
+        self._rows: dict[str, Row] = {}
+        self._due: dict[int, list[Row]] = {}
+        self._ticks: list[int] = []
+        """Heap of the keys of `due`."""
+        self._keep_squares = squares
+        self.decoding = 0
+        self.context = 0
+        """Sum of the decode set's KV lengths."""
+        self.squares = 0
+        """Sum of their squares, if kept."""
+
+    def add(
+        self, request: Request, output_tokens: int | None = None, *, index: int = -1, output: Sequence[int] = _NOTHING
+    ) -> Row:
+        """Make a request known. `output_tokens` is how many it will make, what `request.output` holds included; None:
+        max_tokens. The policy never sees it."""
+        tokens = request.max_tokens if output_tokens is None else min(output_tokens, request.max_tokens)
+        row = self._rows[request.id] = Row(request, tokens, index, output)
+        return row
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._rows.clear()
+        self._due.clear()
+
+    def run(self, step: Step) -> StepResult:
+        """Predict one step. Raises ProtocolError when control's decode set is not this one's."""
+        self.apply(step)
+        load = self.load
+        load.decoding, load.decode_context = step.decoding, step.decode_context
+        if step.decoding and (step.decoding != self.decoding or step.decode_context != self.context):
+            raise ProtocolError(
+                f"step {step.number}: control decodes {step.decoding} sequences over {step.decode_context} tokens, the "
+                f"twin {self.decoding} over {self.context}"
+            )
+        load.decode_context_squares = self.squares
+        sampled = step.decoding
+        result = StepResult(step.number)
+        firsts: list[Row] = []
+        if step.chunks:
+            chunks = []
+            for chunk in step.chunks:
+                chunks.append((chunk.start, chunk.tokens))
+                row = self._rows[chunk.id]
+                row.kv = chunk.start + chunk.tokens
+                if chunk.last:
+                    sampled += 1
+                    firsts.append(row)
+                    row.outputs += 1
+                    row.left -= 1
+                    if not row.left:
+                        result.finished[row.id] = self._finish(row)
+            load.chunks = tuple(chunks)
+        elif load.chunks:
+            load.chunks = ()
+        load.sampled = sampled
+        load.swap_in_blocks = sum(len(swap.device) for swap in step.swap_in) if step.swap_in else 0
+        load.swap_out_blocks = sum(len(swap.device) for swap in step.swap_out) if step.swap_out else 0
+        if step.decoding:
+            due = self.tick(1)
+            if due:
+                for row in due:
+                    result.finished[row.id] = self._finish(row)
+        self.firsts = firsts
+        result.seconds = self.price.seconds(load)
+        return result
+
+    def apply(self, step: Step) -> None:
+        """Take in what a step changes before it runs, in the order of its fields."""
+        rows = self._rows
+        if step.release:
+            for request_id in step.release:
+                row = rows.pop(request_id, None)
+                if row is not None and row.decoding:
+                    self._leave(row)
+        if step.evict:
+            for request_id in step.evict:
+                row = rows[request_id]
+                row.preemptions += 1
+                if row.decoding:
+                    self._leave(row)
+                row.kv = 0
+        for swap in step.swap_out:
+            row = rows[swap.id]
+            row.preemptions += 1
+            if row.decoding:
+                self._leave(row)
+        if step.pause:
+            for request_id in step.pause:
+                self._leave(rows[request_id])
+        if step.join:
+            for request_id in step.join:
+                self._enter(rows[request_id])
+
+    def tick(self, times: int) -> list[Row] | None:
+        """The decode set makes `times` tokens each. Returns who made its last one at the last of them; nobody may be
+        due at an earlier one."""
+        count = self.decoding
+        if self._keep_squares:
+            # Sum of (c + k)^2 = sum of c^2 + 2 k sum of c + k^2 n.
+            self.squares += times * (2 * self.context + times * count)
+        self.clock += times
+        self.context += times * count
+        due = self._due.pop(self.clock, None)
+        return None if due is None else [row for row in due if row.due == self.clock]
+
+    def quiet(self) -> int:
+        """Ticks before the one at which somebody makes a last token; large when nobody decodes."""
+        ticks = self._ticks
+        while ticks:
+            first = ticks[0]
+            rows = self._due.get(first)
+            if rows is not None and any(row.due == first for row in rows):
+                return first - self.clock - 1
+            heapq.heappop(ticks)
+            if rows is not None:
+                del self._due[first]
+        return NEVER
+
+    def ends(self, now: float, most: int, until: float) -> list[float]:
+        """When the next plain decode steps would end, the first of them beginning at `now`: at most `most`, and no
+        more than one that ends at or after `until`."""
+        return self.price.decode_ends(self.decoding, self.context, self.squares, now, most, until)
+
+    def coast(self, steps: int) -> None:
+        """As that many plain decode steps; at most `quiet()`."""
+        self.tick(steps)
+
+    @property
+    def live(self) -> int:
+        """Requests it knows."""
+        return len(self._rows)
+
+    def _enter(self, row: Row) -> None:
+        row.decoding = True
+        row.join_clock = self.clock
+        self.decoding += 1
+        self.context += row.kv
+        if self._keep_squares:
+            self.squares += row.kv * row.kv
+        if row.left > 0:
+            row.due = due = self.clock + row.left
+            found = self._due.get(due)
+            if found is None:
+                self._due[due] = [row]
+                heapq.heappush(self._ticks, due)
+            else:
+                found.append(row)
+
+    def _leave(self, row: Row) -> None:
+        ticks = self.clock - row.join_clock
+        row.decoding = False
+        row.due = -1
+        row.kv += ticks
+        row.outputs += ticks
+        row.left -= ticks
+        self.decoding -= 1
+        self.context -= row.kv
+        if self._keep_squares:
+            self.squares -= row.kv * row.kv
+
+    @staticmethod
+    def _finish(row: Row) -> Finish:
+        return Finish("stop" if row.stops else "length", row.output)
