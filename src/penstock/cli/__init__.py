@@ -16,6 +16,8 @@ VERBS: Final[dict[str, str]] = {
     "serve": "Serve a model over HTTP, with the API that OpenAI clients speak.",
     "chat": "Talk to a model in the terminal.",
     "bench": "Measure a server under load.",
+    "record": "Run a trace through the engine and write down its schedule.",
+    "replay": "Run a recorded schedule again in the twin; show the first step that differs.",
     "version": "Print versions of Penstock and of what it runs on.",
 }
 """Verb to summary. The function `verb` in penstock/cli/<verb>.py is the command."""

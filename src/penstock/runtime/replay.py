@@ -159,9 +159,12 @@ class _Replay:
         found: dict[int, End] = {}
         submits: list[tuple[int, Submit]] = []
         looked = previous = 0
-        before = -1
+        before, clock = -1, 0
         launches: dict[int, int] = {}
         for number, event in enumerate(self.schedule.events):
+            if event.t < clock:
+                raise self._wrong(number, "the clock went backwards")
+            clock = event.t
             if not isinstance(event, Plan):
                 if event.joined:
                     self.together.add((before, number))
@@ -181,8 +184,8 @@ class _Replay:
                     self.plans.append(event)
                     launches[event.n] = looked
                 case Done():
-                    if event.n not in launches:
-                        raise self._wrong(number, f"result of step {event.n}, which was not planned")
+                    if event.n not in launches or event.n != len(self.dones) + 1:
+                        raise self._wrong(number, f"result of step {event.n} after that of step {len(self.dones)}")
                     self.durations[event.n] = event.t - max(launches[event.n], previous)
                     self.dones[event.n] = (number, event)
                     looked = previous = event.t
