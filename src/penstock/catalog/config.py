@@ -166,7 +166,7 @@ def _attention(config: Config, hidden: int, kind: str) -> Attention:
         )  # fmt: skip
         return Attention(
             heads=linear.value_heads, kv_heads=linear.key_heads, head_dim=linear.key_dim, linear=linear,
-            value_dim=linear.value_dim, state_elements=linear.state_elements,
+            value_dim=linear.value_dim, state_elements=linear.state_elements, gated_output=True,
         )  # fmt: skip
     if config.get("kv_lora_rank"):
         latent = Latent(
