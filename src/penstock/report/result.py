@@ -14,7 +14,7 @@ from typing import Any, Final
 from penstock.report.latency import Distribution, LatencyReport, Limits, RequestRecord, analyse, saturated
 
 SEND_DELAY_LIMIT_S: Final = 0.010
-_LATENCIES: Final = (("ttft", "ttft"), ("tpot", "tpot"), ("itl", "itl"), ("e2el", "e2e"), ("ntpot", "ntpot"))
+LATENCIES: Final = (("ttft", "ttft"), ("tpot", "tpot"), ("itl", "itl"), ("e2el", "e2e"), ("ntpot", "ntpot"))
 _STATISTICS: Final = ("mean", "median", "std", "p50", "p90", "p95", "p99")
 
 
@@ -124,24 +124,30 @@ class StageResult:
             "steady_input_throughput": report.steady.prompt_tokens_per_s if report.steady else None,
             "steady_output_throughput": report.steady.output_tokens_per_s if report.steady else None,
             "steady_total_token_throughput": report.steady.total_tokens_per_s if report.steady else None,
-            "slo": {
-                "ttft_ms": _ms(self.limits.ttft_s),
-                "tpot_ms": _ms(self.limits.tpot_s),
-                "e2el_ms": _ms(self.limits.e2e_s),
-                "token_rate": self.limits.token_rate,
-            },
+            "slo": limits_json(self.limits),
             "notes": list(self.notes),
         }
-        for key, name in _LATENCIES:
-            data |= _in_ms(key, getattr(report, name))
-        return data | _in_ms("send_delay", report.send_delay)
+        for key, name in LATENCIES:
+            data |= in_ms(key, getattr(report, name))
+        return data | in_ms("send_delay", report.send_delay)
 
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else 1e3 * seconds
 
 
-def _in_ms(key: str, distribution: Distribution | None) -> dict[str, float | None]:
+def limits_json(limits: Limits) -> dict[str, float | None]:
+    """The limits under their JSON names."""
+    return {
+        "ttft_ms": _ms(limits.ttft_s),
+        "tpot_ms": _ms(limits.tpot_s),
+        "e2el_ms": _ms(limits.e2e_s),
+        "token_rate": limits.token_rate,
+    }
+
+
+def in_ms(key: str, distribution: Distribution | None) -> dict[str, float | None]:
+    """mean_KEY_ms, p50_KEY_ms, ...: None of no distribution."""
     return {
         f"{name}_{key}_ms": None
         if distribution is None

@@ -93,8 +93,7 @@ class Sessions:
             return None
         if left > 1:
             self._open[session] = left - 1
-        front = tuple(block for block in request.prefix or () if block >= SESSION_BLOCKS * (session + 1))
-        prefix = _stream(session, front, prompt)
+        prefix = _stream(session, request.prefix, prompt)
         return self._request(
             arrival_s, prompt, output, prefix, session, request.turn + 1, request.tenant, request.priority, cut
         )
@@ -111,8 +110,8 @@ class Sessions:
         return made
 
 
-def _stream(session: int, shared: tuple[int, ...] | None, prompt_tokens: int) -> tuple[int, ...]:
-    """Ids of the whole blocks of a prompt: those of shared text, then the session's own."""
-    front = shared or ()
+def _stream(session: int, before: tuple[int, ...] | None, prompt_tokens: int) -> tuple[int, ...]:
+    """Ids of the whole blocks of a prompt: those of the turn before or of shared text, then the session's own."""
+    front = before or ()
     base = session * SESSION_BLOCKS
     return front + tuple(range(base + len(front), base + prompt_tokens // SOURCE_BLOCK_TOKENS))

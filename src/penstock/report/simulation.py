@@ -1,0 +1,112 @@
+"""What a simulation hands to the report: columns and series, in plain arrays; it knows no simulator.
+
+R requests, S samples of a replica, T output tokens. Seconds of virtual time on one clock, tokens, watts, joules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.report.latency import Limits
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.integer]
+
+OUTCOMES: Final = ("completed", "rejected", "failed", "cancelled", "unfinished")
+COMPLETED, REJECTED, FAILED, CANCELLED, UNFINISHED = range(5)
+"""Codes of `RequestColumns.outcome`; unfinished: under way when the run was cut off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestColumns:
+    """All requests, a row each in any order; every array is [R]."""
+
+    arrival_s: Floats
+    first_token_s: Floats
+    """NaN where there was none."""
+    finish_s: Floats
+    """When it ended, whatever the outcome; NaN while unfinished."""
+    prompt_tokens: Ints
+    output_tokens: Ints
+    """Made so far, not asked for."""
+    cached_tokens: Ints
+    """Prompt tokens whose KV was found in a cache."""
+    preemptions: Ints
+    replica: Ints
+    outcome: Ints
+    """Codes: `OUTCOMES[code]`."""
+    token_s: Floats | None = None
+    """[T] times of all output tokens, request after request, ascending within each. None: not kept."""
+    token_start: Ints | None = None
+    """[R + 1] where each request's tokens begin in `token_s`."""
+
+    def __len__(self) -> int:
+        return int(self.arrival_s.size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSeries:
+    """Samples of one replica, each at the end of a step or less often; every array is [S]."""
+
+    replica: int
+    t_s: Floats
+    waiting: Ints
+    """Requests that have no KV yet or lost it."""
+    running: Ints
+    decoding: Ints
+    """Rows of the step that decode."""
+    prefill_tokens: Ints
+    """Rows of the step that are prompt."""
+    kv_used: Floats
+    """Share of the KV blocks in use, 0 to 1."""
+    power_w: Floats
+    step_s: Floats
+    """How long the step took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationResult:
+    """A simulated run, whole or interrupted."""
+
+    title: str
+    requests: RequestColumns
+    series: tuple[ReplicaSeries, ...] = ()
+    steps: int = 0
+    busy_s: tuple[float, ...] = ()
+    """Seconds each replica spent in steps."""
+    operator_s: Mapping[str, float] = field(default_factory=dict)
+    """Operator kind -> seconds, host time included, over all replicas."""
+    basis_s: Mapping[str, float] = field(default_factory=dict)
+    """measured, extrapolated, assumed -> seconds of the priced time that rest on it."""
+    open_loop: bool = True
+    """Whether requests arrive whatever becomes of the others; only then can a run be past saturation."""
+    interrupted: str = ""
+    """Why the run was cut off; empty when it came to its end."""
+    notes: tuple[str, ...] = ()
+    config: Mapping[str, str] = field(default_factory=dict)
+    """The deployment in words: model, hardware, layout, policy, memory, workload, cost model."""
+    limits: Limits = field(default_factory=Limits)
+    price_per_hour: float | None = None
+    """Of all hardware together, in whatever currency the user counts; None: not stated."""
+    energy_j: float | None = None
+    """Of all hardware over the whole run; None: not modelled."""
+    wall_s: float = 0.0
+    """Real seconds the simulation took."""
+
+    @property
+    def begin_s(self) -> float:
+        """First arrival."""
+        return float(self.requests.arrival_s.min()) if len(self.requests) else 0.0
+
+    @property
+    def end_s(self) -> float:
+        """Last event that is known."""
+        columns = self.requests
+        ends = [float(np.nanmax(times)) for times in (columns.finish_s, columns.first_token_s, columns.arrival_s)
+                if times.size and not np.isnan(times).all()]  # fmt: skip
+        return max([*ends, *(float(series.t_s[-1]) for series in self.series if series.t_s.size)], default=0.0)
