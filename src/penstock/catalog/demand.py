@@ -19,8 +19,13 @@ def matrix_flop(shape: ModelShape, *, head: bool = True) -> float:
     >>> matrix_flop(model_shape("llama-3-8b")) / 2 == 8_030_261_248 - 128256 * 4096 - 65 * 4096    # no table, no norms
     True
     """
-    layers = sum(group.active_parameters(shape.hidden) for group in shape.groups)
-    return 2.0 * (layers + (shape.vocab * shape.hidden if head else 0))
+    hidden = shape.hidden
+    layers = sum(
+        group.active_parameters(hidden)
+        - group.count * group.feed_forward.experts_per_token * group.feed_forward.bias_parameters(hidden)
+        for group in shape.groups
+    )
+    return 2.0 * (layers + (shape.vocab * hidden if head else 0))
 
 
 def attention_flop(shape: ModelShape, context: int, *, absorbed: bool = False) -> float:

@@ -164,8 +164,11 @@ class FeedForward:
 
     def expert_parameters(self, hidden: int) -> int:
         """Of one expert; of the whole MLP where there are none."""
-        bias = (self.matrices - 1) * self.intermediate + hidden if self.expert_bias else 0
-        return self.matrices * hidden * self.intermediate + bias
+        return self.matrices * hidden * self.intermediate + self.bias_parameters(hidden)
+
+    def bias_parameters(self, hidden: int) -> int:
+        """Of one expert; those of dense MLPs are among `ModelShape.other_parameters`."""
+        return (self.matrices - 1) * self.intermediate + hidden if self.expert_bias else 0
 
     def common_parameters(self, hidden: int) -> int:
         """Router and shared expert: what every token of a mixture goes through. 0 for a dense MLP."""
