@@ -1,7 +1,7 @@
 """Charts as inline SVG: lines, envelopes, stacks and bars. No scripts, no fonts, nothing fetched.
 
-A curve with more samples than the chart has pixels across is drawn as its envelope: for every pixel column the least
-and the greatest value in it, so that no peak and no gap is lost.
+A curve with more samples than the chart has pixels across is drawn as its envelope, for every pixel column the least
+to the greatest value in it, with a line through the means: no peak and no gap is lost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 COLOURS: Final = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 WIDTH, HEIGHT = 480, 260
-_LEFT, _RIGHT, _BOTTOM, _TOP = 60, 12, 40, 12
+_LEFT, _RIGHT, _BOTTOM, _TOP = 60, 18, 40, 12
 PIXELS: Final = WIDTH - _LEFT - _RIGHT
 _ACROSS, _DOWN = PIXELS, HEIGHT - _BOTTOM - _TOP
 
@@ -49,19 +49,49 @@ class Axes:
         return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across.tolist(), down.tolist(), strict=True))
 
 
-def thinned(x: Floats, y: Floats, left: float, right: float) -> tuple[Floats, Floats]:
-    """At most two points a pixel column, its least and greatest in their order; unchanged if there are few.
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What a curve does in each pixel column that holds samples; all arrays [columns]."""
 
-    x must ascend. Every y returned is a sample, at its own x.
-    """
+    x: Floats
+    """Middles of the columns."""
+    least: Floats
+    mean: Floats
+    most: Floats
+
+
+def envelope(x: Floats, y: Floats, left: float, right: float) -> Envelope | None:
+    """Least, mean and greatest sample per pixel column; None where there are few enough samples to draw them all."""
     if x.size <= 2 * PIXELS:
-        return x, y
-    column = np.clip(((x - left) / (right - left) * PIXELS).astype(np.int64), 0, PIXELS - 1)
-    order = np.lexsort((y, column))
-    begins = np.flatnonzero(np.concatenate([[True], np.diff(column[order]) > 0]))
-    ends = np.concatenate([begins[1:], [x.size]]) - 1
-    kept = np.unique(np.concatenate([order[begins], order[ends]]))
-    return x[kept], y[kept]
+        return None
+    column = np.clip(((x - left) / ((right - left) or 1) * PIXELS).astype(np.int64), 0, PIXELS - 1)
+    begins = np.flatnonzero(np.concatenate([[True], np.diff(column) > 0]))
+    counts = np.diff(np.concatenate([begins, [x.size]]))
+    middles = left + (column[begins] + 0.5) / PIXELS * (right - left)
+    return Envelope(
+        middles, np.minimum.reduceat(y, begins), np.add.reduceat(y, begins) / counts, np.maximum.reduceat(y, begins)
+    )
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Three to six round values in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
+    span = high - low
+    if not span > 0:
+        return [low]
+    power = 10.0 ** np.floor(np.log10(span / 5))
+    step = next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= 5.5)
+    return [float(step * number) for number in range(int(np.ceil(low / step)), int(np.floor(high / step + 1e-9)) + 1)]
+
+
+def label(value: float) -> str:
+    """
+    >>> label(12500), label(0.25), label(3e6)
+    ('12.5k', '0.25', '3M')
+    """
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if suffix == 'k' else size):.4g}{suffix}"
+    return f"{value:.4g}"
 
 
 def line_chart(
@@ -78,11 +108,13 @@ def line_chart(
     parts = []
     for number, curve in enumerate(drawn):
         inside = curve.x <= end
-        x, y = thinned(curve.x[inside], curve.y[inside], left, end)
-        parts.append(
-            f'<polyline fill="none" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="1.2" '
-            f'points="{axes.place(x, y)}"/>'
-        )
+        x, y, colour = curve.x[inside], curve.y[inside].astype(np.float64), COLOURS[number % len(COLOURS)]
+        band = envelope(x, y, left, end)
+        if band is not None:
+            outline = axes.place(np.concatenate([band.x, band.x[::-1]]), np.concatenate([band.most, band.least[::-1]]))
+            parts.append(f'<polygon fill="{colour}" fill-opacity="0.25" points="{outline}"/>')
+            x, y = band.x, band.mean
+        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.2" points="{axes.place(x, y)}"/>')
     for name, at in (marks or {}).items():
         if left <= at <= end:
             spot = axes.place(np.array([at, at]), np.array([0.0, axes.top])).split()
@@ -98,7 +130,7 @@ def stack_chart(title: str, x_label: str, y_label: str, edges: Floats, layers: S
         return ""
     base = np.zeros(edges.size - 1)
     top = float(np.sum([values for _, values in layers], axis=0).max())
-    axes = Axes(x_label, y_label, float(edges[0]), float(edges[-1]), top)
+    axes = Axes(x_label, y_label, min(0.0, float(edges[0])), float(edges[-1]), top)
     parts = []
     across = np.repeat(edges, 2)[1:-1]
     for number, (_, values) in enumerate(layers):
@@ -114,17 +146,17 @@ def bar_chart(title: str, shares: Mapping[str, float]) -> str:
     """Horizontal bars of shares of 1, in the order given."""
     if not shares:
         return ""
-    row, label = 24, 130
+    row, names = 24, 130
     height = row * len(shares) + 8
     longest = max(shares.values()) or 1.0
     parts = []
     for number, (name, share) in enumerate(shares.items()):
-        top, length = 4 + row * number, share / longest * (WIDTH - label - 60)
+        top, length = 4 + row * number, share / longest * (WIDTH - names - 60)
         parts.append(
-            f'<text x="{label - 6}" y="{top + 14}" text-anchor="end">{escape(name)}</text>'
-            f'<rect x="{label}" y="{top}" width="{max(length, 0.5):.1f}" height="{row - 6}" '
+            f'<text x="{names - 6}" y="{top + 14}" text-anchor="end">{escape(name)}</text>'
+            f'<rect x="{names}" y="{top}" width="{max(length, 0.5):.1f}" height="{row - 6}" '
             f'fill="{COLOURS[number % len(COLOURS)]}"/>'
-            f'<text x="{label + length + 5:.1f}" y="{top + 14}">{share:.1%}</text>'
+            f'<text x="{names + length + 5:.1f}" y="{top + 14}">{share:.1%}</text>'
         )
     return _frame(title, height, parts, ())
 
@@ -132,11 +164,13 @@ def bar_chart(title: str, shares: Mapping[str, float]) -> str:
 def _figure(title: str, axes: Axes, parts: Sequence[str], names: Sequence[str]) -> str:
     base = HEIGHT - _BOTTOM
     marks = []
-    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
-        across, down = _LEFT + part * _ACROSS, base - part * _DOWN
-        at = axes.left + part * (axes.right - axes.left)
-        marks.append(f'<text x="{across:.0f}" y="{base + 15}" text-anchor="middle">{at:.4g}</text>')
-        marks.append(f'<text x="{_LEFT - 5}" y="{down + 4:.0f}" text-anchor="end">{part * axes.top:.3g}</text>')
+    for at in ticks(axes.left, axes.right):
+        across = _LEFT + (at - axes.left) / ((axes.right - axes.left) or 1) * _ACROSS
+        marks.append(f'<text x="{across:.0f}" y="{base + 15}" text-anchor="middle">{label(at)}</text>')
+        marks.append(f'<path d="M{across:.1f} {base}v3" stroke="#888" fill="none"/>')
+    for at in ticks(0.0, axes.top):
+        down = base - at / (axes.top or 1) * _DOWN
+        marks.append(f'<text x="{_LEFT - 5}" y="{down + 4:.0f}" text-anchor="end">{label(at)}</text>')
         marks.append(f'<path d="M{_LEFT} {down:.0f}H{WIDTH - _RIGHT}" stroke="#8884" fill="none"/>')
     labels = (
         f'<text x="{_LEFT + _ACROSS / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(axes.x_label)}</text>'

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.report.charts import COLOURS, PIXELS, Curve, Floats, bar_chart, line_chart, stack_chart
+from penstock.report.charts import COLOURS, PIXELS, Curve, Floats, bar_chart, label, line_chart, stack_chart
 from penstock.report.latency import FORMULAS
 from penstock.report.simulation import ReplicaSeries, RequestColumns, SimulationResult
 from penstock.report.simulation_table import console_table
@@ -17,6 +17,9 @@ from penstock.report.summary import Latencies, present, shares, summary
 
 LINES: Final = len(COLOURS)
 """More replicas than this are drawn as their sum or mean."""
+_BANDS: Final = (
+    "Seconds of simulated time. Where a curve has more samples than pixels, its band spans the least to the greatest."
+)
 _POINTS: Final = 400
 _BINS: Final = PIXELS // 4
 _STYLE: Final = """
@@ -39,7 +42,7 @@ def html_report(result: SimulationResult, numbers: Mapping[str, Any] | None = No
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(result.title)}</title>"
         f"<style>{_STYLE}</style><h1>{escape(result.title)}</h1>{notes}"
         f"<h2>Deployment</h2><table>{_config(result)}</table>"
-        f"<h2>Latency</h2>{_latency(result)}<h2>Over time</h2>{_over_time(result)}"
+        f"<h2>Latency</h2>{_latency(result)}<h2>Over time</h2><p>{_BANDS}</p>{_over_time(result)}"
         f"<h2>Where the time goes, and what that rests on</h2>{_shares(result)}"
         f"<h2>Numbers</h2><pre>{escape(console_table(numbers))}</pre>"
         f"<h2>Definitions</h2><table>{rows}</table></html>\n"
@@ -62,13 +65,12 @@ def _cdf(name: str, values: Floats, limit: float | None) -> str:
     if not values.size:
         return ""
     levels = np.linspace(0, 1, min(_POINTS, values.size + 1))
-    sample = np.quantile(values, levels) * 1e3
-    right = float(np.quantile(values, 0.995)) * 1e3
-    title = f"{name} (largest: {float(values.max()) * 1e3:.4g} ms)"
-    marks = {} if limit is None else {"limit": 1e3 * limit}
-    return line_chart(
-        title, "ms", "share of requests", [Curve(name, sample, levels)], right=right or None, top=1.0, marks=marks
-    )
+    right, largest = float(np.quantile(values, 0.995)), float(values.max())
+    scale, unit = (1.0, "s") if right >= 10 else (1e3, "ms")
+    marks = {} if limit is None else {"limit": scale * limit}
+    curve = Curve(name, np.quantile(values, levels) * scale, levels)
+    title = f"{name} (largest: {label(largest * scale)} {unit})"
+    return line_chart(title, unit, "share of requests", [curve], right=right * scale or None, top=1.0, marks=marks)
 
 
 def _over_time(result: SimulationResult) -> str:

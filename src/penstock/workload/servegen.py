@@ -78,8 +78,9 @@ class ServeGen:
             pool=pool, speed=speed, begin_s=begin_s, marks=marks or Marks(), count=count, duration_s=duration_s,
             context_tokens=context_tokens, seed=seed, notes=pool.notes,
         )  # fmt: skip
-        span_s = duration_s if duration_s is not None else (count or 1) / (rate or pool.rate(begin_s, pool.end_s))
-        own = speed * pool.rate(begin_s, min(pool.end_s, begin_s + speed * span_s))
+        whole = pool.rate(begin_s, pool.end_s) if begin_s < pool.end_s else 0.0
+        span_s = duration_s if duration_s is not None else (count or 1) / (rate or speed * whole or 1.0)
+        own = speed * pool.rate(begin_s, min(pool.end_s, begin_s + speed * span_s)) if whole else 0.0
         if own == 0:
             raise BadInput(
                 field="workload.begin_s", value=begin_s, why=f"{path.name} has no traffic there",

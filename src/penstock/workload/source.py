@@ -63,7 +63,11 @@ class Source(Protocol):
         ...
 
     def initial(self) -> Iterator[TimedRequest]:
-        """Requests that do not depend on any answer, ascending in `arrival_s`; starts the source anew."""
+        """Requests that do not depend on any answer, ascending in `arrival_s`; starts the source anew.
+
+        To be pulled one by one, as time goes on: it may never end, and where `after` gives requests too, a bound on
+        their number is shared out in the order of the calls.
+        """
         ...
 
     def after(self, request: TimedRequest, finished_s: float) -> TimedRequest | None:
