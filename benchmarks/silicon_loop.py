@@ -1,0 +1,249 @@
+"""One engine under a closed loop, as serving benchmarks load it: so many requests are always under way.
+
+A small model of three engines' schedulers, enough for requests of known lengths: steps are priced one by one where
+prompts are in them and in stretches where only decodes are. Seconds, tokens.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from penstock.twin.load import StepLoad
+from penstock.twin.step_price import StepPrice
+
+GRAIN = 64
+"""Prompt tokens of a step are priced in multiples of this: far fewer prices, and below 1 % of a step's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How an engine fills its steps, from its documentation and the flags of the run."""
+
+    policy: Literal["mixed", "prefill_first"]
+    """mixed: decodes and prompts share a step (vLLM, TensorRT-LLM). prefill_first: a step of prompts only, whenever
+    some wait (SGLang)."""
+    budget: int
+    """Tokens per step and attention group."""
+    chunked: bool = True
+    """Prompts may be cut to fit the budget."""
+    most: int = 1 << 30
+    """Sequences at once, over all groups."""
+    lag: bool = True
+    """The next step is planned while this one runs, so that who arrives meanwhile waits one step more."""
+    poll: int = 1
+    """Decode steps between two looks at the socket (SGLang's scheduler-recv-interval)."""
+    reserve: float = 0.5
+    """Share of a request's output that must fit beside all the rest when it is admitted; 1: nothing is ever evicted."""
+    groups: int = 1
+    """Attention groups, each with its own requests (attention data parallelism)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What the operator tables do not hold. One set per engine and system."""
+
+    device: float = 1.0
+    """Kernels inside an engine against kernels alone."""
+    step_s: float = 0.0
+    """Between two steps."""
+    launch_s: float = 0.0
+    """Per kernel of a step with prompts: it is no captured graph, and takes at least as long as its launches."""
+    request_s: float = 0.0
+    """For each sequence in a step."""
+    front_s: float = 0.0
+    """HTTP, tokeniser, queues between processes, the client: from the request's sending to the scheduler, and back."""
+
+
+@dataclass(slots=True)
+class Timing:
+    """One finished request."""
+
+    ttft: float
+    tpot: float
+
+
+class ClosedLoop:
+    """One run. `lengths` are (prompt, output) of each request in the order they are sent; `capacity` KV tokens."""
+
+    def __init__(
+        self, price: StepPrice, rules: Rules, costs: Costs, capacity: float, concurrency: int,
+        lengths: Sequence[tuple[int, int]],
+    ) -> None:  # fmt: skip
+        self.price, self.rules, self.costs, self.capacity = price, rules, costs, capacity
+        self.lengths = lengths
+        self.now = self.planned = 0.0
+        self.clock = 0
+        """Decode steps so far: a sequence that joins at clock c ends at c + its tokens to come."""
+        self.active = self.context = 0
+        self.held = 0.0
+        """KV tokens promised."""
+        self.due: list[tuple[int, int]] = []
+        self.waiting: deque[int] = deque()
+        self.part: int | None = None
+        self.done_of_part = 0
+        self.sent = min(concurrency, len(lengths))
+        self.rng = random.Random(len(lengths))
+        self.coming = [(self._way(), i) for i in range(self.sent)]
+        heapq.heapify(self.coming)
+        self.send_time = {i: 0.0 for i in range(self.sent)}
+        self.first_time: dict[int, float] = {}
+        self.timings: list[Timing] = []
+        self.since_poll = 0
+        self.steps = 0
+        graph = price.graph
+        self.launches = sum(times for _, times in (*graph.rows(64), *graph.head(1), *graph.prefill(((0, 64),))))
+
+    def run(self) -> list[Timing]:
+        """Until every request has ended."""
+        lengths, rules = self.lengths, self.rules
+        self._receive(self.now, force=True)
+        while len(self.timings) < len(lengths):
+            busy = bool(self.active)
+            self._receive(self.planned if rules.lag and busy else self.now, force=not busy)
+            self.planned = self.now
+            chunks, ended = self._admit()
+            if chunks:
+                self._prompt_step(chunks, ended)
+            elif self.active:
+                self._coast()
+            else:
+                self.now = max(self.now, self.coming[0][0])
+        return self.timings
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _receive(self, seen: float, *, force: bool) -> None:
+        if not force and self.since_poll < self.rules.poll:
+            return
+        self.since_poll = 0
+        while self.coming and self.coming[0][0] <= seen:
+            self.waiting.append(heapq.heappop(self.coming)[1])
+
+    def _admit(self) -> tuple[list[tuple[int, int]], list[int]]:
+        """Chunks (past, tokens) of the next step, and whose prompts end with it."""
+        rules = self.rules
+        if self.part is None and not self.waiting:
+            return [], []
+        budget = rules.budget * rules.groups
+        if rules.policy == "mixed":
+            budget -= self.active
+        chunks: list[tuple[int, int]] = []
+        ended: list[int] = []
+        if self.part is not None and budget > 0:
+            whole = self.lengths[self.part][0]
+            tokens = min(budget, whole - self.done_of_part)
+            chunks.append((self.done_of_part, tokens))
+            budget -= tokens
+            self.done_of_part += tokens
+            if self.done_of_part == whole:
+                ended.append(self.part)
+                self.part = None
+        while self.waiting and budget > 0 and self.part is None and self.active + len(ended) < rules.most:
+            index = self.waiting[0]
+            prompt, output = self.lengths[index]
+            promised = prompt + rules.reserve * output
+            if self.held + promised > self.capacity and self.active + len(ended):
+                break
+            if prompt > budget and not rules.chunked and chunks:
+                break
+            self.waiting.popleft()
+            self.held += promised
+            tokens = min(prompt, budget) if rules.chunked else prompt
+            chunks.append((0, tokens))
+            budget -= tokens
+            if tokens == prompt:
+                ended.append(index)
+            else:
+                self.part, self.done_of_part = index, tokens
+        return chunks, ended
+
+    def _prompt_step(self, chunks: list[tuple[int, int]], ended: list[int]) -> None:
+        costs, rules = self.costs, self.rules
+        decoding = self.active if rules.policy == "mixed" else 0
+        device = self._seconds(chunks, decoding, len(ended)) * costs.device
+        self.now += max(device, costs.launch_s * self.launches) + costs.step_s
+        self.now += costs.request_s * (decoding + len(chunks))
+        self.steps += 1
+        if decoding:
+            self._tick(1)
+        for index in ended:
+            prompt, output = self.lengths[index]
+            self.first_time[index] = self.now
+            if output <= 1:
+                self._finish(index)
+                continue
+            self.active += 1
+            self.context += prompt
+            heapq.heappush(self.due, (self.clock + output - 1, index))
+        self.since_poll = rules.poll
+
+    def _seconds(self, chunks: list[tuple[int, int]], decoding: int, ended: int) -> float:
+        groups = self.rules.groups
+        if groups > 1:
+            # Groups without a prompt wait for those with one: all are as long as the longest.
+            rounds = -(-len(chunks) // groups)
+            longest = sorted(chunks, key=lambda chunk: chunk[1], reverse=True)[: rounds * groups : groups]
+            chunks = [chunk for chunk in longest for _ in range(groups)]
+        tokens = sum(size for _, size in chunks)
+        short = -tokens % GRAIN
+        past, last = chunks[-1]
+        load = StepLoad(decoding, self.context if decoding else 0, 0, ((*chunks[:-1], (past, last + short))))
+        load.sampled = decoding + ended
+        return self.price.seconds(load)
+
+    def _coast(self) -> None:
+        """Decode steps until somebody ends, or somebody who waits can be seen."""
+        price, costs = self.price, self.costs
+        active = self.active
+        steps = self.due[0][0] - self.clock
+        start, stop, base, slope = price.line(active, self.context + active)
+        steps = min(steps, max(1, int((stop - self.context) // active)))
+        fixed = (price.base(active, 0, active) + base) * costs.device + costs.step_s + costs.request_s * active
+        slope *= costs.device
+        one = fixed + slope * (self.context + active - start)
+        if self.waiting or self.part is not None:
+            steps = 1
+        elif self.coming:
+            until = max(1, -int(-(self.coming[0][0] - self.now) // one)) if self.coming[0][0] > self.now else 1
+            steps = min(steps, max(until, self.rules.poll - self.since_poll))
+        self.planned = self.now + (steps - 1) * one
+        sum_of = steps * self.context + active * steps * (steps + 1) // 2
+        self.now += steps * fixed + slope * (sum_of - steps * start)
+        self.steps += steps
+        self.since_poll += steps
+        self._tick(steps)
+
+    def _tick(self, steps: int) -> None:
+        self.clock += steps
+        self.context += steps * self.active
+        while self.due and self.due[0][0] <= self.clock:
+            self._finish(heapq.heappop(self.due)[1], active=True)
+
+    def _finish(self, index: int, *, active: bool = False) -> None:
+        prompt, output = self.lengths[index]
+        if active:
+            self.active -= 1
+            self.context -= prompt + output - 1
+        self.held -= prompt + self.rules.reserve * output
+        first = self.first_time.pop(index)
+        pace = (self.now - first) / max(1, output - 1)
+        back = self.costs.front_s / 2
+        self.timings.append(Timing(first + back - self.send_time.pop(index), pace))
+        if self.sent < len(self.lengths):
+            self.send_time[self.sent] = self.now + back
+            heapq.heappush(self.coming, (self.now + back + self._way(), self.sent))
+            self.sent += 1
+
+    def _way(self) -> float:
+        """From the client to the scheduler: no two requests take quite as long, and so a burst comes apart."""
+        return self.costs.front_s / 2 * (0.5 + self.rng.random())
+
+
+def with_groups(rules: Rules, groups: int) -> Rules:
+    """The same rules for several attention groups."""
+    return replace(rules, groups=groups)

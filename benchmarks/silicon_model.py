@@ -1,0 +1,141 @@
+"""One measured point, simulated: prices of its GPU and engine, its scheduler, its closed loop."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from silicon_loop import ClosedLoop, Costs, Rules
+from silicon_rows import Point, rules, shape_of
+
+from penstock.errors import InvalidDeployment
+from penstock.twin.host import HostTime
+from penstock.twin.layout import Layout, Precision
+from penstock.twin.measured import Database, Measured
+from penstock.twin.measured.database import BACKENDS, installed_folder
+from penstock.twin.memory import Reserve, fit
+from penstock.twin.operators import Collective, Experts, Gemm, Operator
+from penstock.twin.price import Estimate, OperatorPrice
+from penstock.twin.step_graph import StepGraph
+from penstock.twin.step_price import CUDA_GRAPH_SIZES, StepPrice
+
+WIDE_GRAPHS = (*CUDA_GRAPH_SIZES, *range(544, 2049, 32))
+
+
+class Limits:
+    """What no table holds: bytes over bandwidth and the shortest kernel, from the system's own description.
+
+    Source: systems/*.yaml of aiconfigurator-core: mem_bw, mem_bw_empirical_scaling_factor, flops, link bandwidths.
+    """
+
+    name = "limits"
+
+    def __init__(self, system: str, kernel_s: float = 2.0e-6) -> None:
+        spec = system_spec(system)
+        gpu, node = spec["gpu"], spec["node"]
+        self._bytes = gpu["mem_bw"] * gpu["mem_bw_empirical_scaling_factor"]
+        self._flop = gpu["bfloat16_tc_flops"]
+        self._link, self._network = node["intra_node_bw"], node["inter_node_bw"]
+        self._latency, self._kernel = node["p2p_latency"], kernel_s
+
+    def price(self, operator: Operator) -> Estimate:
+        work = operator.work()
+        if isinstance(operator, Collective):
+            slow = self._network if operator.nodes > 1 else self._link
+            return Estimate(self._latency + work.link_bytes / slow, self.name, "assumed")
+        seconds = max(work.flop / self._flop, work.bytes / self._bytes) + self._kernel
+        return Estimate(seconds, self.name, "assumed")
+
+
+@cache
+def system_spec(system: str) -> dict[str, Any]:
+    """The package's description of one system."""
+    spec: dict[str, Any] = yaml.safe_load((installed_folder().parent / f"{system}.yaml").read_text())
+    return spec
+
+
+class Fastest:
+    """Matrix products and experts by the fastest kernel that any engine was measured with on this GPU; the rest by the
+    engine's own. Engines share kernel libraries, and some collections were made launch by launch (DeepGEMM under vLLM:
+    170 us whatever the shape), which a captured graph is not."""
+
+    name = "measured"
+
+    def __init__(self, own: OperatorPrice, others: list[OperatorPrice]) -> None:
+        self._own, self._others = own, others
+
+    def price(self, operator: Operator) -> Estimate:
+        best = self._own.price(operator)
+        if isinstance(operator, Gemm | Experts):
+            for other in self._others:
+                found = other.price(operator)
+                if found.seconds < best.seconds and found.basis != "assumed":
+                    best = Estimate(found.seconds, found.model, "extrapolated")
+        return best
+
+
+@cache
+def own_price(system: str, backend: str) -> Measured:
+    return Measured(Database(system, backend), Limits(system))
+
+
+@cache
+def operator_price(system: str, backend: str) -> OperatorPrice:
+    return Fastest(own_price(system, backend), [own_price(system, other) for other in BACKENDS if other != backend])
+
+
+@cache
+def step_price(model: str, layout: Layout, precision: Precision, system: str, backend: str) -> StepPrice:
+    graph = StepGraph(shape_of(model), layout, precision)
+    return StepPrice(graph, operator_price(system, backend), HostTime(), graph_sizes=WIDE_GRAPHS)
+
+
+@cache
+def kv_tokens(model: str, layout: Layout, precision: Precision, system: str, step_tokens: int) -> float:
+    """KV capacity by the engine's formula. Raises InvalidDeployment where the weights do not fit."""
+    memory = system_spec(system)["gpu"]["mem_capacity"]
+    room = fit(shape_of(model), layout, precision, memory, reserve=Reserve(step_tokens=step_tokens))
+    return float(room.kv_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Seconds, mean over requests, bursts included: what the rows turn out to hold."""
+
+    ttft: float
+    tpot: float
+    steps: int
+    median_ttft: float = 0.0
+
+
+def lengths_of(point: Point, per_client: int, seed: int = 0) -> list[tuple[int, int]]:
+    """Prompt and output tokens of the run's requests."""
+    rng = random.Random(f"{seed}|{point.id}")
+    count = max(24, per_client * point.concurrency)
+    # The non-public runs do not say. With outputs of one length all requests would stay in step for ever, and every
+    # prompt wait for all others: measured TTFT is half of that. So outputs are taken to vary as the public runs' do.
+    shortest = int(0.8 * point.prompt) if point.public else point.prompt
+    return [
+        (rng.randint(shortest, point.prompt), rng.randint(int(0.8 * point.output), point.output)) for _ in range(count)
+    ]
+
+
+def simulate(point: Point, costs: Costs, per_client: int = 10, how: Rules | None = None) -> Outcome:
+    """An aggregated deployment. Raises InvalidDeployment where it cannot be."""
+    how = how or rules(point)
+    price = step_price(point.model, point.pool.layout, point.precision, point.system, point.backend)
+    capacity = kv_tokens(point.model, point.pool.layout, point.precision, point.system, min(how.budget, 16384))
+    loop = ClosedLoop(price, how, costs, capacity, point.concurrency, lengths_of(point, per_client))
+    timings = loop.run()
+    return Outcome(
+        statistics.fmean(timing.ttft for timing in timings), statistics.fmean(timing.tpot for timing in timings),
+        loop.steps, statistics.median(timing.ttft for timing in timings),
+    )  # fmt: skip
+
+
+__all__ = ["InvalidDeployment", "Outcome", "simulate", "step_price"]
