@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
 
-from penstock.report.timeline import Event, Level, RequestSpan, StepSpan, timeline, write_timeline
+import numpy as np
+
+from penstock.report.simulation import SimulationResult
+from penstock.report.timeline import Level, RequestSpan, StepSpan, TimelineWriter, timeline
+from tests.report.simulated import columns, series
 
 EVENTS = [
     StepSpan(0, 1, 0.0, 0.02, 512, 0, 2),
@@ -56,15 +59,31 @@ def test_a_lane_nests_its_phases_and_closes_each() -> None:
 
 def test_it_is_written_event_by_event() -> None:
     file = io.BytesIO()
-
-    def events() -> Iterator[Event]:
+    with TimelineWriter(file) as writer:
         for number in range(20_000):
-            if number == 19_999:
-                assert file.tell() > 1_000_000, "earlier events are out before the last one is asked for"
-            yield StepSpan(0, number, number / 100, number / 100 + 0.01, 8, 8, 0)
+            writer.step(0, number / 100, number / 100 + 0.01, 8, 0, 0)
+        assert file.tell() > 1_000_000
+    events = json.loads(file.getvalue())["traceEvents"]
+    assert writer.count == len(events) == 20_003
+    assert events[-1]["args"] == {"step": 20_000, "tokens": 8, "decoding": 8, "chunks": 0}
 
-    assert write_timeline(file, events()) == 20_003
-    assert len(json.loads(file.getvalue())["traceEvents"]) == 20_003
+
+def test_a_result_gives_its_counters_and_lanes() -> None:
+    first = np.array([0.5, np.nan, np.nan])
+    result = SimulationResult(
+        title="t", series=(series(0, 5),),
+        requests=columns(
+            3, first_token_s=first, finish_s=np.array([1.5, 2.0, np.nan]), replica=np.array([0, 0, -1]),
+            outcome=np.array([0, 3, 4]),
+        ),
+    )  # fmt: skip
+    file = io.BytesIO()
+    with TimelineWriter(file) as writer:
+        writer.add_result(result)
+    events = json.loads(file.getvalue())["traceEvents"]
+    assert sum(event["ph"] == "C" for event in events) == 10
+    begun = [event["name"] for event in events if event["ph"] == "b"]
+    assert begun == ["request 0", "queue and prefill", "decode", "request 1", "queue"]
 
 
 def test_no_event_at_all_is_a_valid_file() -> None:

@@ -81,7 +81,7 @@ def _over_time(result: SimulationResult) -> str:
         line_chart("Requests arriving and ending", "s", "requests/s", [
             _per_s("arriving", columns.arrival_s, edges), _per_s("ending", present(columns.finish_s), edges),
         ]),
-        stack_chart("Rows of a step, mean over the steps of a bin", "s", "tokens", *_composition(series, edges)),
+        stack_chart("Rows of a step, mean of the samples", "s", "tokens", *_composition(series, edges)),
         _curves("Waiting requests", "requests", series, "waiting", total=True),
         _curves("Running requests", "requests", series, "running", total=True),
         _curves("KV blocks in use", "share", series, "kv_used", total=False, top=1.0),
