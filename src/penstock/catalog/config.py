@@ -108,7 +108,7 @@ def attention_kinds(config: Config, layers: int) -> list[str]:
     """full, sliding, chunked or linear for each layer."""
     stated = config.get("layer_types")
     if stated is not None:
-        if len(stated) != layers or any(kind not in _LAYER_TYPES for kind in stated):
+        if not isinstance(stated, list) or [kind in _LAYER_TYPES for kind in stated] != [True] * layers:
             raise UnsupportedModel(
                 field="layer_types", value=stated, why=f"not {layers} entries of {', '.join(_LAYER_TYPES)}",
                 remedy="one entry per layer, of these kinds",
@@ -123,7 +123,7 @@ def attention_kinds(config: Config, layers: int) -> list[str]:
     if config.get("linear_num_value_heads"):
         every = int(config.get("full_attention_interval", 4))
         return [_LINEAR if (layer + 1) % every else _FULL for layer in range(layers)]
-    if not config.get("sliding_window") or config.get("use_sliding_window") is False:
+    if not _whole(config, ("sliding_window",), default=0) or config.get("use_sliding_window") is False:
         return [_FULL] * layers
     pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
     if isinstance(pattern, int):
@@ -191,7 +191,8 @@ def _attention(config: Config, hidden: int, kind: str) -> Attention:
             field="num_key_value_heads", value=kv_heads, why=f"{heads} query heads cannot share {kv_heads}",
             remedy="a divisor of num_attention_heads",
         )  # fmt: skip
-    window = {_SLIDING: config.get("sliding_window"), _CHUNKED: config.get("attention_chunk_size")}.get(kind)
+    bounded = {_SLIDING: "sliding_window", _CHUNKED: "attention_chunk_size"}.get(kind)
+    window = _whole(config, (bounded,)) if bounded else None
     value_dim = _whole(config, ("v_head_dim",), default=0) or None
     return Attention(
         heads=heads, kv_heads=kv_heads, head_dim=head_dim, window=window, gated_output=_is(config, "attn_output_gate"),
@@ -301,7 +302,7 @@ def _whole(config: Config, keys: tuple[str, ...], default: int | None = None) ->
         value = config.get(key)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1 != 0:
             raise UnsupportedModel(field=key, value=value, why="not a whole number", remedy="a count, 0 or more")
         if value > 0 or default is not None:
             return int(value)
