@@ -172,6 +172,8 @@ def test_pauses_have_their_published_median(law: str, median: float) -> None:
         (WorkloadSettings(arrivals=ArrivalSettings(law="closed", think_s="long")), "think_s"),
         (WorkloadSettings(arrivals=ArrivalSettings(law="weekly")), "arrivals.law"),  # type: ignore[arg-type]
         (WorkloadSettings(speed=2.0), "speed"),
+        (WorkloadSettings(trace_format="azure"), "trace_format"),
+        (WorkloadSettings(trace_format="parrot"), "trace_format"),
         (WorkloadSettings(cancel_fraction=1.5), "cancel_fraction"),
         (WorkloadSettings(tenants={"a": 0.0}), "tenants.a"),
         (WorkloadSettings(prompt_tokens="none"), "prompt_tokens"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from penstock.errors import BadInput
 from penstock.workload.arrivals import Arrivals, AtOnce, Constant, Drifting, Gamma, OnOff, Poisson
 from penstock.workload.bodies import Bodies, BodySource, Marks, SharedPrefix, TraceBodies
 from penstock.workload.closed_loop import ClosedLoop
+from penstock.workload.formats import NAMES
 from penstock.workload.lengths import Bootstrap, parse_lengths
 from penstock.workload.open_loop import OpenLoop
 from penstock.workload.plan import Workload
@@ -23,6 +26,8 @@ from penstock.workload.settings import (
 from penstock.workload.source import Source
 from penstock.workload.think import parse_think, parse_turns
 from penstock.workload.trace import Trace, read_trace
+
+FORMATS: Final = ("auto", *NAMES, "servegen")
 
 
 def build_source(settings: WorkloadSettings) -> Source:
@@ -143,6 +148,8 @@ def _check(settings: WorkloadSettings) -> None:
             raise _wrong(name, value, "it must be a positive number", "such as 1")
     if arrivals.law is not None and arrivals.law not in LAWS:
         raise _wrong("arrivals.law", arrivals.law, "no such law of arrival", "one of " + ", ".join(LAWS))
+    if settings.trace_format not in FORMATS:
+        raise _wrong("trace_format", settings.trace_format, "no such format", "one of " + ", ".join(FORMATS))
     shared = settings.shared_prefix.tokens
     if settings.context_tokens is not None and settings.context_tokens < 2 + shared:
         raise _wrong("context_tokens", settings.context_tokens, "too short for any request", f"{2 + shared} or more")
@@ -162,6 +169,8 @@ def _check_belongs(settings: WorkloadSettings) -> None:
         ("arrivals.rate", arrivals.rate, law not in ("closed", "batch"), "a law with a rate"),
         ("speed", None if settings.speed == 1 else settings.speed, settings.trace is not None and law is None,
          "a trace at its own times"),
+        ("trace_format", None if settings.trace_format == "auto" else settings.trace_format,
+         settings.trace is not None, "a trace"),
         ("begin_s", settings.begin_s or None, pool, "a ServeGen pool"),
         ("dequantise", settings.dequantise or None, rows, "a trace"),
         ("scale_to", settings.scale_to, rows, "a trace"),

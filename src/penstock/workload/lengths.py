@@ -4,7 +4,8 @@
     uniform:64:900             every whole number from 64 to 900
     normal:1200  normal:1200:0.3    mean and relative deviation (0.3 is DeepSpeed-FastGen's)
     lognormal:6.6:0.98          mu and sigma of ln(tokens)
-    azure-conv, azure-code, mooncake-conversation, mooncake-synthetic
+    azure-conv, azure-code, mooncake-conversation, mooncake-synthetic, servegen-m-large, servegen-m-mid,
+    servegen-m-small, servegen-mm-image, servegen-deepseek-r1
                                 measured traces: their inverse CDF, interpolated on a log axis
 
 Inputs and outputs drawn apart lose what correlation there is (Azure conversation: the median output is 98, 108, 406
@@ -98,7 +99,8 @@ class Empirical:
 
 
 # Tokens at PERCENTILES, input and output. Azure LLM inference trace 2023 (Azure/AzurePublicDataset, CC-BY-4.0) and
-# Mooncake FAST 2025 traces (kvcache-ai/Mooncake, Apache-2.0), computed over all rows.
+# Mooncake FAST 2025 traces (kvcache-ai/Mooncake, Apache-2.0), computed over all rows; ServeGen pools (alibaba/ServeGen,
+# Apache-2.0), each client weighted by its rate, clients without lengths left out.
 MEASURED: Final[dict[str, tuple[Empirical, Empirical]]] = {
     "azure-conv": (
         Empirical((29, 181, 207, 396, 1020, 1189, 2734, 4083, 4142, 6179, 14050)),
@@ -115,6 +117,26 @@ MEASURED: Final[dict[str, tuple[Empirical, Empirical]]] = {
     "mooncake-synthetic": (
         Empirical((16, 22, 30, 277, 11587, 23175, 38611, 48905, 66456, 191373, 191378)),
         Empirical((2, 2, 4, 11, 69, 250, 389, 519, 768, 813, 893)),
+    ),
+    "servegen-m-large": (
+        Empirical((60, 64, 74, 262, 601, 1073, 2371, 2404, 5452, 12732, 30712)),
+        Empirical((1, 1, 1, 8, 53, 208, 461, 539, 872, 1595, 9307)),
+    ),
+    "servegen-m-mid": (
+        Empirical((30, 133, 135, 144, 173, 248, 645, 864, 2583, 5313, 23872)),
+        Empirical((1, 4, 9, 16, 34, 61, 95, 131, 397, 948, 15968)),
+    ),
+    "servegen-m-small": (
+        Empirical((18, 19, 19, 20, 40, 53, 322, 573, 1478, 2999, 145912)),
+        Empirical((1, 1, 1, 2, 3, 10, 44, 71, 142, 269, 10912)),
+    ),
+    "servegen-mm-image": (  # text alone; the tokens of images come on top
+        Empirical((36, 41, 41, 76, 106, 1032, 1914, 2346, 3064, 3395, 4242)),
+        Empirical((2, 3, 6, 29, 100, 185, 264, 336, 587, 2000, 2000)),
+    ),
+    "servegen-deepseek-r1": (
+        Empirical((9, 13, 18, 41, 208, 482, 2092, 6714, 23503, 34163, 57284)),
+        Empirical((141, 225, 287, 427, 792, 1499, 3432, 5701, 12602, 20912, 32768)),
     ),
 }
 
