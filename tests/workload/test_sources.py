@@ -171,6 +171,7 @@ def test_pauses_have_their_published_median(law: str, median: float) -> None:
         (WorkloadSettings(arrivals=ArrivalSettings(law="sessions", turns="many")), "turns"),
         (WorkloadSettings(arrivals=ArrivalSettings(law="closed", think_s="long")), "think_s"),
         (WorkloadSettings(arrivals=ArrivalSettings(law="weekly")), "arrivals.law"),  # type: ignore[arg-type]
+        (WorkloadSettings(arrivals=ArrivalSettings(think_s="2s")), "think_s"),
         (WorkloadSettings(speed=2.0), "speed"),
         (WorkloadSettings(trace_format="azure"), "trace_format"),
         (WorkloadSettings(trace_format="parrot"), "trace_format"),

@@ -27,6 +27,7 @@ from penstock.workload.source import Source
 from penstock.workload.think import parse_think, parse_turns
 from penstock.workload.trace import Trace, read_trace
 
+_NO_PAUSE: Final = ("0", "0.0", "0s")
 FORMATS: Final = ("auto", *NAMES, "servegen")
 
 
@@ -165,7 +166,7 @@ def _check_belongs(settings: WorkloadSettings) -> None:
         ("arrivals.cv", arrivals.cv, law == "gamma", "law: gamma"),
         ("arrivals.concurrency", arrivals.concurrency, law == "closed", "law: closed"),
         ("arrivals.turns", arrivals.turns, law == "sessions", "law: sessions"),
-        ("arrivals.think_s", arrivals.think_s or None, law in ("closed", "sessions"), "law: closed or sessions"),
+        ("arrivals.think_s", None if str(arrivals.think_s) in _NO_PAUSE else arrivals.think_s, law in ("closed", "sessions"), "law: closed or sessions"),
         ("arrivals.rate", arrivals.rate, law not in ("closed", "batch"), "a law with a rate"),
         ("speed", None if settings.speed == 1 else settings.speed, settings.trace is not None and law is None,
          "a trace at its own times"),
