@@ -13,7 +13,7 @@ from penstock.report.charts import COLOURS, PIXELS, Curve, Floats, bar_chart, la
 from penstock.report.latency import FORMULAS
 from penstock.report.simulation import ReplicaSeries, RequestColumns, SimulationResult
 from penstock.report.simulation_table import console_table
-from penstock.report.summary import Latencies, present, shares, summary
+from penstock.report.summary import Latencies, basis_shares, present, shares, summary
 
 LINES: Final = len(COLOURS)
 """More replicas than this are drawn as their sum or mean."""
@@ -160,4 +160,4 @@ def _curves(
 
 def _shares(result: SimulationResult) -> str:
     kinds = dict(sorted(shares(result.operator_s).items(), key=lambda pair: -pair[1]))
-    return bar_chart("Time by operator kind", kinds) + bar_chart("Time by basis of its price", shares(result.basis_s))
+    return bar_chart("Time by operator kind", kinds) + bar_chart("Time by basis of its price", basis_shares(result))

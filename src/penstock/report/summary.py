@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from penstock.report.result import LATENCIES, in_ms, limits_json
 from penstock.report.saturation import Saturation, saturation
 from penstock.report.simulation import COMPLETED, OUTCOMES, Floats, RequestColumns, SimulationResult
 
+BASES: Final = ("measured", "extrapolated", "assumed")
 Mask = NDArray[np.bool_]
 
 
@@ -136,7 +137,7 @@ def summary(result: SimulationResult) -> dict[str, Any]:
         "requests_per_replica": _per_replica(columns),
         **_bill(result, duration, outputs, inputs + outputs),
         "operator_seconds": dict(sorted(result.operator_s.items(), key=lambda pair: -pair[1])),
-        "basis_share": shares(result.basis_s),
+        "basis_share": basis_shares(result),
         "wall_s": result.wall_s,
         "simulated_requests_per_wall_s": len(columns) / result.wall_s if result.wall_s else None,
         "itl_approximate": approximate,
@@ -161,6 +162,16 @@ def notes(result: SimulationResult, verdict: Saturation) -> tuple[str, ...]:
     if result.limits.token_rate is not None:
         first.append("goodput unknown: a token rate cannot be judged without the times of all tokens")
     return (*first, *result.notes)
+
+
+def basis_shares(result: SimulationResult) -> dict[str, float]:
+    """Share of the priced time by what it rests on, the firmest first."""
+    found = shares(result.basis_s)
+    return {name: found[name] for name in sorted(found, key=lambda name: (_rank(name), name))}
+
+
+def _rank(name: str) -> int:
+    return BASES.index(name) if name in BASES else len(BASES)
 
 
 def shares(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -162,11 +162,12 @@ def _check_belongs(settings: WorkloadSettings) -> None:
     arrivals, law = settings.arrivals, settings.arrivals.law
     pool = settings.trace is not None and is_pool(settings.trace, settings.trace_format)
     rows = settings.trace is not None and not pool
+    pause = None if str(arrivals.think_s) in _NO_PAUSE else arrivals.think_s
     without: list[tuple[str, object, bool, str]] = [
         ("arrivals.cv", arrivals.cv, law == "gamma", "law: gamma"),
         ("arrivals.concurrency", arrivals.concurrency, law == "closed", "law: closed"),
         ("arrivals.turns", arrivals.turns, law == "sessions", "law: sessions"),
-        ("arrivals.think_s", None if str(arrivals.think_s) in _NO_PAUSE else arrivals.think_s, law in ("closed", "sessions"), "law: closed or sessions"),
+        ("arrivals.think_s", pause, law in ("closed", "sessions"), "law: closed or sessions"),
         ("arrivals.rate", arrivals.rate, law not in ("closed", "batch"), "a law with a rate"),
         ("speed", None if settings.speed == 1 else settings.speed, settings.trace is not None and law is None,
          "a trace at its own times"),
