@@ -75,27 +75,30 @@ class DecodeSet:
         return list(due.values()) if due is not None else None
 
     def quiet(self, available: int) -> int:
-        """Ticks that are sure to end nobody and to need no more than `available` blocks; at least 0, O(1)."""
+        """Ticks that are sure to need no more than `available` blocks, up to the first that ends somebody; at least 0,
+        O(1)."""
         ticks = self._ticks
         while ticks and ticks[0] not in self._due:
             heapq.heappop(ticks)
-        free = ticks[0] - self.clock if ticks else NEVER
+        free = ticks[0] - self.clock + 1 if ticks else NEVER
         if self._grows and self._members:
             # In block_tokens ticks every member takes one block.
             free = min(free, available // len(self._members) * self._size)
         return free
 
-    def coast(self, ticks: int, memory: Memory) -> None:
-        """As `ticks` ticks in which nobody ends (see `quiet`), growth included."""
+    def coast(self, ticks: int, memory: Memory) -> list[Sequence] | None:
+        """As `ticks` ticks, growth included; at most `quiet()`. Returns for whom the last was the last, if any."""
         if self._grows:
             growing, size = self._growing, self._size
             for clock in range(self.clock, self.clock + ticks):
-                due = growing[clock % size]
-                if due:
-                    for table, block in zip(due.values(), memory.take(len(due)), strict=True):
+                full = growing[clock % size]
+                if full:
+                    for table, block in zip(full.values(), memory.take(len(full)), strict=True):
                         table.append(block)
         self.clock += ticks
         self.context += ticks * len(self._members)
+        due = self._due.get(self.clock - 1)
+        return list(due.values()) if due is not None else None
 
     def __len__(self) -> int:
         return len(self._members)

@@ -15,6 +15,8 @@ class Draft:
 
     def __init__(self) -> None:
         self.step = Step(1)
+        self.said = False
+        """Something is announced, or may be: only then is the draft worth a look."""
         self._join_next: dict[str, None] = {}
         self._pause_next: dict[str, None] = {}
 
@@ -28,49 +30,41 @@ class Draft:
             self._pause_next = {}
         return self.step
 
-    @property
-    def empty(self) -> bool:
-        """Nothing is to be announced."""
-        step = self.step
-        return not (
-            self._join_next
-            or self._pause_next
-            or step.join
-            or step.pause
-            or step.release
-            or step.evict
-            or step.swap_out
-            or step.swap_in
-            or step.admit
-        )
-
     def skip(self, steps: int) -> None:
         """So many steps were taken that said nothing."""
         self.step.number += steps
 
     def take(self) -> Step:
         """The planned step; a new draft begins."""
-        step, self.step = self.step, Step(self.step.number + 1)
+        step = self.step
+        self.step = Step(step.number + 1)
+        self.said = bool(self._join_next or self._pause_next)
         return step
 
     def join_next(self, request_id: str) -> None:
         """It enters the decode set in the step after this one."""
         self._join_next[request_id] = None
+        self.said = True
 
     def pause_next(self, request_id: str) -> None:
         """It leaves the decode set in the step after this one."""
         self._pause_next[request_id] = None
+        self.said = True
 
     def stall(self, request_id: str) -> None:
         """It leaves the decode set; if this very draft lets it join, the executor never hears of either."""
+        self.said = True
         _toggle(request_id, self.step.join, self.step.pause)
 
     def resume(self, request_id: str) -> None:
         """The opposite of `stall`."""
+        self.said = True
         _toggle(request_id, self.step.pause, self.step.join)
 
     def withdraw(self, request_id: str) -> None:
         """It has ended or given way: nothing makes it join or pause any more."""
+        if not self.said:
+            return
         self._join_next.pop(request_id, None)
         self._pause_next.pop(request_id, None)
         for names in (self.step.join, self.step.pause):
@@ -81,6 +75,7 @@ class Draft:
         """The executor may forget it with this step."""
         self.withdraw(request_id)
         self.step.release.append(request_id)
+        self.said = True
 
 
 def _toggle(request_id: str, announced: list[str], opposite: list[str]) -> None:

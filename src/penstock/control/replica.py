@@ -18,8 +18,9 @@ from penstock.control.decode_set import DecodeSet
 from penstock.control.draft import Draft
 from penstock.control.evict.swap import Evict
 from penstock.control.lifecycle import HOLDS_BLOCKS, Event, State
-from penstock.control.memory.blocks import Memory, blocks_for, expect
+from penstock.control.memory.blocks import Memory
 from penstock.control.order.queue import Order
+from penstock.control.recount import recount
 from penstock.control.refusal import refuse_impossible
 from penstock.control.request import Request
 from penstock.control.sequence import Sequence
@@ -175,22 +176,23 @@ class Replica:
         return step
 
     def quiet(self) -> int:
-        """How many of the next steps are sure to be plain decodes, none ending anybody, unless an event comes first.
+        """How many of the next steps are sure to be plain decodes, up to one that ends somebody if nothing comes.
 
         O(1), and on the safe side: 0 says nothing. Whoever knows what steps cost may then `coast` instead of planning
         and committing each of them. The oldest step under way is taken to be running.
         """
         decode_set = self._decode_set
-        if not decode_set or self._prefilling or self._stalled or self._updates or not self._draft.empty:
+        if self._prefilling or self._draft.said or self._stalled or self._updates or not decode_set:
             return 0
+        running = None
         for step in self._in_flight:
             # What the running one announced is known already; only its chunks still have a commit to come.
-            if step.chunks or not step.decoding or not (step is self._in_flight[0] or step.plain):
+            if step.chunks or not step.decoding or not (running is None or step.plain):
                 return 0
+            running = step
         if self._order and len(self._running) < self._max_seqs:
             return 0
-        fills = self._compose.fills(View(len(decode_set), 0, len(self._running)))
-        if not any(fill.decode for fill in fills):
+        if not self._compose.fills(View(len(decode_set), 0, len(self._running)))[-1].decode:
             return 0
         return decode_set.quiet(self._memory.available())
 
@@ -200,13 +202,14 @@ class Replica:
         Steps under way stay under way: they are as many later. Costs O(steps + blocks they add), not O(batch).
         """
         decode_set = self._decode_set
-        decode_set.coast(steps, self._memory)
-        count = len(decode_set)
+        self._counts["decode_tokens"] += steps * len(decode_set)
         for step in self._in_flight:
             step.repeat(steps)
         self._draft.skip(steps)
         self._planned += steps
-        self._counts["decode_tokens"] += steps * count
+        due = decode_set.coast(steps, self._memory)
+        if due is not None:
+            self._reach_max_tokens(due, self._planned)
 
     def _decode(self, step: Step) -> None:
         """One token for the whole decode set, after making room for those whose last block is full."""
@@ -226,11 +229,17 @@ class Replica:
                 table.append(block)
         step.decoding = len(decode_set)
         step.decode_context = decode_set.context
-        for sequence in decode_set.tick() or ():
+        due = decode_set.tick()
+        if due is not None:
+            self._reach_max_tokens(due, step.number)
+
+    def _reach_max_tokens(self, due: list[Sequence], number: int) -> None:
+        """Step `number` makes their last tokens."""
+        for sequence in due:
             self._leave_decode_set(sequence)
             sequence.apply(Event.LAST_TOKEN)
             self._draft.pause_next(sequence.id)
-            self._ending.append((step.number, sequence))
+            self._ending.append((number, sequence))
 
     def _prefill(self, step: Step, fill: Fill) -> None:
         """Chunks for the admitted, then admissions, until the budget is used up."""
@@ -416,8 +425,10 @@ class Replica:
         else:
             if state is State.DECODING:
                 self._leave_decode_set(sequence)
-            self._prefilling.pop(request_id, None)
-            self._stalled.pop(request_id, None)
+            elif state is State.PREFILLING:
+                del self._prefilling[request_id]
+            elif state is State.STALLED:
+                del self._stalled[request_id]
             del self._running[request_id]
             valid = None
             if finish is not None and finish.output and state is not State.PREFILLING:
@@ -456,27 +467,7 @@ class Replica:
 
     def check(self) -> None:
         """Recount everything from scratch, O(everything). Raises ProtocolError on any difference."""
-        by_state: dict[State, list[Sequence]] = {state: [] for state in State}
-        for sequence in self._live.values():
-            by_state[sequence.state].append(sequence)
-        holders = [sequence for state in HOLDS_BLOCKS for sequence in by_state[state]]
-        expect({s.id for s in holders} == set(self._running), "running is not who holds blocks")
-        expect({s.id for s in by_state[State.DECODING]} == {s.id for s in self._decode_set}, "the decode set is wrong")
-        expect({s.id for s in by_state[State.PREFILLING]} == set(self._prefilling), "prefilling is wrong")
-        expect({s.id for s in by_state[State.STALLED]} == set(self._stalled), "stalled is wrong")
-        expect(len(by_state[State.SWAPPED]) == self._swapped, "swapped is wrong")
-        in_line = len(by_state[State.WAITING]) + self._swapped
-        expect(in_line == len(self._order), "the order lost a sequence, or kept one")
-        expect(self._waiting_tokens == sum(s.prefill_tokens for s in by_state[State.WAITING]), "waiting tokens")
-        for sequence in holders:
-            ticks = self._decode_set.clock - sequence.join_clock if sequence.state is State.DECODING else 0
-            kv = sequence.computed + ticks
-            expect(len(sequence.blocks) >= blocks_for(kv, self._size), f"{sequence!r} has too few blocks")
-            expect(sequence.outputs + ticks <= sequence.max_tokens, f"{sequence!r} makes too many tokens")
-        self._decode_set.check()
-        host = sum(len(s.host_blocks) for s in self._live.values())
-        expect(host + self._evict.free_host_blocks == self._evict.host_blocks, "host blocks are lost")
-        self._memory.check(holders)
+        recount(self)
 
 
 def _number(sequence: Sequence) -> int:

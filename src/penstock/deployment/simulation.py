@@ -73,34 +73,49 @@ class Twin(Section):
     peak_watts: float | None = Field(None, ge=0, description="Of one device; default: the catalogue's.")
 
 
+class SharedPrefix(Section):
+    """Text that generated prompts begin with, so that a prefix cache has something to hit."""
+
+    tokens: Count = Field(0, ge=0, description="Its length, in front of a prompt's own tokens.")
+    share: float = Field(1.0, ge=0, le=1, description="Share of the requests that begin with it.")
+    groups: int = Field(1, ge=1, description="Number of different ones, each equally likely.")
+
+
 class Workload(Section):
-    """What is asked, and when. Serving takes what comes."""
+    """What is asked, and when. A server takes what comes."""
 
     trace: str | None = Field(
-        None, description="File in Azure, Mooncake, BurstGPT or ServeGen format, plain or .gz; its lengths and times."
+        None,
+        description="Azure, Mooncake, BurstGPT, ServeGen or LLMServingSim file, plain or .gz: its lengths and times.",
+    )
+    trace_format: Literal["auto", "azure", "burstgpt", "mooncake", "llmservingsim", "servegen"] = Field(
+        "auto", description="auto: found from the content."
     )
     speed: float = Field(1.0, gt=0, description="A trace's time runs this many times as fast.")
-    fit_context: Count | None = Field(
-        None, ge=2, description="One factor for all lengths of a trace, so that they fit this context."
+    dequantise: bool = Field(False, description="Mooncake: spread requests that share a time stamp over its 3 s tick.")
+    scale_to: Count | None = Field(
+        None, ge=2, description="One factor for all lengths of a trace, so that prompt + output fit this context."
     )
-    arrivals: ArrivalLaw = Field("poisson", description="Law of arrival, without a trace.")
+    law: ArrivalLaw | None = Field(
+        None, description="Law of arrival; default: the trace's own times, or poisson without a trace."
+    )
     rate: float | None = Field(
-        None, gt=0, description="Requests per second of an open loop; default: 1, or the trace's own."
+        None, gt=0, description="Requests (or sessions) per second; default: 1, or the trace's own."
     )
-    cv: float = Field(2.0, gt=0, description="Coefficient of variation of the gaps, for gamma.")
-    concurrency: int = Field(8, ge=1, description="Users of a closed loop or of sessions.")
-    think_s: Seconds = Field(0.0, ge=0, description="Mean pause between an answer and the next request of a user.")
-    turns: int = Field(4, ge=1, description="Turns of a session; each resends the history.")
+    cv: float | None = Field(None, gt=0, description="Coefficient of variation of the gaps, for gamma; default: 1.")
+    concurrency: int | None = Field(None, ge=1, description="Users of a closed loop; default: 8.")
+    think: str = Field("0", description="Pause before a user's next request, as a law: 2s, exponential:10s, ...")
+    turns: str | None = Field(None, description="Requests of one session, as a law; default: 3.")
     prompt_tokens: str = Field("512", description="Law of prompt lengths, as penstock bench --input-tokens.")
     output_tokens: str = Field("128", description="Law of output lengths.")
-    shared_prefix_tokens: Count = Field(0, ge=0, description="Tokens that a share of the prompts begin with alike.")
-    shared_prefix_share: float = Field(1.0, ge=0, le=1, description="That share.")
-    tenants: int = Field(1, ge=1, description="Requests are of so many tenants in turn.")
+    context_tokens: Count | None = Field(None, ge=2, description="Generated requests are cut to fit this context.")
+    requests: int | None = Field(None, ge=1, description="At most so many; default: 1,000, or the whole trace.")
+    duration: Seconds | None = Field(None, gt=0, description="Nothing arrives later.")
+    shared_prefix: SharedPrefix = SharedPrefix()
+    tenants: int = Field(1, ge=1, description="Requests are of so many tenants, each with an equal share.")
     cancel_fraction: float = Field(0.0, ge=0, le=1, description="Share of users who leave in mid-answer.")
-    requests: int | None = Field(None, ge=1, description="How many; default: 1,000, or the whole trace.")
-    duration: Seconds | None = Field(None, gt=0, description="Arrivals end after this time.")
     max_tokens: Count | None = Field(
-        None, gt=0, description="Bound on output that clients state; default: each states its output's true length."
+        None, gt=0, description="Bound on output that clients state; default: each output's true length."
     )
     seed: int = Field(0, ge=0, description="Of all laws. Same seed, same bits.")
 

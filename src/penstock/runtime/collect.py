@@ -13,12 +13,12 @@ from typing import Final, Literal
 
 from penstock.control.statistics import Statistics
 from penstock.control.step import Step
+from penstock.report.simulation import OUTCOMES, UNFINISHED
 from penstock.runtime.instance import Instance
 from penstock.twin.load import StepLoad
 
-Outcome = Literal["completed", "cancelled", "failed", "rejected", "unfinished"]
-OUTCOMES: Final[tuple[Outcome, ...]] = ("unfinished", "completed", "cancelled", "failed", "rejected")
-"""As the column `outcome` numbers them."""
+Outcome = Literal["completed", "rejected", "failed", "cancelled", "unfinished"]
+_CODES: Final = {name: code for code, name in enumerate(OUTCOMES)}
 MOST_SAMPLES: Final = 2048
 """Per replica."""
 FIRST_SAMPLE_S: Final = 0.05
@@ -76,7 +76,7 @@ class Collector:
             self.cached_tokens.append(0)
             self.preemptions.append(0)
             self.replica.append(0)
-            self.outcome.append(0)
+            self.outcome.append(UNFINISHED)
         self.arrival_s[index] = now
         self.prompt_tokens[index] = prompt_tokens
         self.output_tokens[index] = output_tokens
@@ -90,7 +90,7 @@ class Collector:
     def ended(self, index: int, now: float, outcome: Outcome, output_tokens: int, cached: int, evicted: int) -> None:
         """A request ended at `now` with so many tokens made."""
         self.finish_s[index] = self.last_s = now
-        self.outcome[index] = OUTCOMES.index(outcome)
+        self.outcome[index] = _CODES[outcome]
         self.output_tokens[index] = output_tokens
         self.cached_tokens[index] = cached
         self.preemptions[index] = evicted

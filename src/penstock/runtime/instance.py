@@ -8,7 +8,7 @@ once, at the end of the stretch or when a request comes in the middle of it (as 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 from penstock.control.replica import Replica
@@ -130,6 +130,10 @@ class Instance:
         if self._coast:
             self._stretch()
 
+    def unfinished(self) -> Iterable[Row]:
+        """Requests that have not ended."""
+        return self._rows.values()
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _launch(self, step: Step, now: float) -> None:
@@ -168,8 +172,7 @@ class Instance:
         assert self._result is not None
         self._observer.stepped(self, self._running, self._started, self._end)
         self.replica.coast(steps)
-        self.twin.coast(steps)
-        self._result.number += steps
+        self.twin.coast(steps, self._result)
         self._started = self._end
         self._end = ends[-1]
         if steps > 1:

@@ -166,6 +166,12 @@ class Cluster:
             )
         return "done"
 
+    def settle(self) -> None:
+        """After a run that was cut off: note what the unfinished requests have made so far."""
+        for instance in self.instances:
+            for row in instance.unfinished():
+                self._collector.output_tokens[row.index] = row.made(instance.twin.clock)
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _submit(self, timed: TimedRequest, now: float) -> Instance | None:

@@ -79,28 +79,33 @@ class StepPrice:
         self._rows: dict[int, float] = {}
         self._head: dict[int, float] = {}
         self._lines: dict[tuple[int, int], list[tuple[float, float, float, float]]] = {}
+        self._lines_now: dict[int, tuple[float, float, float, float]] = {}
+        """By decoding sequences: the line used last, contexts all alike."""
+        self._bases: dict[tuple[int, int, int], float] = {}
         self._chunks: dict[tuple[int, int], float] = {}
 
     # -- fast -------------------------------------------------------------------------------------------------------
 
     def seconds(self, load: StepLoad) -> float:
         """Seconds of a step."""
-        chunks = load.chunks
-        decoding, sampled = load.decoding, load.sampled
+        chunks, decoding = load.chunks, load.decoding
         prompt = 0
         attention = 0.0
-        for past, tokens in chunks:
-            prompt += tokens
-            attention += self._chunk(past, tokens)
-        if self._groups > 1 and chunks:
-            attention /= min(self._groups, len(chunks))
+        if chunks:
+            for past, tokens in chunks:
+                prompt += tokens
+                attention += self._chunk(past, tokens)
+            if self._groups > 1:
+                attention /= min(self._groups, len(chunks))
         if decoding:
-            context = load.decode_context + decoding
-            start, _, base, slope = self.line(
-                decoding, context, self._bucket(decoding, load.decode_context, load.decode_context_squares)
-            )
-            attention += base + slope * (context - start)
-        device = self.base(decoding, prompt, sampled) + attention
+            context = load.decode_context
+            bucket = self._bucket(decoding, context, load.decode_context_squares) if self._uses_spread else 0
+            context += decoding
+            line = self._lines_now.get(decoding)
+            if line is None or bucket or not line[0] <= context < line[1]:
+                line = self.line(decoding, context, bucket)
+            attention += line[2] + line[3] * (context - line[0])
+        device = self.base(decoding, prompt, load.sampled) + attention
         if load.swap_in_blocks or load.swap_out_blocks:
             device += self._swap(load)
         return self.with_host(device, decoding + len(chunks), prompt)
@@ -113,7 +118,7 @@ class StepPrice:
         fixed = self.base(decoding, 0, decoding)
         host, overlapped = self.host.seconds(decoding, 0), self.host.overlapped
         ends: list[float] = []
-        start, stop, base, slope = 0.0, 0.0, 0.0, 0.0
+        start, stop, base, slope = self._lines_now.get(decoding, (0.0, 0.0, 0.0, 0.0))
         bucket = 0
         for _ in range(most):
             if self._uses_spread:
@@ -132,11 +137,19 @@ class StepPrice:
 
     def with_host(self, device_s: float, sequences: int, prompt_tokens: int) -> float:
         """Device and host together: one after the other, or the longer of the two."""
-        host = self.host.seconds(sequences, prompt_tokens)
-        return max(device_s, host) if self.host.overlapped else device_s + host
+        times = self.host
+        host = times.step_s + times.request_s * sequences + times.token_s * prompt_tokens
+        return max(device_s, host) if times.overlapped else device_s + host
 
     def base(self, decoding: int, prompt: int, sampled: int) -> float:
         """The parts that know no context: rows and head."""
+        key = (decoding, prompt, sampled)
+        found = self._bases.get(key)
+        if found is None:
+            found = self._bases[key] = self._base(decoding, prompt, sampled)
+        return found
+
+    def _base(self, decoding: int, prompt: int, sampled: int) -> float:
         tokens = decoding + prompt
         if not prompt and self._sizes:
             tokens = sampled = self._padded(decoding)
@@ -155,6 +168,8 @@ class StepPrice:
             lines = self._lines[decoding, bucket] = []
         at = bisect.bisect_right(lines, (context, float("inf")))
         if at and lines[at - 1][0] <= context < lines[at - 1][1]:
+            if not bucket:
+                self._lines_now[decoding] = lines[at - 1]
             return lines[at - 1]
         # Grid of mean contexts 1, 2, 3, ... and from 8 on, geometric.
         mean = max(1.0, context / decoding)
@@ -171,6 +186,8 @@ class StepPrice:
         if context < first:  # a context below one token per sequence: priced as one token
             return (0.0, first, below, 0.0)
         bisect.insort(lines, line)
+        if not bucket:
+            self._lines_now[decoding] = line
         return line
 
     # -- slow, and explained ----------------------------------------------------------------------------------------

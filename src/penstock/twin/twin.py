@@ -71,6 +71,10 @@ class Row:
         self.due = -1
         """Tick of the decode clock that makes its last token; -1: it is not in the decode set."""
 
+    def made(self, clock: int) -> int:
+        """Output tokens so far, at this tick of the decode clock."""
+        return self.outputs + (clock - self.join_clock if self.decoding else 0)
+
 
 class Twin:
     """Predicts the steps of one replica.
@@ -195,13 +199,13 @@ class Twin:
         return None if due is None else [row for row in due if row.due == self.clock]
 
     def quiet(self) -> int:
-        """Ticks before the one at which somebody makes a last token; large when nobody decodes."""
+        """Ticks up to the one at which somebody makes a last token; large when nobody decodes."""
         ticks = self._ticks
         while ticks:
             first = ticks[0]
             rows = self._due.get(first)
             if rows is not None and any(row.due == first for row in rows):
-                return first - self.clock - 1
+                return first - self.clock
             heapq.heappop(ticks)
             if rows is not None:
                 del self._due[first]
@@ -212,9 +216,13 @@ class Twin:
         more than one that ends at or after `until`."""
         return self.price.decode_ends(self.decoding, self.context, self.squares, now, most, until)
 
-    def coast(self, steps: int) -> None:
-        """As that many plain decode steps; at most `quiet()`."""
-        self.tick(steps)
+    def coast(self, steps: int, result: StepResult) -> None:
+        """As that many plain decode steps, at most `quiet()`: `result` of the step before becomes that of the last."""
+        result.number += steps
+        due = self.tick(steps)
+        if due is not None:
+            for row in due:
+                result.finished[row.id] = self._finish(row)
 
     @property
     def live(self) -> int:

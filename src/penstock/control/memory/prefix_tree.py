@@ -65,26 +65,33 @@ class PrefixTree:
         return blocks_for(tokens, self.block_tokens) <= self.total
 
     def admit(self, sequence: Sequence, tokens: int, spare: int) -> int | None:
-        root = self._roots.get(_border(sequence))
-        node, matched = (root, 0) if root is None else self._match(root, sequence.prompt, tokens - 1)
-        idle = sum(len(step.blocks) for step in _path(node) if not step.users)
-        count = blocks_for(tokens, self.block_tokens) - matched
-        if count + spare > self.available() - idle:
-            return None
+        node = self._roots.get(_border(sequence))
+        matched = idle = 0
+        path: list[Node] = []
         if node is not None:
-            self._hold(node)
-        shared = [block for step in reversed(list(_path(node))) for block in step.blocks]
+            if node.children:
+                node, matched = self._match(node, sequence.prompt, tokens - 1)
+            path = list(_path(node))
+            idle = sum([len(step.blocks) for step in path if not step.users])
+        count = -(-tokens // self.block_tokens) - matched
+        if count + spare > len(self._free) + self._cached - idle:
+            return None
+        shared: list[int] = []
+        for step in reversed(path):
+            self._enter(step)
+            shared += step.blocks
         sequence.blocks = shared + self.take(count)
         sequence.shared, sequence.shared_blocks = node, matched
         return matched * self.block_tokens
 
     def take(self, count: int) -> list[int]:
-        while len(self._free) < count:
-            self._trim(count - len(self._free))
+        free = self._free
+        while len(free) < count:
+            self._trim(count - len(free))
         if count == 0:
             return []
-        taken = self._free[-count:]
-        del self._free[-count:]
+        taken = free[-count:]
+        del free[-count:]
         return taken
 
     def publish(self, sequence: Sequence, computed: int) -> None:
@@ -250,19 +257,23 @@ class PrefixTree:
 
     def _trim(self, wanted: int) -> None:
         """Free up to `wanted` blocks at the end of the least recently used idle leaf."""
-        stamp, _, node = heapq.heappop(self._idle)
+        stamp, _, node = self._idle[0]
         parent = node.parent
         if parent is None or not self._trimmable(node, stamp):
+            heapq.heappop(self._idle)
             return
-        count = min(wanted, len(node.blocks))
-        kept = len(node.blocks) - count
-        self._free.extend(node.blocks[kept:])
-        self._cached -= count
-        if kept:
-            del node.blocks[kept:]
+        blocks = node.blocks
+        kept = len(blocks) - wanted
+        if kept > 0:
+            # It stays the least recently used one.
+            self._free += blocks[kept:]
+            self._cached -= wanted
+            del blocks[kept:]
             node.tokens = node.tokens[: kept * self.block_tokens]
-            self._push(node)
             return
+        heapq.heappop(self._idle)
+        self._free += blocks
+        self._cached -= len(blocks)
         del parent.children[self._key(node.tokens)]
         node.parent, node.blocks = None, []
         self._count -= 1

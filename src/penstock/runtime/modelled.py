@@ -1,0 +1,178 @@
+"""From a deployment to what a simulation runs: shape, device, layout, price, memory. Nothing is loaded but data.
+
+Everything that cannot work is refused here, with the numbers, before anything runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from penstock.catalog import model_shape, models_in_the_box
+from penstock.catalog.demand import kv_bytes_per_token
+from penstock.catalog.device import Device, Figure
+from penstock.catalog.hardware_load import device as catalog_device
+from penstock.catalog.hardware_load import devices
+from penstock.catalog.shape import ModelShape
+from penstock.control.policy import build_replica
+from penstock.control.replica import Replica
+from penstock.deployment import Deployment
+from penstock.errors import InvalidDeployment
+from penstock.runtime.prices import operator_price
+from penstock.twin.energy import PowerModel
+from penstock.twin.host import HostTime
+from penstock.twin.layout import Layout, Precision
+from penstock.twin.memory import Fit, Reserve, fit
+from penstock.twin.step_graph import StepGraph
+from penstock.twin.step_price import CUDA_GRAPH_SIZES, StepPrice
+from penstock.twin.twin import Twin
+
+THIS_MACHINE: Final = "this-machine"
+"""Name that `penstock calibrate` gives unless told otherwise."""
+UNCALIBRATED: Final = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Modelled:
+    """One replica of a deployment as the twin sees it, and how to make more of them."""
+
+    deployment: Deployment
+    shape: ModelShape
+    device: Device
+    layout: Layout
+    precision: Precision
+    price: StepPrice
+    room: Fit | None
+    """How the device's memory is shared out; None where the file states memory.kv_bytes."""
+    blocks: int
+    host_blocks: int
+    max_sequence_tokens: int
+    notes: tuple[str, ...]
+
+    def replica(self) -> Replica:
+        """A fresh brain, built as serving builds it."""
+        memory, policy = self.deployment.memory, self.deployment.policy
+        return build_replica(
+            blocks=self.blocks, block_tokens=memory.block_tokens, max_sequence_tokens=self.max_sequence_tokens,
+            policy=policy.name, order=policy.order, compose=policy.compose, evict=policy.evict, memory=memory.kind,
+            token_budget=policy.token_budget, max_seqs=policy.max_seqs, ageing_s=policy.ageing_s,
+            watermark=memory.watermark, host_blocks=self.host_blocks,
+        )  # fmt: skip
+
+    def twin(self) -> Twin:
+        """A fresh executor. All of them share one price and what it remembers."""
+        return Twin(self.price, squares=self.price.uses_spread)
+
+
+def model(deployment: Deployment) -> Modelled:
+    """Raises InvalidDeployment: unknown model or hardware, or a deployment that does not fit, with the remedy."""
+    shape = model_shape(deployment.model.path)
+    device = _device(deployment)
+    layout = _layout(deployment, device, shape)
+    precision = _precision(deployment, shape)
+    blocks, host_blocks, room = _blocks(deployment, shape, device, layout, precision)
+    longest = blocks * deployment.memory.block_tokens
+    wanted = deployment.model.max_sequence_tokens
+    context = min(wanted or shape.max_context or longest, longest)
+    price, notes = operator_price(deployment, device, shape)
+    graph = StepGraph(shape, layout, precision)
+    block_bytes = kv_bytes_per_token(shape, precision.kv) * deployment.memory.block_tokens / layout.tensor_parallel
+    step_price = StepPrice(
+        graph, price, _host(deployment, device), swap_block_bytes=block_bytes,
+        graph_sizes=CUDA_GRAPH_SIZES if deployment.twin.cuda_graphs and device.kind == "gpu" else (),
+        power=PowerModel.of(device),
+    )  # fmt: skip
+    return Modelled(
+        deployment, shape, device, layout, precision, step_price, room, blocks, host_blocks, context, tuple(notes)
+    )
+
+
+def _device(deployment: Deployment) -> Device:
+    name = deployment.hardware.name
+    if name is None:
+        name = THIS_MACHINE if THIS_MACHINE in devices() else UNCALIBRATED
+    found = catalog_device(name)
+    twin = deployment.twin
+    given = {
+        key: Figure(value, "assumed", "deployment", note="set in the deployment file")
+        for key, value in (
+            ("idle_watts", twin.idle_watts), ("peak_watts", twin.peak_watts), ("price_per_hour", twin.price_per_hour)
+        )
+        if value is not None
+    }  # fmt: skip
+    return replace(found, **given) if given else found  # type: ignore[arg-type]
+
+
+def _layout(deployment: Deployment, device: Device, shape: ModelShape) -> Layout:
+    asked = deployment.layout
+    ranks = asked.tensor_parallel * asked.attention_dp
+    if ranks % asked.expert_parallel:
+        raise InvalidDeployment(
+            field="layout.expert_parallel", value=asked.expert_parallel,
+            why=f"a stage has {ranks} devices (tensor_parallel x attention_dp)", remedy=f"a divisor of {ranks}",
+        )  # fmt: skip
+    sparse = any(group.feed_forward.experts for group in shape.groups)
+    moe = asked.moe_tensor_parallel or (ranks // asked.expert_parallel if sparse else 1)
+    if sparse and moe * asked.expert_parallel != ranks:
+        raise InvalidDeployment(
+            field="layout.moe_tensor_parallel", value=moe,
+            why=f"with expert_parallel {asked.expert_parallel} it must use all {ranks} devices of a stage",
+            remedy=f"{ranks // asked.expert_parallel}, or leave it out",
+        )  # fmt: skip
+    return Layout(
+        tensor_parallel=asked.tensor_parallel, pipeline_parallel=asked.pipeline_parallel,
+        attention_dp=asked.attention_dp, moe_tensor_parallel=moe, expert_parallel=asked.expert_parallel,
+        sequence_parallel=asked.sequence_parallel, devices_per_node=asked.devices_per_node or device.devices_per_node,
+    )  # fmt: skip
+
+
+def _precision(deployment: Deployment, shape: ModelShape) -> Precision:
+    """Types as the file says; else as a server computes (a checkpoint that can be served) or as published."""
+    asked, model = deployment.precision, deployment.model
+    served = "dtype" in model.model_fields_set or model.path in models_in_the_box() or Path(model.path).is_dir()
+    weights = asked.weights or (model.dtype if served else shape.dtype)
+    activations = asked.activations or ("float32" if weights == "float32" else "bfloat16")
+    experts = asked.experts or (weights if served or asked.weights else shape.experts_dtype or weights)
+    return Precision(
+        weights=weights, experts=experts, activations=activations, kv=asked.kv or activations,
+        head=asked.head or activations,
+    )  # fmt: skip
+
+
+def _blocks(
+    deployment: Deployment, shape: ModelShape, device: Device, layout: Layout, precision: Precision
+) -> tuple[int, int, Fit | None]:
+    """KV blocks of a replica (its attention groups together), host blocks, and the account if there is one."""
+    memory, policy = deployment.memory, deployment.policy
+    block_bytes = kv_bytes_per_token(shape, precision.kv) * memory.block_tokens
+    host_blocks = int(memory.host_bytes // block_bytes) if block_bytes else 0
+    if "kv_bytes" in memory.model_fields_set or device.kind == "cpu":
+        blocks = int(memory.kv_bytes // block_bytes)
+        if blocks < 1:
+            raise InvalidDeployment(
+                field="memory.kv_bytes", value=memory.kv_bytes,
+                why=f"not one KV block fits: {memory.block_tokens} tokens need {block_bytes:,.0f} bytes",
+                remedy=f"{block_bytes * 64:,.0f} bytes hold {64 * memory.block_tokens} tokens",
+            )  # fmt: skip
+        return blocks, host_blocks, None
+    reserve = Reserve(fraction=memory.device_share, step_tokens=policy.token_budget, sampled=policy.max_seqs)
+    context = deployment.model.max_sequence_tokens
+    room = fit(
+        shape, layout, precision, device.memory_bytes.value, context=context, block_tokens=memory.block_tokens,
+        reserve=reserve,
+    )  # fmt: skip
+    return room.blocks * layout.attention_dp, host_blocks, room
+
+
+def _host(deployment: Deployment, device: Device) -> HostTime:
+    asked = deployment.twin
+    overlapped = deployment.policy.plan_ahead if asked.overlap_host is None else asked.overlap_host
+    host = HostTime.of(device, overlapped=overlapped and device.kind != "cpu")
+    step, request, token = asked.host_step, asked.host_request, asked.host_token
+    if step is None and request is None and token is None:
+        return host
+    return replace(
+        host, step_s=host.step_s if step is None else step, request_s=host.request_s if request is None else request,
+        token_s=host.token_s if token is None else token, basis="assumed",
+    )  # fmt: skip

@@ -1,0 +1,71 @@
+"""Which price a deployment gets: by name, or the best-founded one there is for its hardware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from penstock.catalog.device import Device
+from penstock.catalog.shape import ModelShape
+from penstock.deployment import Deployment
+from penstock.errors import InvalidDeployment
+from penstock.twin.price import OperatorPrice
+from penstock.twin.roofline import Roofline
+
+
+def operator_price(deployment: Deployment, device: Device, shape: ModelShape) -> tuple[OperatorPrice, list[str]]:
+    """The price of single operators, and notes on the choice for the report.
+
+    Raises InvalidDeployment: the price that was asked for has no data for this hardware; the remedy says what has.
+    """
+    asked = deployment.twin.price
+    roofline = Roofline(device)
+    if asked == "roofline":
+        return roofline, []
+    if asked in ("auto", "calibrated"):
+        from penstock.twin.calibrated import calibration_of
+
+        table = calibration_of(device)
+        if table is not None:
+            return table, []
+        if asked == "calibrated":
+            raise InvalidDeployment(
+                field="twin.price", value="calibrated", why=f"{device.name} has no measurements of its own",
+                remedy=f"penstock calibrate --out {device.name}, on that machine; or twin.price: roofline",
+            )  # fmt: skip
+    if asked == "learned":
+        return _learned(deployment, device, roofline)
+    return _measured(deployment, device, roofline)
+
+
+def _measured(deployment: Deployment, device: Device, roofline: Roofline) -> tuple[OperatorPrice, list[str]]:
+    from penstock.twin.measured import Database, Measured
+
+    twin, asked = deployment.twin, deployment.twin.price
+    if device.measured_as is None:
+        if asked == "measured":
+            raise InvalidDeployment(
+                field="twin.price", value="measured", why=f"no operator database holds {device.name}",
+                remedy="twin.price: roofline, or hardware that `penstock inspect hardware` shows as measured",
+            )  # fmt: skip
+        return roofline, [f"no operator measurements of {device.name}: priced by the limits of the hardware"]
+    try:
+        database = Database(
+            device.measured_as, twin.backend, twin.backend_version, None if twin.data is None else Path(twin.data)
+        )
+    except InvalidDeployment as error:
+        if asked == "measured" or twin.data is not None:
+            raise
+        return roofline, [f"priced by the limits of the hardware: {error}"]
+    return Measured(database, roofline), []
+
+
+def _learned(deployment: Deployment, device: Device, roofline: Roofline) -> tuple[OperatorPrice, list[str]]:
+    from penstock.twin.learned import Learned
+
+    data = deployment.twin.data
+    if data is None or not Path(data).is_file():
+        raise InvalidDeployment(
+            field="twin.data", value=data, why="a learned price is read from a file of its own",
+            remedy="twin.data: the JSON that penstock.twin.learned writes after a training",
+        )  # fmt: skip
+    return Learned.load(Path(data), device=device, fallback=roofline), []

@@ -1,0 +1,206 @@
+"""A deployment, simulated: the same control plane at virtual time over modelled hardware.
+
+    result = simulate(Deployment.load(Path("deployment.yaml")))
+
+Same file, same seed, same bits, in whichever process it runs.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from penstock.control.cluster.router import build_router
+from penstock.deployment import Deployment
+from penstock.report.latency import Limits as SloLimits
+from penstock.report.simulation import ReplicaSeries, RequestColumns, SimulationResult
+from penstock.runtime.collect import Collector, OnStep, Sample
+from penstock.runtime.instance import Instance
+from penstock.runtime.modelled import Modelled, model
+from penstock.runtime.virtual import Cluster, Limits, Stop
+from penstock.runtime.workload_of import source_of, stated_bound
+from penstock.twin.step_price import StepPrice
+from penstock.units import format_bytes
+
+EXPLAINED: Final = 400
+"""Sampled steps that are taken apart operator by operator; each stands for the busy time around it."""
+_CLOSED: Final = ("closed", "sessions")
+
+
+def simulate(
+    deployment: Deployment, *, limits: Limits | None = None, on_progress: Callable[[int, float], None] | None = None,
+    on_step: OnStep | None = None, modelled: Modelled | None = None, coast: bool = True,
+) -> SimulationResult:  # fmt: skip
+    """Run the deployment's workload to its end.
+
+    Args:
+        limits: budgets; a run that meets one is marked so in the result, as is one that Ctrl-C ended.
+        on_progress: told (requests ended, virtual seconds) now and then.
+        on_step: told of each step, for a timeline.
+        modelled: what `model(deployment)` gave, if the caller has it: prices stay remembered between runs.
+        coast: go through stretches of plain decodes at once; the result is the same without.
+
+    Raises:
+        InvalidDeployment: it cannot work: unknown names, or it does not fit; with the remedy.
+        BadInput: the workload cannot be made or read.
+        Stuck: requests are left that no replica will ever run.
+    """
+    modelled = model(deployment) if modelled is None else modelled
+    source = source_of(deployment)
+    count = deployment.cluster.replicas
+    collector = Collector(count, on_step)
+    cluster = Cluster(
+        build_router(deployment.cluster.router), source, collector, max_tokens=stated_bound(deployment), limits=limits,
+        on_progress=on_progress,
+    )  # fmt: skip
+    for number in range(count):
+        cluster.instances.append(
+            Instance(
+                number, modelled.replica(), modelled.twin(), cluster, plan_ahead=deployment.policy.plan_ahead,
+                coast=coast,
+            )
+        )  # fmt: skip
+    started = time.monotonic()
+    stop = cluster.run()
+    return _result(deployment, modelled, cluster, collector, stop, source.notes, time.monotonic() - started)
+
+
+def _result(
+    deployment: Deployment, modelled: Modelled, cluster: Cluster, collector: Collector, stop: Stop,
+    notes: Sequence[str], wall_s: float,
+) -> SimulationResult:  # fmt: skip
+    cluster.settle()
+    parts = _Parts()
+    power = modelled.device.idle_watts is not None and modelled.device.peak_watts is not None
+    watts = [_explain(modelled.price, samples, collector.busy_s[number], parts)
+             for number, samples in enumerate(collector.samples)]  # fmt: skip
+    span = collector.last_s - float(np.nanmin(collector.arrival_s)) if len(collector.arrival_s) else 0.0
+    devices = modelled.layout.devices * deployment.cluster.replicas
+    price = modelled.device.price_per_hour
+    energy = None
+    if power and modelled.device.idle_watts is not None:
+        idle = sum(max(0.0, span - busy) for busy in collector.busy_s) * modelled.layout.devices
+        energy = parts.joules + idle * modelled.device.idle_watts.value
+    slo = deployment.slo
+    told = [*notes, *modelled.notes, *(f"{number} x refused: {why}" for why, number in collector.reasons.items())]
+    return SimulationResult(
+        title=f"{modelled.shape.name} on {deployment.cluster.replicas * modelled.layout.devices} x "
+        f"{modelled.device.name}",
+        requests=_columns(collector),
+        series=tuple(_series(number, samples, watts[number]) for number, samples in enumerate(collector.samples)),
+        steps=sum(collector.steps), busy_s=tuple(collector.busy_s), operator_s=dict(parts.by_kind),
+        basis_s=dict(parts.by_basis), open_loop=deployment.workload.law not in _CLOSED,
+        interrupted="" if stop == "done" else _STOPS[stop], notes=tuple(told),
+        config=describe(deployment, modelled, parts),
+        limits=SloLimits(ttft_s=slo.ttft, tpot_s=slo.tpot, e2e_s=slo.e2e),
+        price_per_hour=None if price is None else price.value * devices, energy_j=energy, wall_s=wall_s,
+    )  # fmt: skip
+
+
+_STOPS: Final[dict[Stop, str]] = {
+    "events": "the limit of events was met",
+    "wall time": "the limit of wall time was met",
+    "virtual time": "the limit of virtual time was met",
+    "interrupted": "interrupted",
+}
+
+
+@dataclass(slots=True)
+class _Parts:
+    """Where time and energy went, over all replicas."""
+
+    by_kind: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    by_basis: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    by_model: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    joules: float = 0.0
+
+
+def _explain(price: StepPrice, samples: Sequence[Sample], busy_s: float, parts: _Parts) -> list[float]:
+    """Take an even choice of the sampled steps apart; add their shares, scaled to the replica's busy time, to `parts`.
+    Returns the watts of each sample's step, taken from the nearest explained one."""
+    if not samples:
+        return []
+    stride = -(-len(samples) // EXPLAINED)
+    chosen = samples[::stride]
+    # Samples are even in time: each stands for the same share of the busy time, whatever its own step's length.
+    each = busy_s / len(chosen)
+    watts = []
+    for sample in chosen:
+        estimate = price.explain(sample.load)
+        if estimate.seconds > 0:
+            scale = each / estimate.seconds
+            for whole, part in (
+                (parts.by_kind, estimate.by_kind), (parts.by_basis, estimate.by_basis),
+                (parts.by_model, estimate.by_model),
+            ):  # fmt: skip
+                for name, seconds in part.items():
+                    whole[name] += seconds * scale
+            parts.joules += estimate.joules * scale
+            watts.append(estimate.joules / estimate.seconds)
+        else:
+            watts.append(0.0)
+    return [watts[number // stride] for number in range(len(samples))]
+
+
+def _columns(collector: Collector) -> RequestColumns:
+    def floats(values: array[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return np.frombuffer(values, dtype=np.float64) if len(values) else np.empty(0)
+
+    arrival = floats(collector.arrival_s)
+    there = ~np.isnan(arrival)
+    return RequestColumns(
+        arrival_s=arrival[there], first_token_s=floats(collector.first_s)[there],
+        finish_s=floats(collector.finish_s)[there], prompt_tokens=np.array(collector.prompt_tokens)[there],
+        output_tokens=np.array(collector.output_tokens)[there], cached_tokens=np.array(collector.cached_tokens)[there],
+        preemptions=np.array(collector.preemptions)[there], replica=np.array(collector.replica)[there],
+        outcome=np.array(collector.outcome)[there],
+    )  # fmt: skip
+
+
+def _series(number: int, samples: Sequence[Sample], watts: Sequence[float]) -> ReplicaSeries:
+    stats = [sample.statistics for sample in samples]
+    return ReplicaSeries(
+        replica=number, t_s=np.array([sample.t for sample in samples]),
+        waiting=np.array([one.waiting + one.swapped for one in stats], dtype=np.int64),
+        running=np.array([one.running for one in stats], dtype=np.int64),
+        decoding=np.array([sample.load.decoding for sample in samples], dtype=np.int64),
+        prefill_tokens=np.array([sample.load.tokens - sample.load.decoding for sample in samples], dtype=np.int64),
+        kv_used=np.array([one.held_blocks / one.total_blocks if one.total_blocks else 0.0 for one in stats]),
+        power_w=np.array(watts), step_s=np.array([sample.step_s for sample in samples]),
+    )  # fmt: skip
+
+
+def describe(deployment: Deployment, modelled: Modelled, parts: _Parts | None = None) -> dict[str, str]:
+    """The deployment in words."""
+    layout, precision, memory = modelled.layout, modelled.precision, deployment.memory
+    cut = [f"{name} {value}" for name, value in (
+        ("tensor", layout.tensor_parallel), ("pipeline", layout.pipeline_parallel),
+        ("attention data", layout.attention_dp), ("expert", layout.expert_parallel),
+    ) if value > 1]  # fmt: skip
+    room = modelled.room
+    words = {
+        "model": f"{modelled.shape.name}, {precision.weights} weights, {precision.kv} KV",
+        "hardware": f"{deployment.cluster.replicas} x {layout.devices} x {modelled.device.title}",
+        "layout": ", ".join(cut) + " parallel" if cut else "one device a replica",
+        "policy": f"{deployment.policy.compose or deployment.policy.name}, order {deployment.policy.order}, evict "
+        f"{deployment.policy.evict}, budget {deployment.policy.token_budget}, at most {deployment.policy.max_seqs} "
+        f"sequences, {'one step' if deployment.policy.plan_ahead else 'nothing'} planned ahead",
+        "memory": f"{memory.kind}, {modelled.blocks} blocks of {memory.block_tokens} tokens"
+        + ("" if room is None else f" ({format_bytes(room.kv_bytes)} of {format_bytes(room.total_bytes)} a device)"),
+        "router": deployment.cluster.router if deployment.cluster.replicas > 1 else "one replica",
+        "host": f"{modelled.price.host.step_s * 1e3:.3g} ms a step, {modelled.price.host.request_s * 1e6:.3g} us a "
+        f"sequence, {modelled.price.host.token_s * 1e6:.3g} us a prompt token ({modelled.price.host.basis}"
+        f"{', overlapped' if modelled.price.host.overlapped else ''})",
+        "price": modelled.price.price.name,
+    }  # fmt: skip
+    if parts is not None and parts.by_model:
+        total = sum(parts.by_model.values())
+        shares = sorted(parts.by_model.items(), key=lambda item: -item[1])
+        words["price"] += " (" + ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares) + " of time)"
+    return words
