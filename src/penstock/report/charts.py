@@ -106,7 +106,7 @@ def line_chart(
     end = right if right is not None else max(float(curve.x[-1]) for curve in drawn)
     axes = Axes(x_label, y_label, left, end, top if top is not None else max(float(curve.y.max()) for curve in drawn))
     parts = []
-    for number, curve in enumerate(drawn):
+    for number, curve in enumerate(curves):  # a curve without samples keeps its colour for the other charts
         inside = curve.x <= end
         x, y, colour = curve.x[inside], curve.y[inside].astype(np.float64), COLOURS[number % len(COLOURS)]
         band = envelope(x, y, left, end)
@@ -121,7 +121,7 @@ def line_chart(
             (low, bottom), (_, high) = spot[0].split(","), spot[1].split(",")
             parts.append(f'<path d="M{low} {bottom}V{high}" stroke="#dc2626" stroke-dasharray="4 3"/>')
             parts.append(f'<text x="{float(low) + 3:.1f}" y="{float(high) + 10:.1f}">{escape(name)}</text>')
-    return _figure(title, axes, parts, [curve.name for curve in drawn])
+    return _figure(title, axes, parts, [curve.name for curve in curves])
 
 
 def stack_chart(title: str, x_label: str, y_label: str, edges: Floats, layers: Sequence[tuple[str, Floats]]) -> str:
