@@ -16,6 +16,7 @@ VERBS: Final[dict[str, str]] = {
     "serve": "Serve a model over HTTP, with the API that OpenAI clients speak.",
     "chat": "Talk to a model in the terminal.",
     "bench": "Measure a server under load.",
+    "calibrate": "Measure this machine, for simulate to predict it.",
     "record": "Run a trace through the engine and write down its schedule.",
     "replay": "Run a recorded schedule again in the twin; show the first step that differs.",
     "version": "Print versions of Penstock and of what it runs on.",

@@ -1,0 +1,163 @@
+"""What a step costs beside its operators: Python, batch layout, control, hand-over between threads.
+
+The real worker process serves a designed load and records its schedule; each step's time, as control saw it, less what
+the table of operators says, is fitted by a fixed part, one per sequence and one per prompt token. The load is closed
+loops of synthetic users, of few and of many, with short and with long prompts, so that the three parts can be told
+apart; it has nothing of the workload that will be predicted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.control.request import Request, Sampling
+from penstock.deployment import Deployment
+from penstock.runtime.schedule import NANOSECONDS, Done, Plan, Schedule, read_schedule
+from penstock.runtime.service import Service
+from penstock.twin.load import StepLoad
+
+USERS: Final = (1, 2, 4, 8, 16, 32, 64)
+LENGTHS: Final = ((24, 32), (160, 16), (480, 6))
+"""(prompt, output) tokens; a context of less takes what fits."""
+STEPS_EACH: Final = 60
+OUTLIERS: Final = 0.01
+MOST_S: Final = 2.5
+"""A load that takes longer is cut off; it has steps enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The fit, and how well it holds."""
+
+    step_s: float
+    request_s: float
+    token_s: float
+    steps: int
+    median_error: float
+    """Median of |measured - predicted| / measured over the steps."""
+    bias: float
+    """(Sum of predicted - sum of measured) / sum of measured."""
+
+
+def loads(schedule: Schedule) -> Iterator[tuple[StepLoad, float]]:
+    """Load and seconds of every step of a recording that followed another without a pause: from end to end."""
+    plans: dict[int, Plan] = {}
+    before = 0
+    for event in schedule.events:
+        if isinstance(event, Plan):
+            plans[event.n] = event
+        elif isinstance(event, Done):
+            plan = plans.pop(event.n)
+            if plan.t < before and (plan.decoding or plan.chunks):
+                yield load_of(plan), (event.end - before) / NANOSECONDS
+            before = event.end
+
+
+def load_of(plan: Plan) -> StepLoad:
+    """What a planned step asks of the hardware."""
+    return StepLoad(
+        decoding=plan.decoding, decode_context=plan.decode_context,
+        chunks=tuple((start, tokens) for _, start, tokens, _ in plan.chunks),
+        sampled=plan.decoding + sum(last for *_, last in plan.chunks),
+        swap_in_blocks=sum(len(device) for _, device, _ in plan.swap_in),
+        swap_out_blocks=sum(len(device) for _, device, _ in plan.swap_out),
+    )  # fmt: skip
+
+
+def fit(steps: Sequence[tuple[StepLoad, float]], operators_s: Sequence[float]) -> Host:
+    """Least squares on what is left when the operators are taken off.
+
+    Threads wait for each other now more, now less, and all of that counts: only the few steps farthest out are left
+    out, in which the machine did something else.
+    """
+    measured = np.array([seconds for _, seconds in steps])
+    operators = np.array(operators_s)
+    features = np.array(
+        [[1.0, load.decoding + len(load.chunks), sum(tokens for _, tokens in load.chunks)] for load, _ in steps]
+    )
+    kept = np.ones(len(steps), bool)
+    found: NDArray[np.float64] = np.zeros(3)
+    for _ in range(3):
+        # Between absolute error, which counts where steps queue up, and relative, which counts for each token.
+        scale = measured[kept] ** -0.5
+        found = _not_negative(features[kept] * scale[:, None], (measured - operators)[kept] * scale)
+        excess = measured / (operators + features @ found)
+        kept = excess <= np.quantile(excess, 1.0 - OUTLIERS)
+    predicted = operators + features @ found
+    return Host(
+        step_s=float(found[0]), request_s=float(found[1]), token_s=float(found[2]), steps=int(kept.sum()),
+        median_error=float(np.median(np.abs(predicted - measured) / measured)),
+        bias=float((predicted.sum() - measured.sum()) / measured.sum()),
+    )  # fmt: skip
+
+
+def _not_negative(features: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares with no part below 0: the part that would be is left out, and the rest fitted again."""
+    used = list(range(features.shape[1]))
+    found = np.zeros(features.shape[1])
+    while used:
+        values = np.linalg.lstsq(features[:, used], target, rcond=None)[0]
+        if (values >= 0).all():
+            found[used] = values
+            break
+        used.remove(used[int(np.argmin(values))])
+    return found
+
+
+async def record(deployment: Deployment, out: Path) -> AsyncIterator[str]:
+    """Serve the designed load; yields after each part of it. The recording is in `out` when this is done."""
+    with_record = deployment.model_copy(
+        update={"server": deployment.server.model_copy(update={"record": str(out)})}
+    )  # fmt: skip
+    service = await Service.start(with_record)
+    try:
+        info = service.info
+        generator = np.random.default_rng(0)
+        number = 0
+
+        def request(prompt_tokens: int, output_tokens: int) -> Request:
+            nonlocal number
+            number += 1
+            prompt = tuple(generator.integers(0, info.vocab_size, prompt_tokens).tolist())
+            return Request(
+                id=f"host-{number}", prompt=prompt, max_tokens=output_tokens, sampling=Sampling(temperature=0.0)
+            )  # fmt: skip
+
+        async def user(prompt_tokens: int, output_tokens: int, requests: int) -> None:
+            for _ in range(requests):
+                # Uneven lengths keep users out of step with each other.
+                output = max(2, int(output_tokens * generator.uniform(0.6, 1.4)))
+                async for _ in service.generate(request(prompt_tokens, output)):
+                    pass
+
+        for prompt_tokens, output_tokens in LENGTHS:
+            prompt_tokens = max(1, min(prompt_tokens, info.max_sequence_tokens - 2 * output_tokens))
+            for users in USERS:
+                if users > info.max_seqs:
+                    continue
+                each = max(2, -(-STEPS_EACH // output_tokens))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(MOST_S):
+                        await asyncio.gather(*(user(prompt_tokens, output_tokens, each) for _ in range(users)))
+                yield f"{users} users of {prompt_tokens} + {output_tokens} tokens"
+    finally:
+        await service.close()
+
+
+def recorded(deployment: Deployment) -> Iterator[tuple[str, Schedule | None]]:
+    """The designed load in an event loop of its own: (what was served, None) after each part, then the schedule."""
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
+        out = Path(folder) / "host.jsonl"
+        parts = record(deployment, out)
+        while (part := runner.run(anext(parts, None))) is not None:
+            yield part, None
+        yield "", read_schedule(out)

@@ -1,0 +1,74 @@
+"""The engine's kernels with a stopwatch: each call is timed where it runs, between its neighbours in a real step.
+
+So caches are as they are in serving: a layer's weights were last used a whole model ago, its input a moment ago.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from penstock.engine.ops.kernels import Heads, Kernels, QkNorm, Segments
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: the kernel, the shape that decides its cost, its seconds."""
+
+    kernel: str
+    """linear, norm, activation, rope, attention."""
+    rows: int
+    columns: int
+    """Of a product: its outputs. Else 0."""
+    inner: int
+    seconds: float
+
+
+class TimedKernels:
+    """See `Kernels` for what each does. `calls` is the caller's to read and clear."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.name = kernels.name
+        self.calls: list[Call] = []
+        self._kernels = kernels
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        columns, inner = weight.shape
+        return self._timed("linear", x.shape[0], columns, inner, self._kernels.linear, x, weight, bias)
+
+    def add_rms_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        return self._timed("norm", x.shape[0], 0, 0, self._kernels.add_rms_norm, x, delta, weight, eps)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return self._timed("activation", gate_up.shape[0], 0, 0, self._kernels.silu_mul, gate_up)
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        heads: Heads,
+        angles: tuple[Tensor, Tensor] | None,
+        norm: QkNorm | None,
+        pool: Tensor,
+        layer: int,
+        kv_index: Tensor,
+    ) -> None:
+        store = self._kernels.rotate_and_store
+        self._timed("rope", qkv.shape[0], 0, 0, store, qkv, heads, angles, norm, pool, layer, kv_index)
+
+    def attention(
+        self, qkv: Tensor, heads: Heads, pool: Tensor, layer: int, segments: Segments, scale: float, window: int | None
+    ) -> Tensor:
+        attend = self._kernels.attention
+        return self._timed("attention", qkv.shape[0], 0, 0, attend, qkv, heads, pool, layer, segments, scale, window)
+
+    def _timed(self, kernel: str, rows: int, columns: int, inner: int, run: Callable[..., R], *arguments: Any) -> R:
+        started = perf_counter()
+        result = run(*arguments)
+        self.calls.append(Call(kernel, rows, columns, inner, perf_counter() - started))
+        return result
