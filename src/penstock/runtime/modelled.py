@@ -81,7 +81,7 @@ def model(deployment: Deployment) -> Modelled:
     step_price = StepPrice(
         graph, price, _host(deployment, device), swap_block_bytes=block_bytes,
         graph_sizes=CUDA_GRAPH_SIZES if deployment.twin.cuda_graphs and device.kind == "gpu" else (),
-        power=PowerModel.of(device),
+        power=PowerModel.of(device) if device.idle_watts and device.peak_watts else None,
     )  # fmt: skip
     return Modelled(
         deployment, shape, device, layout, precision, step_price, room, blocks, host_blocks, context, tuple(notes)
