@@ -6,11 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.catalog.device import Device, Figure
+from penstock.catalog import architectures, model_shape
+from penstock.catalog.hardware_load import device
 from penstock.catalog.shape import Attention, FeedForward, LayerGroup, ModelShape
 from penstock.errors import BadInput
 from penstock.reproduce.long_context_peak import A100_80, YI_34B
+from penstock.twin.host import HostTime
+from penstock.twin.layout import Layout, Precision
+from penstock.twin.load import StepLoad
 from penstock.twin.peak import Compression, Limits, Peak, Session
+from penstock.twin.roofline import Roofline
+from penstock.twin.step_graph import StepGraph
+from penstock.twin.step_price import StepPrice
 
 PEAK = Peak(shape=YI_34B, limits=A100_80)
 
@@ -124,21 +131,41 @@ def test_a_mixture_is_read_by_its_chosen_experts_and_held_whole() -> None:
     assert whole.active_bytes - half.active_bytes == shape.expert_parameters * 2 / 8
 
 
-def test_limits_of_a_device_fall_back_to_the_next_wider_type() -> None:
-    def figure(value: float) -> Figure:
-        return Figure(value, "datasheet", "test")
+def test_limits_of_devices_are_their_datasheets_times_their_number() -> None:
+    one, eight = (Limits.of(device("h100-sxm"), "fp8", devices=count) for count in (1, 8))
+    assert one.flop_per_s == device("h100-sxm").matrix_flop_per_s["fp8"].value
+    assert eight.flop_per_s == 8 * one.flop_per_s
+    assert eight.memory_bytes == 8 * one.memory_bytes
+    assert one.host_bytes_per_s is not None
+    assert eight.host_bytes_per_s == 8 * one.host_bytes_per_s
 
-    device = Device(
-        name="d", title="D", kind="gpu", memory_bytes=figure(80e9), memory_bytes_per_s=figure(2e12),
-        matrix_flop_per_s={"float32": figure(20e12), "bfloat16": figure(300e12), "int8": figure(600e12)},
-    )  # fmt: skip
-    assert Limits.of(device, "int8").flop_per_s == 600e12
-    assert Limits.of(device, "int4", devices=2).flop_per_s == 1200e12
-    assert Limits.of(device, "float16").flop_per_s == 300e12
-    assert Limits.of(device).host_bytes_per_s is None
-    only_int = Device(
-        name="d", title="D", kind="gpu", memory_bytes=figure(1), memory_bytes_per_s=figure(1),
-        matrix_flop_per_s={"int8": figure(1)},
-    )  # fmt: skip
-    with pytest.raises(BadInput, match="int8"):
-        Limits.of(only_int, "bfloat16")
+
+PRICED = [name for name in architectures() if all(g.attention.indexer is None for g in model_shape(name).groups)]
+"""The step graph leaves out the indexer of sparse attention, whose weights the ceiling counts."""
+
+
+@pytest.mark.parametrize("name", PRICED)
+def test_nothing_the_ideal_roofline_prices_is_faster(name: str) -> None:
+    """The ceiling holds for every architecture of the catalogue, prefill and decode, whatever the batch."""
+    part, shape = device("h100-sxm"), model_shape(name)
+    steps = StepPrice(StepGraph(shape, Layout(), Precision()), Roofline(part, ideal=True), HostTime())
+    peak = Peak(shape=shape, limits=Limits.of(part))
+    for tokens in (64, 1000, 9000):
+        whole = steps.seconds(StepLoad(chunks=((0, tokens),), sampled=1))
+        assert peak.prefill_s(tokens) <= whole * (1 + 1e-9), tokens
+        later = steps.seconds(StepLoad(chunks=((tokens, 640),), sampled=1))
+        assert peak.prefill_s(tokens + 640, cached=tokens) <= later * (1 + 1e-9), tokens
+    for batch in (1, 7, 64):
+        for context in (10, 1000, 20_000):
+            load = StepLoad(decoding=batch, decode_context=batch * (context - 1), sampled=batch)
+            assert peak.step_s(batch, context) <= steps.seconds(load) * (1 + 5e-3), (batch, context)
+
+
+def test_sparse_attention_holds_its_whole_cache_and_reads_its_index_and_the_best() -> None:
+    peak = Peak(shape=model_shape("deepseek-v3.2"), limits=A100_80)
+    index = peak.shape.groups[0].attention.indexer
+    assert index is not None
+    assert peak.read_bytes(index.top_k) == peak.kv_bytes(index.top_k)
+    grown = peak.read_bytes(index.top_k + 100) - peak.read_bytes(index.top_k)
+    assert grown == pytest.approx(100 * 2 * index.head_dim * peak.shape.layers)
+    assert peak.kv_bytes(50_000) > peak.read_bytes(50_000)

@@ -23,7 +23,6 @@ from typing import Any, Final
 import numpy as np
 
 from penstock.catalog.device import Device
-from penstock.catalog.shape import DTYPE_BYTES
 from penstock.errors import BadInput
 from penstock.twin.boosted import Floats, Growth, Trees, grow
 from penstock.twin.operators import (
@@ -37,6 +36,7 @@ from penstock.twin.operators import (
     PrefillAttention,
 )
 from penstock.twin.price import Estimate, OperatorPrice
+from penstock.twin.roofline import COMPUTED_AS, matrix_rate, memory_rate
 
 FORMAT: Final = "penstock-learned/1"
 Point = tuple[Operator, float]
@@ -64,6 +64,7 @@ class Limits:
     """The device's, for the lower bound."""
 
     flop_per_s: Mapping[str, float]
+    """By the weights' type."""
     memory_bytes_per_s: float
     link_bytes_per_s: float = 0.0
 
@@ -71,26 +72,17 @@ class Limits:
     def of(cls, device: Device) -> Limits:
         link = device.scale_up
         return cls(
-            {dtype: figure.value for dtype, figure in device.matrix_flop_per_s.items()},
-            device.memory_bytes_per_s.value,
+            {dtype: matrix_rate(device, dtype, ideal=True) for dtype in COMPUTED_AS},
+            memory_rate(device, ideal=True),
             0.0 if link is None else link.bytes_per_s.value,
         )
 
     def parts(self, operator: Operator) -> tuple[float, float, float]:
         """Seconds that FLOP, memory and link each need at least."""
-        work = operator.work()
+        work, dtype = operator.work(), getattr(operator, "dtype", None)
+        rate = max(self.flop_per_s.values()) if dtype is None else self.flop_per_s[dtype]
         link = work.link_bytes / self.link_bytes_per_s if self.link_bytes_per_s else 0.0
-        return work.flop / self._peak(operator), work.bytes / self.memory_bytes_per_s, link
-
-    def _peak(self, operator: Operator) -> float:
-        """Rate of the operator's type, or of the next wider one; the fastest there is for one without a type."""
-        width = DTYPE_BYTES[getattr(operator, "dtype", "nvfp4")]
-        wider = [dtype for dtype in self.flop_per_s if DTYPE_BYTES[dtype] >= width]
-        return (
-            self.flop_per_s[min(wider, key=lambda dtype: DTYPE_BYTES[dtype])]
-            if wider
-            else max(self.flop_per_s.values())
-        )
+        return work.flop / rate, work.bytes / self.memory_bytes_per_s, link
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Final, Literal
 from penstock.catalog.device import Device
 from penstock.catalog.shape import DTYPE_BYTES, Attention, ModelShape
 from penstock.errors import BadInput
+from penstock.twin.roofline import matrix_rate, memory_rate
 
 Bound = Literal["memory size", "compute", "memory bandwidth", "host link"]
 CAUSAL: Final = 2.0
@@ -33,22 +34,11 @@ class Limits:
 
     @classmethod
     def of(cls, device: Device, dtype: str = "bfloat16", devices: int = 1) -> Limits:
-        """Limits of `devices` alike; a dtype the device lacks runs as the next wider one.
-
-        Raises:
-            BadInput: the device has no matrix rate for `dtype` or anything wider.
-        """
-        wide = [name for name in device.matrix_flop_per_s if DTYPE_BYTES[name] >= DTYPE_BYTES[dtype]]
-        if not wide:
-            raise BadInput(
-                field="dtype", value=dtype, why=f"{device.name} has no matrix rate for it or a wider type",
-                remedy="one of " + ", ".join(device.matrix_flop_per_s),
-            )  # fmt: skip
-        chosen = dtype if dtype in wide else min(wide, key=lambda name: DTYPE_BYTES[name])
+        """Limits of `devices` alike, whose products have weights of `dtype` (roofline.matrix_rate)."""
         return cls(
-            flop_per_s=devices * device.matrix_flop_per_s[chosen].value,
+            flop_per_s=devices * matrix_rate(device, dtype, ideal=True),
             memory_bytes=devices * device.memory_bytes.value,
-            memory_bytes_per_s=devices * device.memory_bytes_per_s.value,
+            memory_bytes_per_s=devices * memory_rate(device, ideal=True),
             host_bytes_per_s=None if device.host_link is None else devices * device.host_link.bytes_per_s.value,
         )
 
@@ -123,13 +113,13 @@ class Peak:
 
     @property
     def active_bytes(self) -> float:
-        """The least of the weights that any decode step reads: one token's experts, no embedding table."""
+        """The least of the weights that any decode step reads: one token's experts; of tables only the LM head."""
         chosen = sum(
             group.count * group.feed_forward.experts_per_token * group.feed_forward.expert_parameters(self.shape.hidden)
             for group in self.shape.groups
             if group.feed_forward.experts
         )
-        return self._in_bytes(self.shape.active_parameters, chosen)
+        return self._in_bytes(self._active, chosen)
 
     def kv_bytes(self, context: int) -> float:
         """KV of one user: linear in the context, but for layers with a window.
@@ -141,6 +131,21 @@ class Peak:
             seen = context if attention.window is None else min(context, attention.window)
             total += group.count * element * (attention.kv_elements() * seen + attention.state_elements)
         return total / self.compression.factor
+
+    def read_bytes(self, context: int) -> float:
+        """What one decode step reads of it: all, but for sparse attention, which reads its index and the best few."""
+        spared = 0.0
+        for group in self.shape.groups:
+            index = group.attention.indexer
+            if index is not None and context > index.top_k:
+                wide = group.attention.kv_elements() - index.head_dim
+                spared += group.count * DTYPE_BYTES[self.kv] * wide * (context - index.top_k)
+        return self.kv_bytes(context) - spared / self.compression.factor
+
+    @property
+    def _active(self) -> int:
+        """Parameters whose products every token needs: positions, norms and biases (under 1 %) are left out."""
+        return self.shape.active_parameters - self.shape.other_parameters
 
     # -- (1) to (4) ---------------------------------------------------------------------------------------------
 
@@ -154,7 +159,7 @@ class Peak:
 
         The LM head is counted for one token, as an engine runs it; the paper's N includes it (1.3 % of 34B)."""
         new, head = tokens - cached, self.shape.vocab * self.shape.hidden
-        flop = 2.0 * ((self.shape.active_parameters - head) * new + head)
+        flop = 2.0 * ((self._active - head) * new + head)
         for group in self.shape.groups:
             pairs = _square(tokens, group.attention) - _square(cached, group.attention)
             flop += self.causal * group.count * _width(group.attention) * pairs
@@ -215,8 +220,8 @@ class Peak:
         users = max(1, self.users(prompt))
         # A user decodes with prompt .. prompt + output - 2 tokens behind it; the sum over a window is not more.
         later = max(0, output - 1)
-        read = later * (self.active_bytes / users + self.kv_bytes(prompt))
-        flop_s = self.prefill_s(prompt, cached) + later * 2.0 * self.shape.active_parameters / self.limits.flop_per_s
+        read = later * (self.active_bytes / users + self.read_bytes(prompt))
+        flop_s = self.prefill_s(prompt, cached) + later * 2.0 * self._active / self.limits.flop_per_s
         bytes_s = read / self.limits.memory_bytes_per_s
         if self.users(prompt + later) == 0:
             return 0.0, "memory size"
@@ -229,14 +234,14 @@ class Peak:
         return dense * (parameters - experts) + DTYPE_BYTES[self.experts or self.weights] * experts
 
     def _decode_bytes_s(self, sequences: int, context: int) -> float:
-        return (self.active_bytes + sequences * self.kv_bytes(context)) / self.limits.memory_bytes_per_s
+        return (self.active_bytes + sequences * self.read_bytes(context)) / self.limits.memory_bytes_per_s
 
     def _decode_flop_s(self, sequences: int, context: int) -> float:
-        flop = 2.0 * self.shape.active_parameters
+        flop = 2.0 * self._active
         for group in self.shape.groups:
             attention = group.attention
-            seen = context if attention.window is None else min(context, attention.window)
-            flop += group.count * 4.0 * _width(attention) * (0 if attention.state_elements else seen)
+            seen = 0 if attention.state_elements else min(context, _sight(attention) or context)
+            flop += group.count * 4.0 * _width(attention) * seen
         return sequences * flop / self.limits.flop_per_s
 
 
@@ -248,10 +253,16 @@ def _width(attention: Attention) -> float:
     return attention.heads * (attention.head_dim + attention.value_width) / 2
 
 
+def _sight(attention: Attention) -> int | None:
+    """Tokens that a query attends to at most; None: all before it. Of an indexer's scores the ceiling knows nothing."""
+    return attention.indexer.top_k if attention.indexer is not None else attention.window
+
+
 def _square(tokens: int, attention: Attention) -> float:
     """s^2, or what a window leaves of it in the same measure (twice the causal pairs); 0 for recurrent layers."""
     if attention.state_elements:
         return 0.0
-    if attention.window is None or tokens <= attention.window:
+    sight = _sight(attention)
+    if sight is None or tokens <= sight:
         return float(tokens) ** 2
-    return float(attention.window) * (2 * tokens - attention.window)
+    return float(sight) * (2 * tokens - sight)
