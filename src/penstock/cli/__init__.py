@@ -16,6 +16,8 @@ VERBS: Final[dict[str, str]] = {
     "serve": "Serve a model over HTTP, with the API that OpenAI clients speak.",
     "chat": "Talk to a model in the terminal.",
     "bench": "Measure a server under load.",
+    "simulate": "What a deployment would do: its control plane at virtual time, over modelled hardware.",
+    "inspect": "Show a model, a device, or how one fits the other.",
     "calibrate": "Measure this machine, for simulate to predict it.",
     "record": "Run a trace through the engine and write down its schedule.",
     "replay": "Run a recorded schedule again in the twin; show the first step that differs.",

@@ -33,7 +33,7 @@ def operator_price(deployment: Deployment, device: Device, shape: ModelShape) ->
                 remedy=f"penstock calibrate --out {device.name}, on that machine; or twin.price: roofline",
             )  # fmt: skip
     if asked == "learned":
-        return _learned(deployment, device, roofline)
+        return _learned(deployment, roofline)
     return _measured(deployment, device, roofline)
 
 
@@ -59,7 +59,7 @@ def _measured(deployment: Deployment, device: Device, roofline: Roofline) -> tup
     return Measured(database, roofline), []
 
 
-def _learned(deployment: Deployment, device: Device, roofline: Roofline) -> tuple[OperatorPrice, list[str]]:
+def _learned(deployment: Deployment, roofline: Roofline) -> tuple[OperatorPrice, list[str]]:
     from penstock.twin.learned import Learned
 
     data = deployment.twin.data
@@ -68,4 +68,4 @@ def _learned(deployment: Deployment, device: Device, roofline: Roofline) -> tupl
             field="twin.data", value=data, why="a learned price is read from a file of its own",
             remedy="twin.data: the JSON that penstock.twin.learned writes after a training",
         )  # fmt: skip
-    return Learned.load(Path(data), device=device, fallback=roofline), []
+    return Learned.load(Path(data), roofline), []

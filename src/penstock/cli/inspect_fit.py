@@ -1,0 +1,83 @@
+"""`penstock inspect fit`: how a model shares out a device's memory, and the four limits of long contexts on it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from penstock.catalog import model_shape
+from penstock.catalog.hardware_load import device as catalog_device
+from penstock.twin.layout import Layout, Precision
+from penstock.twin.memory import fit
+from penstock.twin.peak import Limits, Peak
+from penstock.units import format_bytes
+
+CONTEXTS: Final = (1024, 4096, 16384, 32768, 131072)
+
+
+def inspect_fit(
+    name: str, hardware: str, *, context: int, dtype: str | None, kv_dtype: str, tensor: int, pipeline: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Print how the memory is shared out, what fits, and the peak limits.
+
+    Raises InvalidDeployment: unknown names, or it does not fit; with the numbers and what would.
+    """
+    shape, device = model_shape(name), catalog_device(hardware)
+    weights = dtype or shape.dtype
+    experts = dtype or shape.experts_dtype or weights
+    layout = Layout(
+        tensor_parallel=tensor, pipeline_parallel=pipeline, moe_tensor_parallel=tensor,
+        devices_per_node=device.devices_per_node,
+    )  # fmt: skip
+    precision = Precision(weights=weights, experts=experts, kv=kv_dtype)
+    room = fit(shape, layout, precision, device.memory_bytes.value, context=context)
+    peak = Peak(
+        shape=shape, limits=Limits.of(device, "bfloat16", layout.devices), weights=weights, experts=experts, kv=kv_dtype
+    )
+    facts: dict[str, Any] = {
+        "model": shape.name, "hardware": device.name, "devices": layout.devices, "weights": weights, "kv": kv_dtype,
+        "per_device": {
+            "memory_bytes": room.total_bytes, "usable_share": room.reserve.fraction, "weight_bytes": room.weight_bytes,
+            "activation_bytes": room.activation_bytes, "runtime_bytes": room.runtime_bytes, "kv_bytes": room.kv_bytes,
+        },
+        "kv_bytes_per_token": peak.kv_bytes(context) / context, "kv_tokens": room.kv_tokens, "blocks": room.blocks,
+        "critical_tokens": peak.critical_tokens,
+        "contexts": [
+            {
+                "context": tokens, "sequences": room.sequences(tokens), "peak_users": peak.users(tokens),
+                "prefill_s": peak.prefill_s(tokens), "decode_step_s": peak.step_s(1, tokens),
+                "switch_s": peak.switch_s(tokens, tokens) if device.host_link is not None else None,
+            }
+            for tokens in sorted({*CONTEXTS, context})
+            if not shape.max_context or tokens <= max(shape.max_context, context)
+        ],
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(facts))
+        return
+    console = Console(highlight=False)
+    table = Table(title=f"{shape.name} ({weights}) on {layout.devices} x {device.title}, each device")
+    table.add_column("")
+    table.add_column("", justify="right")
+    shares = facts["per_device"]
+    for label, key in (("memory", "memory_bytes"), ("weights", "weight_bytes"), ("activations", "activation_bytes"),
+                       ("runtime, graphs, collectives", "runtime_bytes"), ("left for KV", "kv_bytes")):  # fmt: skip
+        table.add_row(label, format_bytes(shares[key]))
+    table.add_row("KV of one token, all devices", f"{facts['kv_bytes_per_token']:,.0f} B")
+    table.add_row("tokens that fit", f"{room.kv_tokens:,}")
+    table.add_row("tokens in flight where compute binds", f"{peak.critical_tokens:,.0f}")
+    console.print(table)
+    limits = Table(title="Limits by context, without queueing or inefficiency (arXiv 2405.08944)")
+    for column in ("context", "sequences that fit", "users, memory alone", "prefill", "decode step, one", "switch"):
+        limits.add_column(column, justify="right")
+    for row in facts["contexts"]:
+        switch = "-" if row["switch_s"] is None else f"{row['switch_s'] * 1e3:,.1f} ms"
+        limits.add_row(
+            f"{row['context']:,}", f"{row['sequences']:,}", f"{row['peak_users']:,}",
+            f"{row['prefill_s'] * 1e3:,.1f} ms", f"{row['decode_step_s'] * 1e3:,.2f} ms", switch,
+        )  # fmt: skip
+    console.print(limits)

@@ -1,0 +1,217 @@
+"""`penstock simulate`: what a deployment would do, before it is bought: the file that serves, at virtual time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from penstock.cli.console import stderr
+from penstock.cli.flags import FileOption, ModelArgument, load, with_deployment_flags
+from penstock.deployment import Deployment, merge
+from penstock.errors import BadInput
+from penstock.report.table import write_text
+from penstock.units import parse_count, parse_seconds
+
+_RUN, _SWEEP, _OUT = "Run", "Sweep", "Result"
+Words = Optional[list[str]]  # noqa: UP045 - typer reads these at run time
+File = Optional[Path]  # noqa: UP045
+
+
+@with_deployment_flags
+def simulate(
+    model: ModelArgument = None,
+    file: FileOption = None,
+    assigned: Annotated[
+        Words, typer.Option("--set", help="key=value, laid over the file. Repeatable.", rich_help_panel=_RUN)
+    ] = None,
+    limit: Annotated[
+        Words,
+        typer.Option(
+            "--limit", help="Budget: wall=60s, events=10M or time=1h (virtual). Repeatable.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    vary: Annotated[
+        Words,
+        typer.Option(
+            "--vary",
+            help="One simulation a value: rate=1:40, rate=1:40:5, policy.compose=stall_free,splitfuse. "
+            "Repeatable: all combinations.",
+            rich_help_panel=_SWEEP,
+        ),
+    ] = None,
+    processes: Annotated[
+        Optional[int], typer.Option(min=1, help="At once; default: one per core.", rich_help_panel=_SWEEP)  # noqa: UP045
+    ] = None,
+    ray: Annotated[
+        Optional[str], typer.Option(help="Address of a Ray cluster that runs the sweep.", rich_help_panel=_SWEEP)  # noqa: UP045
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUT)] = False,
+    report: Annotated[File, typer.Option(help="Write an HTML report.", rich_help_panel=_OUT)] = None,
+    timeline: Annotated[
+        File, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.", rich_help_panel=_OUT)
+    ] = None,
+    **flags: str | None,
+) -> None:
+    """Simulate a deployment: the control plane that serves it, at virtual time, over modelled hardware.
+
+    The same file as `penstock serve`, with hardware.name and a workload. The table says what its numbers rest on:
+    measured, extrapolated or assumed prices. A run past saturation is labelled so.
+    """  # fmt: skip
+    deployment = load(file, model, {**flags, **_assigned(assigned)})
+    if vary:
+        if report is not None or timeline is not None:
+            flag, value = ("--report", report) if report is not None else ("--timeline", timeline)
+            raise BadInput(
+                field=flag, value=str(value), why="a sweep has no single run to show", remedy="leave out --vary"
+            )
+        _sweep(deployment, vary, _limits(limit).get("wall"), processes, ray, as_json)
+        return
+    _one(deployment, _limits(limit), as_json, report, timeline)
+
+
+def _one(
+    deployment: Deployment, limits: dict[str, float], as_json: bool, report: Path | None, timeline: Path | None
+) -> None:
+    from penstock.report.simulation_html import html_report
+    from penstock.report.simulation_table import console_table
+    from penstock.report.summary import summary
+    from penstock.report.timeline import TimelineWriter
+    from penstock.runtime.simulate import simulate as run
+    from penstock.runtime.virtual import Limits
+
+    events = limits.get("events")
+    budget = Limits(
+        wall_s=limits.get("wall"), virtual_s=limits.get("time"), events=None if events is None else int(events)
+    )
+    with _opened(timeline) as trace:
+        writer = None if trace is None else TimelineWriter(trace)
+        with _progress(deployment.workload.requests) as told:
+            result = run(deployment, limits=budget, on_progress=told, on_step=None if writer is None else writer.step)
+        if writer is not None:
+            writer.add_result(result)
+            writer.close()
+    numbers = summary(result)
+    if report is not None:
+        write_text(report, html_report(result, numbers), field="--report")
+    if as_json:
+        print(json.dumps(numbers, allow_nan=False))
+    else:
+        print(console_table(numbers))
+    raise typer.Exit(130 if result.interrupted == "interrupted" else 0)
+
+
+def _sweep(
+    deployment: Deployment, vary: list[str], wall_s: float | None, processes: int | None, ray: str | None, as_json: bool
+) -> None:
+    from penstock.runtime.sweep import Point, parse_vary, points_of, sweep
+
+    points = points_of([parse_vary(text) for text in vary])
+    # Only what was set: what is derived from other keys must be derived anew at each point.
+    data = deployment.model_dump(mode="json", exclude_unset=True)
+    Deployment.parse(merge(data, points[0]))
+    done: list[Point] = []
+    stopped = False
+    with _progress(len(points)) as told:
+        try:
+            for point in sweep(data, points, wall_s=wall_s, processes=processes, ray_address=ray):
+                done.append(point)
+                if told is not None:
+                    told(len(done), 0.0)
+        except KeyboardInterrupt:
+            stopped = True
+    done.sort(key=lambda point: point.number)
+    if as_json:
+        rows = [{"varied": point.varied, "error": point.error or None, **point.summary} for point in done]
+        print(json.dumps({"points": rows, "interrupted": stopped}, allow_nan=False))
+    else:
+        Console(highlight=False).print(_table(done))
+        for point in done:
+            if point.error:
+                print(f"{', '.join(f'{key}={value}' for key, value in point.varied.items())}: {point.error}")
+        if stopped:
+            print(f"interrupted: {len(done)} of {len(points)} points")
+    raise typer.Exit(130 if stopped else 1 if any(point.error for point in done) else 0)
+
+
+def _table(points: list[Any]) -> Table:
+    table = Table()
+    names = list(points[0].varied) if points else []
+    for name in names:
+        table.add_column(name)
+    for title in ("req/s", "out tok/s", "goodput", "TTFT p50", "p99 ms", "TPOT p50", "p99 ms", "busy", "preempt", ""):
+        table.add_column(title, justify="right")
+    for point in points:
+        values = [str(point.varied[name]) for name in names]
+        if point.error:
+            table.add_row(*values, *["-"] * 9, "failed")
+            continue
+        found = point.summary
+        keys = (
+            ("request_throughput", 2), ("output_throughput", 0), ("request_goodput", 2), ("p50_ttft_ms", 1),
+            ("p99_ttft_ms", 1), ("p50_tpot_ms", 2), ("p99_tpot_ms", 2), ("utilisation", 2), ("preemptions", 0),
+        )  # fmt: skip
+        shown = ["-" if found.get(key) is None else f"{found[key]:,.{digits}f}" for key, digits in keys]
+        table.add_row(*values, *shown, "past saturation" if found.get("past_saturation") else "")
+    return table
+
+
+def _assigned(pairs: list[str] | None) -> dict[str, str]:
+    from penstock.runtime.sweep import full_key
+
+    found = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise BadInput(field="--set", value=pair, why="no value", remedy="such as --set policy.max_seqs=64")
+        found[full_key(name.strip()).replace(".", "__")] = value.strip()
+    return found
+
+
+def _limits(texts: list[str] | None) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for text in texts or ():
+        name, _, value = text.partition("=")
+        try:
+            if name == "events":
+                found[name] = float(parse_count(value))
+            elif name in ("wall", "time"):
+                found[name] = parse_seconds(value)
+            else:
+                raise ValueError("no such budget")
+        except ValueError as error:
+            raise BadInput(
+                field="--limit", value=text, why=str(error), remedy="wall=60s, events=10M or time=1h"
+            ) from None
+    return found
+
+
+@contextmanager
+def _progress(total: int | None) -> Iterator[Any]:
+    """A bar on a terminal; None elsewhere."""
+    console = stderr()
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.completed:,}"), BarColumn(), TextColumn("{task.fields[at]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total, at="")
+        yield lambda ended, now: bar.update(task, completed=ended, at=f"at {now:,.1f} s" if now else "")
+
+
+def _opened(path: Path | None) -> Any:
+    if path is None:
+        return nullcontext()
+    try:
+        return path.open("wb")
+    except OSError as error:
+        raise BadInput(
+            field="--timeline", value=str(path), why=str(error), remedy="a path that can be written"
+        ) from None
