@@ -116,7 +116,7 @@ def test_every_name_and_repository_leads_to_its_shape(entry: Architecture) -> No
         ("Qwen/Qwen2.5-7B-Instruct-AWQ", "qwen2.5-7b", "int4"),
         ("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8", "llama-3.1-8b", "int8"),
         ("Qwen/Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b", "bfloat16"),
-        ("zai-org/GLM-5-FP8", "glm-5", "fp8"),
+        ("zai-org/GLM-5-FP8", "glm-5", "fp8_block"),
         ("deepseek-r1", "deepseek-v3", "fp8_block"),
         ("gpt-3", "gpt-3-175b", "float16"),
     ],

@@ -62,6 +62,15 @@ def test_a_multimodal_config_is_its_language_model() -> None:
     assert shape == shape_from_config({**PLAIN, "torch_dtype": "float16", "tie_word_embeddings": True}, "x")
 
 
+def test_gemma_3_leaves_most_of_itself_to_defaults() -> None:
+    """The repository's config.json of google/gemma-3-4b states no heads and no vocabulary."""
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    config = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **text}, "torch_dtype": "bfloat16"}
+    shape, known = shape_from_config(config), model_shape("gemma-3-4b")
+    assert (shape.groups, shape.parameters) == (known.groups, known.parameters)
+    assert [(group.count, group.attention.window) for group in shape.groups] == [(29, 1024), (5, None)]
+
+
 @pytest.mark.parametrize(
     ("keys", "kinds"),
     [
@@ -153,6 +162,9 @@ def test_a_missing_key_is_named(key: str) -> None:
         ({"num_hidden_layers": True}, "num_hidden_layers"),
         ({"vocab_size": 0}, "vocab_size"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads"),
+        ({"num_hidden_layers": 1e18}, "num_hidden_layers"),
+        ({"quantization_config": True}, "config.json"),
         ({"num_attention_heads": 5}, "head_dim"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"layer_types": ["quantum"] * 4}, "layer_types"),
@@ -173,12 +185,19 @@ def test_what_cannot_be_is_refused_by_its_key(keys: dict[str, Any], field: str) 
     assert caught.value.remedy
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from([*PLAIN, "head_dim", "num_experts", "layer_types", "sliding_window", "kv_lora_rank"]),
-        st.one_of(st.none(), st.booleans(), st.integers(-2, 64), st.floats(), st.text(max_size=3), st.just([])),
-    )
+KEYS = [
+    *PLAIN, "head_dim", "num_experts", "num_experts_per_tok", "layer_types", "sliding_window", "kv_lora_rank",
+    "index_topk", "text_config", "quantization_config", "torch_dtype", "linear_num_value_heads", "moe_layer_freq",
+    "mlp_only_layers", "decoder_sparse_step", "max_window_layers", "sliding_window_pattern", "attention_chunk_size",
+    "no_rope_layers", "attn_type_list", "v_head_dim",
+]  # fmt: skip
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 64), st.floats(), st.just({}), st.lists(st.integers(0, 3), max_size=5),
+    st.sampled_from(["", "x", "falcon", "dbrx", "qwen", "llama4_text", "gpt_oss", "bloom", "deepseek_v3"]),
 )  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5))
 def test_no_config_does_worse_than_be_refused(keys: dict[str, Any]) -> None:
     try:
         shape = shape_from_config({**PLAIN, **keys})

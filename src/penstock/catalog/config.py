@@ -38,6 +38,7 @@ _LAYER_TYPES: Final = {
     "full_attention": _FULL, "attention": _FULL, "sliding_attention": _SLIDING, "chunked_attention": _CHUNKED,
     "linear_attention": _LINEAR, "deepseek_sparse_attention": _FULL,
 }  # fmt: skip
+_MOST_LAYERS: Final = 10_000
 _FOUR_TIMES_WIDE: Final = ("gpt2", "gpt_bigcode", "gptj", "gpt_neox", "bloom", "falcon", "mpt")
 _NOT_MODELLED: Final[Mapping[str, str]] = {
     "compress_ratios": "attention over compressed keys (DeepSeek-V4)",
@@ -72,13 +73,27 @@ def shape_from_config(config: Mapping[str, Any], name: str = "") -> ModelShape:
     ...                    "intermediate_size": 128}).parameters
     95040
     """
-    config = _flat(config)
+    try:
+        return _shape(_flat(config), name)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        # A key whose value is of another kind altogether: a string for a list, a list for a number.
+        raise UnsupportedModel(
+            field="config.json", value=dict(config), why=f"a key holds a value of the wrong kind ({error})",
+            remedy="the config.json as its repository has it",
+        ) from error  # fmt: skip
+
+
+def _shape(config: dict[str, Any], name: str) -> ModelShape:
     family = family_of(config)
     config = {**family.defaults, **config}
     if family.standard_keys is not None:
         config |= family.standard_keys(config)
     _refuse_what_is_not_modelled(config)
     hidden, layers = _whole(config, _HIDDEN), _whole(config, _LAYERS)
+    if layers > _MOST_LAYERS:
+        raise UnsupportedModel(
+            field=_LAYERS[0], value=layers, why="no model has that many layers", remedy=f"{_MOST_LAYERS} or less"
+        )
     kinds, sparse = attention_kinds(config, layers), sparse_layers(config, layers)
     stack = [
         (_attention(config, hidden, kind), _feed_forward(config, family, hidden, is_sparse))
@@ -115,7 +130,8 @@ def attention_kinds(config: Config, layers: int) -> list[str]:
             )  # fmt: skip
         return [_LAYER_TYPES[kind] for kind in stated]
     if config.get("attention_chunk_size"):
-        # Llama 4: layers without RoPE see everything, the others their own chunk.
+        # Llama 4: layers without RoPE see everything, the others their own chunk: at most that many tokens, half of it
+        # on average. It is counted as a window, which is its most.
         rotary = config.get("no_rope_layers") or [
             (layer + 1) % int(config.get("no_rope_layer_interval", 4)) for layer in range(layers)
         ]
@@ -186,7 +202,7 @@ def _attention(config: Config, hidden: int, kind: str) -> Attention:
                 remedy="state head_dim in config.json",
             )  # fmt: skip
         head_dim = hidden // heads
-    if heads % kv_heads:
+    if not kv_heads or heads % kv_heads:
         raise UnsupportedModel(
             field="num_key_value_heads", value=kv_heads, why=f"{heads} query heads cannot share {kv_heads}",
             remedy="a divisor of num_attention_heads",

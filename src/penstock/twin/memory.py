@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from penstock.catalog.demand import STATE_DTYPE, layer_bytes
+from penstock.catalog.demand import STATE_DTYPE, keep_wide, layer_bytes
 from penstock.catalog.device import Figure
 from penstock.catalog.shape import DTYPE_BYTES, Attention, LayerGroup, ModelShape
 from penstock.errors import InvalidDeployment
@@ -117,6 +117,19 @@ def fit(
     if room.sequence_bytes(needed) > room.kv_bytes:
         raise _sequence_does_not_fit(room, needed)
     return room
+
+
+def published_precision(shape: ModelShape) -> Precision:
+    """The types a model is published in; activations, KV and the LM head stay at 16 bits or more.
+
+    >>> from penstock.catalog import model_shape
+    >>> published_precision(model_shape("gpt-oss-120b")).experts, published_precision(model_shape("deepseek-v3")).kv
+    ('mxfp4', 'bfloat16')
+    """
+    wide = keep_wide(shape.dtype)
+    return Precision(
+        weights=shape.dtype, experts=shape.experts_dtype or shape.dtype, activations=wide, kv=wide, head=wide
+    )
 
 
 def check_layout(shape: ModelShape, layout: Layout) -> None:
