@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -132,7 +133,8 @@ def _sweep(
         rows = [{"varied": point.varied, "error": point.error or None, **point.summary} for point in done]
         print(json.dumps({"points": rows, "interrupted": stopped}, allow_nan=False))
     else:
-        Console(highlight=False).print(_table(done))
+        # A pipe gets the whole table, not one folded to 80 columns.
+        Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(_table(done))
         for point in done:
             if point.error:
                 print(f"{', '.join(f'{key}={value}' for key, value in point.varied.items())}: {point.error}")
