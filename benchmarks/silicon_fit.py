@@ -16,10 +16,10 @@ from silicon_rows import Point
 
 from penstock.errors import InvalidDeployment
 
-START = Costs(device=1.1, step_s=0.4e-3, launch_s=3e-6, request_s=2e-6, front_s=0.03)
-MOVES = Costs(device=0.1, step_s=0.5e-3, launch_s=4e-6, request_s=10e-6, front_s=0.03)
-LOWEST = Costs(device=0.8, step_s=0.0, launch_s=0.0, request_s=0.0, front_s=0.002)
-HIGHEST = Costs(device=1.8, step_s=6e-3, launch_s=40e-6, request_s=150e-6, front_s=0.4)
+START = Costs(device=1.1, step_s=0.4e-3, launch_s=5e-6, request_s=2e-6, front_s=0.03, stream_s=0.1e-3)
+MOVES = Costs(device=0.1, step_s=0.5e-3, launch_s=10e-6, request_s=10e-6, front_s=0.03, stream_s=0.5e-3)
+LOWEST = Costs(device=0.8, step_s=0.0, launch_s=0.0, request_s=0.0, front_s=0.002, stream_s=0.0)
+HIGHEST = Costs(device=1.8, step_s=6e-3, launch_s=80e-6, request_s=150e-6, front_s=0.3, stream_s=3e-3)
 TTFT_WEIGHT = 0.6
 
 

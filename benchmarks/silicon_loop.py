@@ -39,6 +39,8 @@ class Rules:
     """Decode steps between two looks at the socket (SGLang's scheduler-recv-interval)."""
     reserve: float = 0.5
     """Share of a request's output that must fit beside all the rest when it is admitted; 1: nothing is ever evicted."""
+    memory: float = 0.9
+    """Share of the device's memory the engine may use."""
     groups: int = 1
     """Attention groups, each with its own requests (attention data parallelism)."""
 
@@ -52,11 +54,13 @@ class Costs:
     step_s: float = 0.0
     """Between two steps."""
     launch_s: float = 0.0
-    """Per kernel of a step with prompts: it is no captured graph, and takes at least as long as its launches."""
+    """More for each kernel of a step with prompts: it is no captured graph, and waits for the host's launches."""
     request_s: float = 0.0
     """For each sequence in a step."""
     front_s: float = 0.0
     """HTTP, tokeniser, queues between processes, the client: from the request's sending to the scheduler, and back."""
+    stream_s: float = 0.0
+    """More of that per sequence that streams: each step's tokens go through the same processes."""
 
 
 @dataclass(slots=True)
@@ -79,7 +83,6 @@ class ClosedLoop:
         self.now = self.planned = 0.0
         self.clock = 0
         """Decode steps so far: a sequence that joins at clock c ends at c + its tokens to come."""
-        self.active = self.context = 0
         self.held = 0.0
         """KV tokens promised."""
         self.due: list[tuple[int, int]] = []
@@ -88,9 +91,10 @@ class ClosedLoop:
         self.done_of_part = 0
         self.sent = min(concurrency, len(lengths))
         self.rng = random.Random(len(lengths))
+        self.active = self.context = 0
         self.coming = [(self._way(), i) for i in range(self.sent)]
         heapq.heapify(self.coming)
-        self.send_time = {i: 0.0 for i in range(self.sent)}
+        self.send_time = dict.fromkeys(range(self.sent), 0.0)
         self.first_time: dict[int, float] = {}
         self.timings: list[Timing] = []
         self.since_poll = 0
@@ -166,7 +170,7 @@ class ClosedLoop:
         costs, rules = self.costs, self.rules
         decoding = self.active if rules.policy == "mixed" else 0
         device = self._seconds(chunks, decoding, len(ended)) * costs.device
-        self.now += max(device, costs.launch_s * self.launches) + costs.step_s
+        self.now += device + costs.launch_s * self.launches + costs.step_s
         self.now += costs.request_s * (decoding + len(chunks))
         self.steps += 1
         if decoding:
@@ -232,7 +236,7 @@ class ClosedLoop:
         self.held -= prompt + self.rules.reserve * output
         first = self.first_time.pop(index)
         pace = (self.now - first) / max(1, output - 1)
-        back = self.costs.front_s / 2
+        back = self._front() / 2
         self.timings.append(Timing(first + back - self.send_time.pop(index), pace))
         if self.sent < len(self.lengths):
             self.send_time[self.sent] = self.now + back
@@ -241,7 +245,10 @@ class ClosedLoop:
 
     def _way(self) -> float:
         """From the client to the scheduler: no two requests take quite as long, and so a burst comes apart."""
-        return self.costs.front_s / 2 * (0.5 + self.rng.random())
+        return self._front() / 2 * (0.5 + self.rng.random())
+
+    def _front(self) -> float:
+        return self.costs.front_s + self.costs.stream_s * self.active
 
 
 def with_groups(rules: Rules, groups: int) -> Rules:

@@ -6,7 +6,6 @@ import random
 import statistics
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,7 +18,7 @@ from penstock.twin.layout import Layout, Precision
 from penstock.twin.measured import Database, Measured
 from penstock.twin.measured.database import BACKENDS, installed_folder
 from penstock.twin.memory import Reserve, fit
-from penstock.twin.operators import Collective, Experts, Gemm, Operator
+from penstock.twin.operators import Collective, Elementwise, Operator
 from penstock.twin.price import Estimate, OperatorPrice
 from penstock.twin.step_graph import StepGraph
 from penstock.twin.step_price import CUDA_GRAPH_SIZES, StepPrice
@@ -60,9 +59,9 @@ def system_spec(system: str) -> dict[str, Any]:
 
 
 class Fastest:
-    """Matrix products and experts by the fastest kernel that any engine was measured with on this GPU; the rest by the
-    engine's own. Engines share kernel libraries, and some collections were made launch by launch (DeepGEMM under vLLM:
-    170 us whatever the shape), which a captured graph is not."""
+    """Each operator by the fastest kernel that any engine was measured with on this GPU. Engines share kernel libraries,
+    and some collections hold what no engine runs: DeepGEMM under vLLM was timed launch by launch (170 us whatever the
+    shape), latent attention on Hopper under SGLang with a kernel four times slower than its rivals'."""
 
     name = "measured"
 
@@ -71,7 +70,7 @@ class Fastest:
 
     def price(self, operator: Operator) -> Estimate:
         best = self._own.price(operator)
-        if isinstance(operator, Gemm | Experts):
+        if not isinstance(operator, Elementwise):
             for other in self._others:
                 found = other.price(operator)
                 if found.seconds < best.seconds and found.basis != "assumed":
@@ -96,10 +95,12 @@ def step_price(model: str, layout: Layout, precision: Precision, system: str, ba
 
 
 @cache
-def kv_tokens(model: str, layout: Layout, precision: Precision, system: str, step_tokens: int) -> float:
+def kv_tokens(
+    model: str, layout: Layout, precision: Precision, system: str, step_tokens: int, fraction: float
+) -> float:
     """KV capacity by the engine's formula. Raises InvalidDeployment where the weights do not fit."""
     memory = system_spec(system)["gpu"]["mem_capacity"]
-    room = fit(shape_of(model), layout, precision, memory, reserve=Reserve(step_tokens=step_tokens))
+    room = fit(shape_of(model), layout, precision, memory, reserve=Reserve(step_tokens=step_tokens, fraction=fraction))
     return float(room.kv_tokens)
 
 
@@ -129,7 +130,9 @@ def simulate(point: Point, costs: Costs, per_client: int = 10, how: Rules | None
     """An aggregated deployment. Raises InvalidDeployment where it cannot be."""
     how = how or rules(point)
     price = step_price(point.model, point.pool.layout, point.precision, point.system, point.backend)
-    capacity = kv_tokens(point.model, point.pool.layout, point.precision, point.system, min(how.budget, 16384))
+    capacity = kv_tokens(
+        point.model, point.pool.layout, point.precision, point.system, min(how.budget, 16384), how.memory
+    )
     loop = ClosedLoop(price, how, costs, capacity, point.concurrency, lengths_of(point, per_client))
     timings = loop.run()
     return Outcome(

@@ -54,6 +54,8 @@ class Point:
     prompt: int
     output: int
     concurrency: int
+    quant: tuple[str, str]
+    """Types of products and experts as the row names them."""
     pool: Pool
     """Of an aggregated deployment; of a disaggregated one, the prefill workers."""
     decode: Pool | None
@@ -70,6 +72,12 @@ class Point:
     def half(self, seed: int) -> int:
         """0: training, 1: test."""
         return hashlib.sha256(f"{seed}|{self.group}".encode()).digest()[0] & 1
+
+    @property
+    def stated(self) -> tuple[object, ...]:
+        """All that the row says of the run but when it was made. R1 and V3 are one architecture."""
+        model = self.model.split("/")[-1].replace("DeepSeek-V3", "DeepSeek-R1")
+        return self.group.replace(self.model, model), self.prompt, self.output, self.concurrency
 
     @property
     def band(self) -> str:
@@ -122,7 +130,8 @@ def _point(row: dict[str, str]) -> Point | str:
     concurrency = int(found.group(1)) if found else int(float(batch)) * pool.layout.attention_dp
     return Point(
         row["id"], public, row["backend"], row["backend_version"], model, row["system"],
-        _precision(row, model.lower(), public), row["mode"], int(row["isl"]), int(row["osl"]), concurrency, pool, decode,
+        _precision(row, model.lower(), public), row["mode"], int(row["isl"]), int(row["osl"]), concurrency,
+        (row["gemm_quant_mode"], row["moe_quant_mode"]), pool, decode,
         float(row["silicon_ttft_ms"]) / 1e3, float(row["silicon_tpot_ms"]) / 1e3,
     )  # fmt: skip
 
@@ -191,9 +200,12 @@ def rules(point: Point) -> Rules:
         large = "deepseek" in model or "glm" in model or ("qwen3.5" in model and point.precision.weights == "bfloat16")
         budget = (32768 if large else 16384) if public else 8192
         poll = (30 if busy else 10) if public and blackwell and "glm" not in model and groups == 1 else 1
+        tight = "deepseek" in model and point.pool.layout.devices == 4 and point.precision.weights == "fp8_block"
+        most = 32 if tight else 256 if public and blackwell else 512
         return Rules(
-            "prefill_first", budget // groups if groups > 1 else budget, poll=poll, reserve=0.7, groups=groups
-        )
+            "prefill_first", 8192 if tight else budget // groups, poll=10 if tight else poll, most=most * groups,
+            reserve=0.7, memory=0.95 if tight else 0.85, groups=groups,
+        )  # fmt: skip
     if point.backend == "trtllm":
         budget = 8192
         if public:
@@ -222,3 +234,29 @@ def groups_of(points: list[Point]) -> Iterator[tuple[tuple[str, str], list[Point
     keys = sorted({(point.backend, point.system) for point in points})
     for key in keys:
         yield key, [point for point in points if (point.backend, point.system) == key]
+
+
+CONTRADICTION = 1.2
+"""Ratio of two TPOT of one stated deployment and load beyond which something that the rows do not state was changed."""
+
+
+def contradicted(points: list[Point]) -> set[str]:
+    """Ids of rows with a twin that states the same and measured a TPOT 20 % off. The public runs include speculative
+    decoding, which the table does not name; which of such a pair had it cannot be told without looking at the answer."""
+    seen: dict[tuple[object, ...], list[Point]] = {}
+    for point in points:
+        seen.setdefault(point.stated, []).append(point)
+    found = set()
+    for twins in seen.values():
+        if max(twin.tpot for twin in twins) > CONTRADICTION * min(twin.tpot for twin in twins):
+            found.update(twin.id for twin in twins)
+    return found
+
+
+def needs_more_than_peak(point: Point, peak_flop_per_s: float, matrix_flop_per_token: float) -> bool:
+    """By Little's law the row's own times and concurrency give its rate. True where the products of that rate exceed
+    the devices' peak: prompts were not computed (cached), or not all the stated requests were under way."""
+    devices = point.pool.layout.devices * point.pool.workers
+    seconds = point.ttft + point.tpot * (point.output - 1)
+    rate = point.concurrency / seconds * (point.prompt + point.output) * (0.9 if point.public else 1.0)
+    return rate * matrix_flop_per_token > peak_flop_per_s * devices

@@ -91,7 +91,7 @@ class Surface:
             return self._curves[0].at(second)[0], False
         if i == len(keys):
             if i == 1:
-                return self._curves[0].at(second)[0] * first / keys[0], False
+                return self._curves[0].at(second)[0] * (first / keys[0] if keys[0] else 1.0), False
             (low, _), (high, _) = self._curves[-2].at(second), self._curves[-1].at(second)
             slope = max(0.0, (high - low) / (keys[-1] - keys[-2]))
             return high + slope * (first - keys[-1]), False
