@@ -67,7 +67,7 @@ def speed_of_light(found: Device, model: str = EXAMPLE_MODEL) -> list[dict[str, 
     """Limits of one device for `model`, by weights' dtype: no kernel, host or link time, peaks of compute and memory.
 
     prefill_tokens_per_s: of a prompt of 2,048 tokens. decode_tokens_per_s: one sequence at that context. batch: how
-    many such sequences fit beside the weights, and decode_tokens_per_s_full with all of them. No rates: it does not fit.
+    many such sequences fit beside the weights, and decode_tokens_per_s_full with all of them. No rates: none fits.
     """
     shape = model_shape(model)
     rows = []
@@ -150,8 +150,8 @@ def _show_one(found: Device) -> None:
         number = str(notes.setdefault(figure.note, len(notes) + 1)) if figure.note else ""
         table.add_row(escape(place), value, unit, figure.basis, escape(figure.source), number)
     console.print(table)
-    for note, number in notes.items():
-        console.print(escape(f"  {number}: {note}"))
+    for note, place_in_list in notes.items():
+        console.print(escape(f"  {place_in_list}: {note}"))
     console.print("\n[bold]Ridge points[/]: FLOP per byte at which compute and memory are both full")
     console.print("  " + "   ".join(f"{dtype} {ridge_point(found, dtype):,.0f}" for dtype in found.matrix_flop_per_s))
     console.print(
