@@ -153,9 +153,15 @@ class Network:
         if now < self._now:
             raise ProtocolError(f"links were at {self._now} s and are told {now} s")
         while (event := self._next_event()) <= now:
+            # Told before the move: what rounding leaves of a transfer's bytes must not put its end off.
+            due = [
+                each
+                for each, transfer in self._transfers.items()
+                if transfer.rate > 0.0 and self._now + transfer.left / transfer.rate <= event
+            ]
             self._move(event - self._now)
             self._now = event
-            self._settle(event)
+            self._settle(event, due)
         self._move(now - self._now)
         self._now = now
 
@@ -178,13 +184,8 @@ class Network:
             if transfer.rate > 0.0:
                 transfer.left = max(0.0, transfer.left - transfer.rate * seconds)
 
-    def _settle(self, now: float) -> None:
+    def _settle(self, now: float, ended: list[int]) -> None:
         """Ends and beginnings at `now`, then new shares."""
-        ended = []
-        for each, transfer in self._transfers.items():
-            # Whatever would take no time that a float can hold has ended: no event may come back at the same time.
-            if transfer.rate > 0.0 and now + transfer.left / transfer.rate <= now:
-                ended.append(each)
         while self._waiting and self._waiting[0][0] <= now:
             _, each = heapq.heappop(self._waiting)
             if self._transfers[each].left > 0.0:
@@ -306,7 +307,10 @@ class SharedLink:
         if now < self._now:
             raise ProtocolError(f"the link was at {self._now} s and is told {now} s")
         while (event := self._next_event()) <= now:
+            first_ends = self._end_of_first() <= event
             self._move(event)
+            if first_ends:  # Whatever rounding left of its bytes.
+                self._virtual = self._flowing[0][0]
             while self._waiting and self._waiting[0][0] <= event:
                 _, transfer, size = heapq.heappop(self._waiting)
                 heapq.heappush(self._flowing, (self._virtual + size, transfer))
