@@ -161,7 +161,7 @@ def _table(points: list[Any]) -> Table:
             ("p99_ttft_ms", 1), ("p50_tpot_ms", 2), ("p99_tpot_ms", 2), ("utilisation", 2), ("preemptions", 0),
         )  # fmt: skip
         shown = ["-" if found.get(key) is None else f"{found[key]:,.{digits}f}" for key, digits in keys]
-        table.add_row(*values, *shown, "past saturation" if found.get("past_saturation") else "")
+        table.add_row(*values, *shown, "past saturation" if found.get("saturated") else "")
     return table
 
 

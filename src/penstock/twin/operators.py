@@ -15,7 +15,7 @@ from penstock.catalog.shape import DTYPE_BYTES
 
 Kind = Literal[
     "embedding", "norm", "qkv", "rope", "kv_write", "attention_prefill", "attention_decode", "attention_linear",
-    "out_proj", "router", "gate_up", "activation", "down", "experts", "lm_head", "sampler",
+    "attention_index", "out_proj", "router", "gate_up", "activation", "down", "experts", "lm_head", "sampler",
     "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send", "swap", "host",
 ]  # fmt: skip
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"]

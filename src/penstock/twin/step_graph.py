@@ -95,6 +95,9 @@ class StepGraph:
             if attention.window is not None:
                 # From the mean, since only the sum is known: exact where all contexts lie on one side of the window.
                 seen = min(seen, local * attention.window)
+            if attention.indexer is not None:
+                placed.append(self._index_scan(attention, local, seen, seen, group.count))
+                seen = min(seen, local * attention.indexer.top_k)
             if attention.state_elements:
                 placed += self._linear(group, local, local)
             elif attention.latent is not None:
@@ -150,7 +153,7 @@ class StepGraph:
         heads, kv_heads = self._heads(attention)
         count, width = group.count, attention.head_dim
         placed = [Placed(self._norm(rows), 2 * count)]
-        latent = attention.latent
+        latent, linear = attention.latent, attention.linear
         if latent is not None:
             query = heads * (latent.nope_dim + latent.rope_dim)
             down = latent.kv_rank + latent.rope_dim
@@ -161,10 +164,18 @@ class StepGraph:
                 placed.append(Placed(self._gemm("qkv", rows, latent.query_rank + down, shape.hidden), count))
                 placed.append(Placed(self._gemm("qkv", rows, query, latent.query_rank), count))
             value, cached = heads * latent.value_dim, down
+        elif linear is not None:
+            columns = linear.conv_channels + linear.value_width + 2 * linear.value_heads
+            placed.append(Placed(self._gemm("qkv", rows, -(-columns // parts), shape.hidden), count))
+            query, value, cached = -(-linear.conv_channels // parts), -(-linear.value_width // parts), 0
         else:
-            columns = (heads + 2 * kv_heads) * width + (heads * width if attention.gated_output else 0)
+            value = heads * attention.value_width
+            columns = heads * width + kv_heads * (width + attention.value_width)
+            columns += value if attention.gated_output else 0
             placed.append(Placed(self._gemm("qkv", rows, columns, shape.hidden), count))
-            query, value, cached = heads * width, heads * width, 2 * kv_heads * width
+            query, cached = heads * width, kv_heads * (width + attention.value_width)
+        if attention.indexer is not None:
+            placed += self._index_projections(attention, rows, count)
         placed.append(Placed(self._elementwise("rope", rows, query + cached / 2, query + cached / 2), count))
         if not attention.state_elements:
             kv = DTYPE_BYTES[self.precision.kv]
@@ -172,6 +183,24 @@ class StepGraph:
             placed.append(Placed(write, count))
         placed.append(Placed(self._gemm("out_proj", rows, shape.hidden, value), count))
         return placed + self._sum_up(rows, parts, self._tensor_nodes(), count)
+
+    def _index_projections(self, attention: Attention, rows: int, count: int) -> list[Placed]:
+        """Queries, the key and the head weights of a sparse attention's indexer; whole on every device."""
+        index, latent = attention.indexer, attention.latent
+        assert index is not None
+        rank = latent.query_rank if latent is not None and latent.query_rank is not None else self.shape.hidden
+        return [
+            Placed(self._gemm("qkv", rows, index.heads * index.head_dim, rank), count),
+            Placed(self._gemm("qkv", rows, index.head_dim + index.heads, self.shape.hidden), count),
+        ]
+
+    def _index_scan(self, attention: Attention, rows: int, pairs: float, keys: float, count: int) -> Placed:
+        """The indexer's scores of all query-key pairs, `keys` keys read once."""
+        index = attention.indexer
+        assert index is not None
+        flop = 2.0 * index.heads * index.head_dim * pairs
+        read = keys * index.head_dim * DTYPE_BYTES[self.precision.kv]
+        return Placed(Elementwise("attention_index", read, 4.0 * pairs, flop, rows), count)
 
     def _norm(self, rows: int) -> Elementwise:
         """Residual added and normalised in one pass; cut along the tokens under sequence parallelism."""
@@ -261,10 +290,16 @@ class StepGraph:
         heads, kv_heads = self._heads(attention)
         if attention.state_elements:
             return self._linear(group, tokens, 1)
+        placed = []
+        if attention.indexer is not None:
+            # Attention itself is priced over all keys: what sparse prefill saves depends on kernels not measured yet.
+            pairs = tokens * past + tokens * (tokens + 1) / 2
+            placed.append(self._index_scan(attention, tokens, pairs, past + tokens, count))
         latent = attention.latent
         if latent is not None:
             expand = heads * (latent.nope_dim + latent.value_dim)
             return [
+                *placed,
                 Placed(self._gemm("qkv", past + tokens, expand, latent.kv_rank), count),
                 Placed(
                     LatentPrefill(tokens, past, heads, latent.kv_rank, latent.rope_dim, latent.nope_dim,
@@ -273,6 +308,6 @@ class StepGraph:
             ]  # fmt: skip
         operator = PrefillAttention(
             tokens, past, heads, kv_heads, attention.head_dim, attention.window, self.precision.activations,
-            self.precision.kv,
+            self.precision.kv, attention.value_dim,
         )  # fmt: skip
-        return [Placed(operator, count)]
+        return [*placed, Placed(operator, count)]

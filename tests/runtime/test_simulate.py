@@ -1,0 +1,166 @@
+"""A deployment, simulated: same bits wherever it runs, nothing lost, nothing beyond the hardware, errors that help."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from penstock.catalog import model_shape
+from penstock.catalog.hardware_load import device
+from penstock.deployment import Deployment, merge
+from penstock.errors import BadInput, InvalidDeployment
+from penstock.report.simulation import COMPLETED, UNFINISHED, SimulationResult
+from penstock.report.summary import summary
+from penstock.runtime.modelled import model
+from penstock.runtime.simulate import simulate
+from penstock.runtime.virtual import Limits
+from penstock.twin.load import StepLoad
+from penstock.twin.peak import Limits as Hardware
+from penstock.twin.peak import Peak
+
+BASE: dict[str, Any] = {
+    "model": {"path": "llama-3-8b"},
+    "hardware": {"name": "h100-sxm"},
+    "twin": {"price": "roofline"},
+    "workload": {"rate": 30.0, "requests": 300, "prompt_tokens": "lognormal:6:0.8", "output_tokens": "uniform:1:120"},
+}
+
+
+def deployment(**overrides: Any) -> Deployment:
+    """The base deployment with dotted keys (a double underscore for the dot) laid over it."""
+    return Deployment.parse(merge(BASE, {key.replace("__", "."): value for key, value in overrides.items()}))
+
+
+def digest(result: SimulationResult, *, samples: bool = True) -> str:
+    columns, series = result.requests, result.series if samples else ()
+    parts = (columns.arrival_s, columns.first_token_s, columns.finish_s, columns.output_tokens, columns.cached_tokens,
+             columns.replica, columns.outcome, *(one.step_s for one in series))  # fmt: skip
+    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
+
+
+def test_every_request_ends_once_with_all_its_tokens_and_in_order_of_time() -> None:
+    columns = simulate(deployment()).requests
+    assert len(columns) == 300
+    assert (columns.outcome == COMPLETED).all()
+    assert (columns.arrival_s < columns.first_token_s).all()
+    assert (columns.first_token_s <= columns.finish_s).all()
+    assert columns.output_tokens.min() >= 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"policy__plan_ahead": False},
+        {"cluster__replicas": 3, "cluster__router": "round_robin"},
+        {"workload__law": "closed", "workload__rate": None, "workload__concurrency": 24},
+        {"memory__kv_bytes": 200 * 2**20, "memory__host_bytes": 2**28, "policy__evict": "swap"},
+        {"policy__name": "splitfuse", "memory__kv_bytes": 200 * 2**20, "memory__kind": "paged"},
+    ],
+)
+def test_coasting_changes_no_bit(overrides: dict[str, Any]) -> None:
+    asked = deployment(**overrides)
+    one_by_one = simulate(asked, coast=False)
+    coasted = simulate(asked)
+    assert digest(coasted, samples=False) == digest(one_by_one, samples=False)
+    assert (coasted.steps, coasted.busy_s) == (one_by_one.steps, pytest.approx(one_by_one.busy_s))
+
+
+def test_same_seed_same_bits_in_another_process() -> None:
+    asked = deployment(cluster__replicas=2, workload__cancel_fraction=0.2)
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from tests.runtime.test_simulate import deployment, digest, simulate\n"
+        "print(digest(simulate(deployment(cluster__replicas=2, workload__cancel_fraction=0.2))))"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert other.stdout.strip() == digest(simulate(asked))
+    assert digest(simulate(deployment(workload__seed=1))) != digest(simulate(deployment()))
+
+
+def test_nothing_is_faster_than_the_hardware() -> None:
+    result = simulate(deployment(workload__law="batch", workload__rate=None, policy__max_seqs=256))
+    peak = Peak(shape=model_shape("llama-3-8b"), limits=Hardware.of(device("h100-sxm")), causal=1.0)
+    columns = result.requests
+    alone = np.array([peak.prefill_s(int(tokens)) for tokens in columns.prompt_tokens])
+    assert (columns.first_token_s - columns.arrival_s >= alone).all()
+    assert columns.finish_s.max() >= alone.sum(), "all prompts together took less than their FLOP allow"
+
+
+def test_a_step_taken_apart_costs_what_it_cost_whole() -> None:
+    priced = model(deployment()).price
+    for load in (
+        StepLoad(decoding=17, decode_context=17 * 900, sampled=17),
+        StepLoad(decoding=3, decode_context=30, sampled=4, chunks=((0, 48),)),
+        StepLoad(chunks=((512, 512), (0, 128)), sampled=1),
+        StepLoad(decoding=128, decode_context=128 * 5000, sampled=129, chunks=((4096, 1024),)),
+    ):
+        apart = priced.explain(load)
+        assert apart.seconds == pytest.approx(priced.seconds(load), rel=0.01)
+        assert sum(apart.by_kind.values()) == pytest.approx(apart.seconds)
+        assert sum(apart.by_basis.values()) == pytest.approx(apart.seconds)
+
+
+def test_the_result_says_what_it_rests_on() -> None:
+    found = summary(simulate(deployment()))
+    assert found["basis_share"]["assumed"] == pytest.approx(1.0)
+    assert sum(found["operator_seconds"].values()) == pytest.approx(found["utilisation"] * found["duration"], rel=0.02)
+
+
+def test_a_router_that_knows_prefixes_finds_more_of_them() -> None:
+    shared = {
+        "cluster__replicas": 4, "workload__shared_prefix.tokens": 512, "workload__shared_prefix.groups": 16,
+        "workload__prompt_tokens": "64", "workload__requests": 400,
+    }  # fmt: skip
+    hits = {
+        router: int(simulate(deployment(**shared, cluster__router=router)).requests.cached_tokens.sum())
+        for router in ("round_robin", "prefix_aware")
+    }
+    assert hits["prefix_aware"] > hits["round_robin"] > 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [(Limits(virtual_s=2.0), "virtual time"), (Limits(events=200), "events"), (Limits(wall_s=0.0), "wall time")],
+)
+def test_a_budget_ends_the_run_and_is_said(limits: Limits, why: str) -> None:
+    result = simulate(deployment(workload__requests=5000), limits=limits)
+    assert why in result.interrupted
+    assert (result.requests.outcome == UNFINISHED).any() or why == "wall time"
+
+
+def test_a_run_past_saturation_is_labelled() -> None:
+    over = deployment(workload__rate=400.0, workload__requests=2000, workload__prompt_tokens="512")
+    assert summary(simulate(over))["saturated"]
+    assert not summary(simulate(deployment()))["saturated"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "said"),
+    [
+        ({"model__path": "lama-3-8b"}, "model.path", "llama-3-8b"),
+        ({"hardware__name": "h100-sx"}, "hardware.name", "h100-sxm"),
+        ({"model__path": "llama-3-70b"}, "layout", "tensor_parallel: 2"),
+        ({"layout__expert_parallel": 3}, "layout.expert_parallel", "divisor"),
+        ({"twin__price": "calibrated"}, "twin.price", "calibrate"),
+        ({"memory__kv_bytes": 1000}, "memory.kv_bytes", "bytes hold"),
+        ({"twin__price": "learned"}, "twin.data", "penstock.twin.learned"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(overrides: dict[str, Any], field: str, said: str) -> None:
+    with pytest.raises(InvalidDeployment) as caught:
+        simulate(deployment(**overrides))
+    assert caught.value.field == field
+    assert said in str(caught.value)
+
+
+def test_a_trace_with_a_bad_line_is_refused_by_file_line_and_column(tmp_path: Any) -> None:
+    trace = tmp_path / "bad.csv"
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,12,4\n2023-11-16 18:15:47,x,4\n")
+    with pytest.raises(BadInput, match=r"bad\.csv:3 ContextTokens"):
+        simulate(deployment(workload__trace=str(trace), workload__rate=None, workload__requests=None))
