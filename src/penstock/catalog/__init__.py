@@ -1,7 +1,8 @@
 """KNOWS: models and hardware, as data with a source each.
 
 Reading guide: `shape.py` (a model as widths and counts), `config.py` (the same from any config.json), `demand.py` (its
-FLOP and bytes), `models_by_name.py` (from a name to a shape), `device.py` (hardware). `load.py` finds checkpoints.
+FLOP and bytes), `models_by_name.py` (from a name to a shape), `device.py` (hardware), `hardware_load.py` (from a name
+to hardware). `load.py` finds checkpoints.
 """
 
 from penstock.catalog.load import models_in_the_box, resolve_model

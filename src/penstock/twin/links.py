@@ -85,7 +85,8 @@ class Network:
     def next_completion(self) -> tuple[float, int] | None:
         """When the next transfer ends and which, if nothing else starts; None: nothing is under way.
 
-        Until the first of these events: latencies that end before it change the rates, and `advance` goes through them.
+        Latencies that end before it change the rates, and are looked through. The time lies in the past if `start` was
+        told a later one and `advance` has not handed the end out yet: call `advance` first.
         """
         if self._done:
             return self._done[0]
