@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.calibrate.stream import TOLERANCE, compare_streams, expected, run_stream
@@ -14,6 +14,7 @@ from penstock.twin.placement import bytes_per_s, half_peak_items, local_shares, 
 ITEMS, TARGETS = st.integers(0, 10_000), st.integers(1, 64)
 
 
+@settings(deadline=None)
 @given(ITEMS, TARGETS)
 def test_a_partition_covers_everything_once_and_evenly(items: int, targets: int) -> None:
     parts = split(items, targets)
@@ -22,11 +23,13 @@ def test_a_partition_covers_everything_once_and_evenly(items: int, targets: int)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@settings(deadline=None)
 @given(ITEMS, TARGETS)
 def test_allocator_and_executor_that_divide_alike_are_all_local(items: int, targets: int) -> None:
     assert local_shares(split(items, targets), split(items, targets)) == [1.0] * targets
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8))
 def test_misplacement_costs_between_nothing_and_the_remote_rate(shares: list[float]) -> None:
     rate = bytes_per_s(shares, 40e9, 10e9)

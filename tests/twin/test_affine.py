@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import BadInput
@@ -72,11 +72,13 @@ def test_boolq_is_the_papers_saw_tooth() -> None:
     assert pair.seconds(3840, 1, "saw_tooth") == pytest.approx(2 * 0.597)
 
 
+@settings(deadline=None)
 @given(PAIRS, st.integers(1, 3000), st.integers(0, 500))
 def test_straight_lines_never_fall(pair: Affine, prompt: int, more: int) -> None:
     assert pair.prompt_seconds(prompt + more) >= pair.prompt_seconds(prompt) * (1 - 1e-12)
 
 
+@settings(deadline=None)
 @given(PAIRS, st.integers(1, 2500), st.integers(1, 300))
 def test_a_lone_request_through_the_twin_takes_the_formula(pair: Affine, prompt: int, output: int) -> None:
     steps = AffineSteps(pair)
@@ -88,6 +90,7 @@ def test_a_lone_request_through_the_twin_takes_the_formula(pair: Affine, prompt:
     assert total == pytest.approx(pair.seconds(prompt, output), rel=1e-12)
 
 
+@settings(deadline=None)
 @given(PAIRS, st.lists(st.integers(1, 400), min_size=1, max_size=6))
 def test_chunks_add_up_to_the_prompt(pair: Affine, chunks: list[int]) -> None:
     steps, done, total = AffineSteps(pair), 0, 0.0
@@ -103,6 +106,7 @@ def test_decode_ends_stop_as_asked() -> None:
     assert steps.decode_ends(3, 10, 40, 0.0, 2, 9.0) == [0.5, 1.0]
 
 
+@settings(deadline=None)
 @given(PAIRS, st.integers(0, 2**31))
 def test_a_fit_of_exact_times_gives_the_pair_back(pair: Affine, seed: int) -> None:
     prompts = [length for length, _ in pair.prompt_s]
@@ -148,6 +152,7 @@ def test_what_cannot_be_fitted_is_said() -> None:
         Affine((), 0.1)
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_json_round_trip(pair: Affine) -> None:
     assert Affine.from_json(pair.as_json()) == pair

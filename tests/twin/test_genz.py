@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.catalog import model_shape
@@ -77,6 +77,7 @@ def test_other_collectives_follow_their_forms() -> None:
     assert ring.collective(Collective("all_reduce", 0.0, 8)) == Cost()
 
 
+@settings(deadline=None)
 @given(faster=st.floats(1.0, 50.0), batch=st.integers(1, 64), which=st.sampled_from(["flop_per_s", "memory_bytes_per_s",
                                                                                      "link_bytes_per_s"]))  # fmt: skip
 def test_faster_hardware_is_never_slower(faster: float, batch: int, which: str) -> None:
@@ -163,6 +164,7 @@ def test_memory_fits_or_says_what_is_missing_or_is_offloaded() -> None:
     assert nodes_needed(1.0, 10.0) == 1
 
 
+@settings(deadline=None)
 @given(accept=st.floats(0.0, 1.0), count=st.integers(1, 32))
 def test_expected_tokens_equals_its_long_form(accept: float, count: int) -> None:
     """GenZ's own sum: 1 + sum over k < N of k x^k (1 - x) + N x^N."""
@@ -195,6 +197,7 @@ def test_it_prices_the_operators_of_the_house() -> None:
     assert GOLDEN.price(Collective("all_reduce", 1e6, 4)).joules > 0
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 500), keys=st.integers(1, 5000))
 def test_both_halves_of_attention_do_the_same_work(rows: int, keys: int) -> None:
     logit, attend = (HeadProduct(part, 2, 8, 2, rows, keys, 64).product() for part in ("logit", "attend"))

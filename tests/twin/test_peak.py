@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.catalog import architectures, model_shape
@@ -70,6 +70,7 @@ def test_critical_intensity_of_an_a100() -> None:
     assert PEAK.critical_tokens == 156
 
 
+@settings(deadline=None)
 @given(axis=st.sampled_from(["layer", "head", "token", "hidden"]), factor=st.floats(1.0, 64.0))
 def test_compression_divides_what_the_paper_says(axis: str, factor: float) -> None:
     squeezed = Peak(shape=YI_34B, limits=A100_80, compression=Compression(**{axis: factor}))
@@ -85,6 +86,7 @@ def test_a_factor_below_one_is_refused() -> None:
         Compression(token=0.5)
 
 
+@settings(deadline=None)
 @given(context=st.integers(1, 60_000), more=st.integers(0, 60_000), devices=st.integers(1, 16))
 def test_longer_contexts_never_help(context: int, more: int, devices: int) -> None:
     limits = Limits(
