@@ -42,8 +42,6 @@ def test_every_figure_has_a_source_and_the_orders_hold(name: str) -> None:
     for place, figure in places.items():
         assert figure.source in found.sources, place
         assert figure.value > 0.0, place
-        if figure.basis == "assumed" and figure.source == "assumed":
-            assert found.sources["assumed"].title
     for source in found.sources.values():
         assert source.title
     peaks = {dtype: figure.value for dtype, figure in found.matrix_flop_per_s.items()}
@@ -79,7 +77,7 @@ def test_sxm_is_not_slower_than_pcie_and_newer_not_than_older() -> None:
 @pytest.mark.skipif(not SYSTEMS.is_dir(), reason="no shared data")
 def test_figures_agree_with_aiconfigurator() -> None:
     """Within 1 % of its system files, but for what the notes explain."""
-    explained = {("b200-sxm", "pcie_bw"), ("gb200", "pcie_bw"), ("gb300", "pcie_bw"), ("gaudi-3", "")}
+    explained = {("b200-sxm", "pcie_bw"), ("gb200", "pcie_bw"), ("gb300", "pcie_bw")}
     checked = 0
     for name in NAMES:
         found = hardware.device(name)
