@@ -21,6 +21,7 @@ VERBS: Final[dict[str, str]] = {
     "calibrate": "Measure this machine, for simulate to predict it.",
     "record": "Run a trace through the engine and write down its schedule.",
     "replay": "Run a recorded schedule again in the twin; show the first step that differs.",
+    "reproduce": "A paper's numbers beside ours, with tolerance and verdict.",
     "version": "Print versions of Penstock and of what it runs on.",
 }
 """Verb to summary. The function `verb` in penstock/cli/<verb>.py is the command."""

@@ -1,0 +1,111 @@
+"""`penstock simulate` and `inspect` as a user meets them: files, exit codes, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.program import environment
+from tests.cli.program import penstock as run_program
+
+FILE = """
+model: {path: llama-3-8b}
+hardware: {name: h100-sxm}
+twin: {price: roofline}
+workload: {rate: 30, requests: 200, output_tokens: "40"}
+slo: {ttft: 500ms}
+"""
+
+
+def penstock(*words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    return run_program(*map(str, words), expect=code, timeout_s=120)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "deployment.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def test_table_report_and_timeline(file: Path, tmp_path: Path) -> None:
+    report, timeline = tmp_path / "out.html", tmp_path / "out.json"
+    table = penstock("simulate", "-f", file, "--report", report, "--timeline", timeline).stdout
+    assert "Median TTFT (ms):" in table
+    assert "Time on assumed prices:" in table
+    page = report.read_text()
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org", ""), "the report needs nothing from elsewhere"
+    events = json.loads(timeline.read_text())["traceEvents"]
+    assert {"X", "C", "M"} <= {event["ph"] for event in events}
+
+
+def test_json_is_one_object_and_set_lays_over_the_file(file: Path) -> None:
+    found = json.loads(penstock("simulate", "-f", file, "--json", "--set", "requests=77").stdout)
+    assert found["completed"] == 77
+    assert found["request_goodput"] is not None
+
+
+def test_a_sweep_gives_each_point_what_it_gives_alone(file: Path) -> None:
+    swept = json.loads(penstock("simulate", "-f", file, "--vary", "rate=10,40", "--json").stdout)["points"]
+    assert [point["varied"] for point in swept] == [{"workload.rate": "10"}, {"workload.rate": "40"}]
+    alone = json.loads(penstock("simulate", "-f", file, "--set", "rate=40", "--json").stdout)
+    keep = {"p99_ttft_ms", "p99_tpot_ms", "duration", "steps"}
+    assert {key: swept[1][key] for key in keep} == {key: alone[key] for key in keep}
+
+
+def test_a_point_that_cannot_work_fails_alone(file: Path) -> None:
+    run = penstock("simulate", "-f", file, "--vary", "hardware.name=h100-sxm,t4", "--json", code=1)
+    good, bad = json.loads(run.stdout)["points"]
+    assert good["completed"] == 200
+    assert "t4" in bad["varied"]["hardware.name"]
+    assert "remedy" in bad["error"].lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["simulate", "lama-3-8b"], "llama-3-8b"),
+        (["simulate", "llama-3-8b", "--hardware.name", "h10-sxm"], "h100-sxm"),
+        (["simulate", "llama-3-70b", "--hardware.name", "h100-sxm"], "tensor_parallel: 2"),
+        (["simulate", "--limit", "wall=soon"], "wall=60s"),
+        (["simulate", "--vary", "rate=4:1"], "low:high"),
+        (["simulate", "--set", "nonsense=1"], "docs/deployment.md"),
+        (["inspect", "modle"], "model, hardware, fit"),
+        (["inspect", "hardware", "h10-sxm"], "h100-sxm"),
+        (["reproduce", "gens"], "genz"),
+    ],
+)
+def test_a_mistake_ends_with_2_and_the_remedy(words: list[str], said: str) -> None:
+    assert said in penstock(*words, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["model", "deepseek-v3"], ["hardware", "h100-sxm"], ["fit", "llama-3-70b", "--tp", "4"], ["model"], ["hardware"]],
+)
+def test_inspect_speaks_table_and_json(words: list[str]) -> None:
+    assert len(penstock("inspect", *words).stdout.splitlines()) > 5
+    assert json.loads(penstock("inspect", *words, "--json").stdout)
+
+
+def test_ctrl_c_gives_the_partial_result_marked_and_130(file: Path) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "penstock", "simulate", "-f", str(file), "--json", "--set", "requests=50000000"],
+        env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(6)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    found: dict[str, Any] = json.loads(out)
+    assert found["interrupted"] == "interrupted"
+    assert found["completed"] > 0
