@@ -34,7 +34,7 @@ from penstock.twin.layout import Layout, Precision
 from penstock.twin.load import StepLoad
 from penstock.twin.measured import Profile, read_serving_sim
 from penstock.twin.memory import Reserve, fit
-from penstock.twin.operators import DecodeAttention, Operator
+from penstock.twin.operators import Collective, DecodeAttention, Operator
 from penstock.twin.price import Estimate
 from penstock.twin.step_graph import StepGraph
 from penstock.twin.step_price import CUDA_GRAPH_SIZES, StepPrice
@@ -52,13 +52,21 @@ HOST = HostTime(step_s=0.3e-3, request_s=4e-6)
 """vLLM 0.19 plans ahead (async_scheduling), so what shows of the host is small: assumed, the same for all four runs."""
 
 
-class Nothing:
-    """Fallback for what the profile lacks: the run is on one GPU and all its operators are there."""
+class Links:
+    """What a layer profile of one GPU lacks: messages between two of them, at the bandwidth and latency that the run's
+    config.json gives. vLLM's data-parallel experts gather all tokens and scatter the sums (all2all_backend
+    allgather_reducescatter), so a token crosses once and not once for each of its experts."""
 
-    name = "nothing"
+    name = "links"
+
+    def __init__(self, bytes_per_s: float, latency_s: float, experts_per_token: int) -> None:
+        self._bytes_per_s, self._latency_s, self._choices = bytes_per_s, latency_s, max(1, experts_per_token)
 
     def price(self, operator: Operator) -> Estimate:
-        return Estimate(0.0, self.name, "assumed")
+        if not isinstance(operator, Collective):
+            return Estimate(0.0, self.name, "assumed")
+        moved = operator.work().link_bytes / (self._choices if operator.kind == "all_to_all" else 1)
+        return Estimate(self._latency_s + moved / self._bytes_per_s, self.name, "assumed")
 
 
 class MixedSteps(StepPrice):
@@ -68,6 +76,14 @@ class MixedSteps(StepPrice):
 
     def seconds(self, load: StepLoad) -> float:
         """Seconds of a step."""
+        groups = self.graph.layout.attention_dp
+        if groups > 1 and load.chunks:
+            # Ranks that have no chunk wait for those that have: all are as long as the longest.
+            longest = sorted(load.chunks, key=lambda chunk: chunk[1], reverse=True)[::groups]
+            load = StepLoad(
+                load.decoding, load.decode_context, load.decode_context_squares,
+                tuple(chunk for chunk in longest for _ in range(groups)), load.sampled,
+            )  # fmt: skip
         seconds = super().seconds(load)
         if not load.chunks or not load.decoding:
             return seconds
@@ -122,12 +138,15 @@ class Watch:
 
 def measured(folder: Path) -> list[Seen]:
     """The run's own requests."""
-    rows = [json.loads(line) for line in gzip.open(folder / "vllm" / "requests.jsonl.gz", "rt")]
+    text = gzip.decompress((folder / "vllm" / "requests.jsonl.gz").read_bytes()).decode()
+    rows = [json.loads(line) for line in text.splitlines()]
     rows.sort(key=lambda row: int(row["request_id"].split("-")[1]))
     clock = min(row["queued_ts"] for row in rows)
     start = min(row["arrival_time"] for row in rows)
     return [
-        Seen(row["arrival_time"] - start, row["first_token_ts"] - clock, row["last_token_ts"] - clock, row["output_toks"])
+        Seen(
+            row["arrival_time"] - start, row["first_token_ts"] - clock, row["last_token_ts"] - clock, row["output_toks"]
+        )
         for row in rows
     ]  # fmt: skip
 
@@ -135,7 +154,7 @@ def measured(folder: Path) -> list[Seen]:
 def prompts(file: Path) -> list[tuple[int, ...]]:
     """Token ids that share just the prefixes that the real prompts shared."""
     found = []
-    for number, line in enumerate(gzip.open(file, "rt")):
+    for number, line in enumerate(gzip.decompress(file.read_bytes()).decode().splitlines()):
         row = json.loads(line)
         ids = [block * 16 + place for block in row["prefix_blocks_16"] for place in range(16)][: row["input_toks"]]
         tail = range(10**9 + number * 10**5, 10**9 + number * 10**5 + row["input_toks"] - len(ids))
@@ -143,11 +162,24 @@ def prompts(file: Path) -> list[tuple[int, ...]]:
     return found
 
 
-def replay(gpu: str, model: str, folder: Path, profile: Profile, prompt_ids: list[tuple[int, ...]], real: list[Seen], host: HostTime) -> list[Seen]:
-    """The same requests at the same times through the control plane and the twin."""
+def replay(
+    gpu: str, model: str, data: Path, folder: Path, prompt_ids: list[tuple[int, ...]], real: list[Seen], host: HostTime
+) -> list[Seen]:  # fmt: skip
+    """The same requests at the same times through the control plane and the twin. Ranks of data parallelism, which vLLM
+    steps together, are one replica of that many attention groups here."""
     meta: dict[str, Any] = json.loads((folder / "vllm" / "meta.json").read_text())
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     engine = meta["engine_kwargs"]
-    shape, layout, precision = model_shape(model), Layout(), Precision()
+    tensor, groups = engine["tensor_parallel_size"], engine["data_parallel_size"]
+    spread = tensor * groups if engine["enable_expert_parallel"] else 1
+    shape, precision = model_shape(model), Precision()
+    layout = Layout(
+        tensor_parallel=tensor, attention_dp=groups, expert_parallel=spread,
+        moe_tensor_parallel=tensor * groups // spread,
+    )  # fmt: skip
+    choices = shape.groups[-1].feed_forward.experts_per_token
+    links = Links(config["link_bw"] * 1e9, config["link_latency"] * 1e-9, choices)
+    profile = read_serving_sim(data / "profiler" / "perf" / gpu / model / "bf16" / f"tp{tensor}", links)
     stated = meta.get("kv_cache", {}).get("num_gpu_blocks")
     reserve = Reserve(step_tokens=engine["max_num_batched_tokens"], sampled=engine["max_num_seqs"])
     blocks = stated or fit(shape, layout, precision, MEMORY_BYTES[gpu], reserve=reserve).blocks
@@ -155,8 +187,8 @@ def replay(gpu: str, model: str, folder: Path, profile: Profile, prompt_ids: lis
     price.profile = profile
     seen = [Seen(one.arrival, output=one.output) for one in real]
     replica = build_replica(
-        blocks=blocks, max_sequence_tokens=engine["max_model_len"], token_budget=engine["max_num_batched_tokens"],
-        max_seqs=engine["max_num_seqs"], watermark=0.0,
+        blocks=blocks * groups, max_sequence_tokens=engine["max_model_len"] or shape.max_context,
+        token_budget=engine["max_num_batched_tokens"] * groups, max_seqs=engine["max_num_seqs"] * groups, watermark=0.0,
     )  # fmt: skip
     instance = Instance(0, replica, Twin(price, squares=price._uses_spread), Watch(seen), plan_ahead=True)
     order = sorted(range(len(seen)), key=lambda index: (seen[index].arrival, index))
@@ -202,12 +234,13 @@ def main() -> None:
         return
     host = HostTime() if options.no_host else HOST
     result = {}
-    print(f"{'':44s}{'TTFT: request':>14s}{'mean':>7s}{'median':>8s}{'p90':>7s}{'TPOT: request':>16s}{'mean':>7s}{'median':>8s}{'p90':>7s}")
+    columns = f"{'mean':>7s}{'median':>8s}{'p90':>7s}"
+    print(f"{'':44s}{'TTFT: request':>14s}{columns}{'TPOT: request':>16s}{columns}")
     for gpu, short, model, workload in RUNS:
         folder = options.data / "bench" / "examples" / gpu / short
-        profile = read_serving_sim(options.data / "profiler" / "perf" / gpu / model / "bf16" / "tp1", Nothing())
         real = measured(folder)
-        ours = replay(gpu, model, folder, profile, prompts(options.data / "workloads" / f"{workload}.jsonl.gz"), real, host)
+        ids = prompts(options.data / "workloads" / f"{workload}.jsonl.gz")
+        ours = replay(gpu, model, options.data, folder, ids, real, host)
         ttft, tpot = errors(real, ours, lambda one: one.ttft), errors(real, ours, lambda one: one.tpot)
         result[f"{gpu} {short}"] = {"ttft": ttft, "tpot": tpot}
         print(

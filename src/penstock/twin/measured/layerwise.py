@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import statistics
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,11 +53,14 @@ def read_serving_sim(folder: Path, fallback: OperatorPrice) -> Profile:
             points.experts.append((float(row["activated_experts"]), float(row["tokens"]), float(row["time_us"]) * 1e-6))
         points.rows["router"] = [(1.0, 1e-12)]  # the whole block was timed, its router included
     if any(folder.glob("skew.csv*")):
-        by_size: dict[float, list[float]] = defaultdict(list)
-        for row in _table(folder, "skew", ("regime", "n", "alpha")):
+        # Least squares of t_skew = t_mean + alpha (t_max - t_mean): short contexts, all noise, count for little.
+        sums: dict[float, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for row in _table(folder, "skew", ("regime", "n", "t_mean_us", "t_max_us", "t_skew_us")):
             if row["regime"] == "pure":
-                by_size[float(row["n"])].append(float(row["alpha"]))
-        points.skew.extend((size, statistics.median(alphas)) for size, alphas in sorted(by_size.items()))
+                reach = float(row["t_max_us"]) - float(row["t_mean_us"])
+                sums[float(row["n"])][0] += reach * (float(row["t_skew_us"]) - float(row["t_mean_us"]))
+                sums[float(row["n"])][1] += reach * reach
+        points.skew.extend((size, shared / square) for size, (shared, square) in sorted(sums.items()) if square)
     points.rows["kv_write"] = [(1.0, 1e-12)]
     return Profile(points, fallback)
 

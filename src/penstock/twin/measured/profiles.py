@@ -115,7 +115,8 @@ class Profile:
             found = surface.at(operator.past, operator.tokens) if surface is not None else None
         elif isinstance(operator, Experts):
             if self._experts is not None:
-                found = self._experts.at(operator.active_experts(), operator.tokens)
+                # Profiled on one device: with experts spread, it computes its share of the tokens' choices.
+                found = self._experts.at(operator.active_experts(), operator.tokens / operator.expert_parallel)
         elif isinstance(operator, Elementwise):
             curve = self._rows.get(operator.kind)
             found = curve.at(operator.rows) if curve is not None and operator.rows else None
