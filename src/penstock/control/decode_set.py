@@ -8,8 +8,8 @@ context          the sum of the members' KV lengths: what a step's attention rea
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator
+from heapq import heappop, heappush
 from typing import Final
 
 from penstock.control.memory.blocks import Memory, expect
@@ -45,7 +45,7 @@ class DecodeSet:
         due = self._due.get(tick)
         if due is None:
             self._due[tick] = {name: sequence}
-            heapq.heappush(self._ticks, tick)
+            heappush(self._ticks, tick)
         else:
             due[name] = sequence
 
@@ -79,7 +79,7 @@ class DecodeSet:
         O(1)."""
         ticks = self._ticks
         while ticks and ticks[0] not in self._due:
-            heapq.heappop(ticks)
+            heappop(ticks)
         free = ticks[0] - self.clock + 1 if ticks else NEVER
         if self._grows and self._members:
             # In block_tokens ticks every member takes one block.
@@ -93,8 +93,7 @@ class DecodeSet:
             for clock in range(self.clock, self.clock + ticks):
                 full = growing[clock % size]
                 if full:
-                    for table, block in zip(full.values(), memory.take(len(full)), strict=True):
-                        table.append(block)
+                    grow(full, memory)
         self.clock += ticks
         self.context += ticks * len(self._members)
         due = self._due.get(self.clock - 1)
@@ -116,3 +115,13 @@ class DecodeSet:
         expect(not self._grows or sum(map(len, self._growing)) == len(self), "growing is not the decode set")
         expect(sum(map(len, self._due.values())) == len(self), "due is not the decode set")
         expect(set(self._due) <= set(self._ticks), "a tick at which somebody is due is not in the heap")
+
+
+def grow(tables: dict[str, list[int]], memory: Memory) -> list[int]:
+    """One more block for each block table. Returns the blocks, in order."""
+    blocks = memory.take(len(tables))
+    at = 0
+    for table in tables.values():
+        table.append(blocks[at])
+        at += 1
+    return blocks

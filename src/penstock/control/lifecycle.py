@@ -39,6 +39,13 @@ class Event(StrEnum):
     END = "end"
 
 
+WAITING: Final = State.WAITING
+PREFILLING: Final = State.PREFILLING
+DECODING: Final = State.DECODING
+STALLED: Final = State.STALLED
+ENDING: Final = State.ENDING
+SWAPPED: Final = State.SWAPPED
+
 _LIVE: Final = [state for state in State if state is not State.FINISHED]
 
 MOVES: Final[dict[tuple[State, Event], State]] = {
@@ -57,6 +64,16 @@ MOVES: Final[dict[tuple[State, Event], State]] = {
 }
 
 HOLDS_BLOCKS: Final = frozenset({State.PREFILLING, State.DECODING, State.STALLED, State.ENDING})
+
+ADMIT: Final = Event.ADMIT
+PROMPT_DONE: Final = Event.PROMPT_DONE
+LAST_TOKEN: Final = Event.LAST_TOKEN
+STALL: Final = Event.STALL
+RESUME: Final = Event.RESUME
+EVICT: Final = Event.EVICT
+SWAP_OUT: Final = Event.SWAP_OUT
+SWAP_IN: Final = Event.SWAP_IN
+END: Final = Event.END
 
 
 def move(state: State, event: Event) -> State:

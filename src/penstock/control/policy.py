@@ -12,8 +12,9 @@ from penstock.control.compose.request_level import RequestLevel
 from penstock.control.compose.single_phase import DecodeOnly, PrefillOnly
 from penstock.control.compose.splitfuse import SplitFuse
 from penstock.control.compose.stall_free import StallFree
+from penstock.control.evict.evict import Evict
 from penstock.control.evict.recompute import Recompute
-from penstock.control.evict.swap import Evict, SwapToHost
+from penstock.control.evict.swap import SwapToHost
 from penstock.control.memory.blocks import Memory
 from penstock.control.memory.paged import Paged
 from penstock.control.memory.prefix_tree import PrefixTree

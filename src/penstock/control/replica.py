@@ -9,39 +9,22 @@ Planning costs O(changes) (Contract 2): a sequence that merely decodes on is not
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Iterator
-
 from penstock.control.compose.fill import Compose, Fill, View
-from penstock.control.decode_set import DecodeSet
-from penstock.control.draft import Draft
-from penstock.control.evict.swap import Evict
-from penstock.control.lifecycle import HOLDS_BLOCKS, Event, State
+from penstock.control.evict.evict import Evict
+from penstock.control.lifecycle import ENDING, HOLDS_BLOCKS, LAST_TOKEN, PROMPT_DONE, SWAPPED
 from penstock.control.memory.blocks import Memory
 from penstock.control.order.queue import Order
 from penstock.control.recount import recount
 from penstock.control.refusal import refuse_impossible
 from penstock.control.request import Request
+from penstock.control.residents import Residents
 from penstock.control.sequence import Sequence
 from penstock.control.statistics import Statistics
-from penstock.control.step import (
-    Admission,
-    Chunk,
-    Failed,
-    Finish,
-    Finished,
-    FinishReason,
-    NewTokens,
-    Step,
-    StepResult,
-    Swap,
-    Update,
-)
+from penstock.control.step import Chunk, Failed, Finish, Finished, NewTokens, Step, StepResult, Update
 from penstock.errors import ProtocolError
 
 
-class Replica:
+class Replica(Residents):
     """order x compose x evict x memory, and the state they decide about.
 
     Args:
@@ -56,30 +39,15 @@ class Replica:
     def __init__(
         self, *, order: Order, compose: Compose, evict: Evict, memory: Memory, max_seqs: int, watermark: float = 0.01
     ) -> None:
-        self._order, self._compose, self._evict, self._memory = order, compose, evict, memory
-        self._max_seqs = max_seqs
-        self._spare = math.ceil(watermark * memory.total) if memory.grows else 0
-        self._size = memory.block_tokens
-        self._live: dict[str, Sequence] = {}
-        self._running: dict[str, Sequence] = {}
-        self._prefilling: dict[str, Sequence] = {}
-        self._decode_set = DecodeSet(memory.block_tokens, grows=memory.grows)
-        self._stalled: dict[str, Sequence] = {}
-        self._swapped = 0
-        self._refused: Sequence | None = None
-        """Head of the line for which there was no room; not asked again until blocks or prefixes have changed."""
+        super().__init__(order, evict, memory, max_seqs, watermark)
+        self._compose = compose
         self._numbers = 0
-        self._waiting_tokens = 0
         self._planned = 0
-        self._in_flight: deque[Step] = deque()
-        self._ending: deque[tuple[int, Sequence]] = deque()
+        self._in_flight: list[Step] = []
+        """Planned and not committed, oldest first: two at most."""
         self._gone: dict[str, int] = {}
-        self._draft = Draft()
+        """Ids that ended while steps were under way, to the last step that may still bring tokens of theirs."""
         self._updates: list[Update] = []
-        self._counts = dict.fromkeys(
-            ("prefill_tokens", "decode_tokens", "submitted", "finished", "cancelled", "failed", "preemptions", "swaps",
-             "stalls", "prefix_query_tokens", "prefix_hit_tokens"), 0,
-        )  # fmt: skip
 
     # -- what comes in ------------------------------------------------------------------------------------------
 
@@ -93,15 +61,15 @@ class Replica:
         self._live[request.id] = sequence
         self._waiting_tokens += sequence.prefill_tokens
         self._order.push(sequence, self._decode_set.clock)
-        self._counts["submitted"] += 1
+        self._totals.submitted += 1
 
     def cancel(self, request_id: str, now: float) -> None:
         """Stop working on a request. Its blocks are free at once, its Finished comes with the next updates. An id that
         is unknown or already finished is ignored: the client may be late."""
         sequence = self._live.get(request_id)
         if sequence is not None:
-            self._counts["cancelled"] += 1
-            self._end(sequence, None)
+            self._totals.cancelled += 1
+            self._end_now(sequence, None)
             self._updates.append(Finished(request_id, "cancelled", cached_tokens=sequence.cached_tokens))
 
     def commit(self, step: Step, result: StepResult, now: float) -> list[Update]:
@@ -112,7 +80,7 @@ class Replica:
         """
         if not self._in_flight or self._in_flight[0] is not step or result.number != step.number:
             raise ProtocolError(f"result {result.number} for step {step.number} is out of order")
-        self._in_flight.popleft()
+        del self._in_flight[0]
         number = step.number
         for chunk in step.chunks:
             sequence = self._live.get(chunk.id)
@@ -128,10 +96,10 @@ class Replica:
         if result.tokens:
             updates.append(NewTokens(result.tokens, result.logprobs))
         if result.finished or result.failed:
-            updates.extend(self._take_ends(result))
+            self._take_ends(result, updates)
         while self._ending and self._ending[0][0] <= number:
             _, sequence = self._ending.popleft()
-            if sequence.state is State.ENDING:
+            if sequence.state is ENDING:
                 raise ProtocolError(f"{sequence.id!r} reached max_tokens in step {number} and was not finished")
         return updates
 
@@ -161,7 +129,7 @@ class Replica:
         decode_set = self._decode_set
         for fill in self._compose.fills(View(len(decode_set), len(self._prefilling), len(self._running))):
             if fill.decode and decode_set:
-                self._decode(step)
+                self._decode(step, decodes_wait=self._compose.decodes_wait)
             if self._prefilling or (fill.admit and self._order):
                 self._prefill(step, fill)
             if step.chunks or step.decoding or step.swap_in:
@@ -172,7 +140,7 @@ class Replica:
         self._draft.take()
         self._planned = step.number
         self._in_flight.append(step)
-        self._counts["decode_tokens"] += step.decoding
+        self._totals.decode_tokens += step.decoding
         return step
 
     def quiet(self) -> int:
@@ -202,7 +170,7 @@ class Replica:
         Steps under way stay under way: they are as many later. Costs O(steps + blocks they add), not O(batch).
         """
         decode_set = self._decode_set
-        self._counts["decode_tokens"] += steps * len(decode_set)
+        self._totals.decode_tokens += steps * len(decode_set)
         for step in self._in_flight:
             step.repeat(steps)
         self._draft.skip(steps)
@@ -210,36 +178,6 @@ class Replica:
         due = decode_set.coast(steps, self._memory)
         if due is not None:
             self._reach_max_tokens(due, self._planned)
-
-    def _decode(self, step: Step) -> None:
-        """One token for the whole decode set, after making room for those whose last block is full."""
-        memory, decode_set = self._memory, self._decode_set
-        growing = decode_set.growing()
-        while growing and len(growing) > memory.available():
-            if self._compose.decodes_wait:
-                self._stall(max((decode_set[name] for name in growing), key=_number))
-            else:
-                self._preempt(step, self._order.victim(self._running_evictable(), decode_set.clock))
-        if not decode_set:
-            return
-        if growing:
-            blocks = memory.take(len(growing))
-            step.grow, step.grow_blocks = list(growing), blocks
-            for table, block in zip(growing.values(), blocks, strict=True):
-                table.append(block)
-        step.decoding = len(decode_set)
-        step.decode_context = decode_set.context
-        due = decode_set.tick()
-        if due is not None:
-            self._reach_max_tokens(due, step.number)
-
-    def _reach_max_tokens(self, due: list[Sequence], number: int) -> None:
-        """Step `number` makes their last tokens."""
-        for sequence in due:
-            self._leave_decode_set(sequence)
-            sequence.apply(Event.LAST_TOKEN)
-            self._draft.pause_next(sequence.id)
-            self._ending.append((number, sequence))
 
     def _prefill(self, step: Step, fill: Fill) -> None:
         """Chunks for the admitted, then admissions, until the budget is used up."""
@@ -256,7 +194,7 @@ class Replica:
             head = self._order.peek(self._decode_set.clock)
             if head is None or head is self._refused:
                 return
-            if head.state is State.SWAPPED:
+            if head.state is SWAPPED:
                 if not self._swap_in(step, head):
                     return
                 continue
@@ -282,108 +220,18 @@ class Replica:
         last = start + tokens == sequence.prefill_tokens
         step.chunks.append(Chunk(sequence.id, start, tokens, last))
         sequence.computed += tokens
-        self._counts["prefill_tokens"] += tokens
+        self._totals.prefill_tokens += tokens
         if last:
             del self._prefilling[sequence.id]
             sequence.outputs += 1
             if sequence.outputs >= sequence.max_tokens:
-                sequence.apply(Event.LAST_TOKEN)
+                sequence.apply(LAST_TOKEN)
                 self._ending.append((step.number, sequence))
             else:
-                sequence.apply(Event.PROMPT_DONE)
+                sequence.apply(PROMPT_DONE)
                 self._enter_decode_set(sequence)
                 self._draft.join_next(sequence.id)
         return tokens
-
-    def _admit(self, step: Step, sequence: Sequence, cached: int) -> None:
-        sequence.apply(Event.ADMIT)
-        sequence.computed = cached
-        self._waiting_tokens -= sequence.prefill_tokens
-        if not sequence.admissions:
-            self._counts["prefix_query_tokens"] += sequence.prompt_tokens
-            self._counts["prefix_hit_tokens"] += cached
-            sequence.cached_tokens = cached
-        # Computing again what was evicted is not the tenant's doing; the token it makes then is.
-        self._order.charge(sequence, 0 if sequence.admissions else sequence.prefill_tokens - cached)
-        sequence.admissions += 1
-        self._running[sequence.id] = sequence
-        self._prefilling[sequence.id] = sequence
-        step.admit.append(Admission(sequence.id, tuple(sequence.blocks), cached))
-
-    # -- the decode set -----------------------------------------------------------------------------------------
-
-    def _enter_decode_set(self, sequence: Sequence) -> None:
-        self._decode_set.enter(sequence)
-        self._order.joined(sequence, self._decode_set.clock)
-
-    def _leave_decode_set(self, sequence: Sequence) -> None:
-        self._order.left(sequence, self._decode_set.clock)
-        self._decode_set.leave(sequence)
-
-    def _resume_stalled(self) -> None:
-        """Stalled decodes come back, oldest first, while there is a block for each."""
-        room = self._memory.available()
-        for sequence in sorted(self._stalled.values(), key=_number)[:room]:
-            del self._stalled[sequence.id]
-            sequence.apply(Event.RESUME)
-            self._enter_decode_set(sequence)
-            self._draft.resume(sequence.id)
-
-    def _stall(self, sequence: Sequence) -> None:
-        self._leave_decode_set(sequence)
-        sequence.apply(Event.STALL)
-        self._stalled[sequence.id] = sequence
-        self._draft.stall(sequence.id)
-        self._counts["stalls"] += 1
-
-    # -- giving way ---------------------------------------------------------------------------------------------
-
-    def _running_evictable(self) -> Iterator[Sequence]:
-        return (sequence for sequence in self._running.values() if sequence.state is not State.ENDING)
-
-    def _preempt(self, step: Step, sequence: Sequence) -> None:
-        """Take a running sequence's blocks: to the host if its prompt is done and there is room; else recompute."""
-        prompt_done = sequence.state is not State.PREFILLING
-        if sequence.state is State.DECODING:
-            self._leave_decode_set(sequence)
-        self._prefilling.pop(sequence.id, None)
-        self._stalled.pop(sequence.id, None)
-        del self._running[sequence.id]
-        self._draft.withdraw(sequence.id)
-        host = self._evict.take_host(sequence) if prompt_done else None
-        if host is None:
-            sequence.apply(Event.EVICT)
-            sequence.computed = 0
-            sequence.prefill_tokens = sequence.prompt_tokens + sequence.outputs
-            step.evict.append(sequence.id)
-            self._waiting_tokens += sequence.prefill_tokens
-            self._counts["preemptions"] += 1
-        else:
-            sequence.apply(Event.SWAP_OUT)
-            step.swap_out.append(Swap(sequence.id, tuple(sequence.blocks), host))
-            self._swapped += 1
-            self._counts["swaps"] += 1
-        self._memory.release(sequence)
-        self._refused = None
-        self._order.push(sequence, self._decode_set.clock)
-
-    def _swap_in(self, step: Step, sequence: Sequence) -> bool:
-        host = tuple(sequence.host_blocks)
-        # One block more than it had: otherwise it might have to leave again before it made a token.
-        spare = 1 + self._spare if self._running else 0
-        if len(host) + spare > self._memory.available():
-            self._refused = sequence
-            return False
-        self._order.pop()
-        sequence.blocks = self._memory.take(len(host))
-        step.swap_in.append(Swap(sequence.id, tuple(sequence.blocks), host))
-        self._evict.give_back(sequence)
-        self._swapped -= 1
-        sequence.apply(Event.SWAP_IN)
-        self._running[sequence.id] = sequence
-        self._enter_decode_set(sequence)
-        self._draft.join_next(sequence.id)
-        return True
 
     def _unblock(self, step: Step) -> bool:
         """Nothing could run. If that is because stalled decodes hold all blocks, the newest of them is flushed.
@@ -391,55 +239,29 @@ class Replica:
         Returns whether the step is worth running even so.
         """
         if self._stalled and not self._decode_set and not self._prefilling and not self._in_flight:
-            self._preempt(step, max(self._stalled.values(), key=_number))
+            self._flush_newest_stalled(step)
         return bool(step.evict or step.swap_out or (step.release and not self._in_flight))
 
     # -- ends ---------------------------------------------------------------------------------------------------
 
-    def _take_ends(self, result: StepResult) -> Iterator[Update]:
+    def _take_ends(self, result: StepResult, updates: list[Update]) -> None:
         for request_id, why in result.failed.items():
             sequence = self._live.get(request_id)
             if sequence is not None:
-                self._counts["failed"] += 1
-                self._end(sequence, None)
-                yield Failed(request_id, why)
+                self._totals.failed += 1
+                self._end_now(sequence, None)
+                updates.append(Failed(request_id, why))
         for request_id, finish in result.finished.items():
             sequence = self._live.get(request_id)
             if sequence is not None:
-                self._counts["finished"] += 1
-                self._end(sequence, finish)
-                reason: FinishReason = finish.reason
-                yield Finished(request_id, reason, finish.stop_id, sequence.cached_tokens)
+                self._totals.finished += 1
+                self._end_now(sequence, finish)
+                updates.append(Finished(request_id, finish.reason, finish.stop_id, sequence.cached_tokens))
 
-    def _end(self, sequence: Sequence, finish: Finish | None) -> None:
-        """Forget a sequence, whatever its state. With a Finish, the KV of what it computed may stay for others."""
-        request_id, state = sequence.id, sequence.state
-        del self._live[request_id]
-        if state is State.WAITING:
-            self._waiting_tokens -= sequence.prefill_tokens
-            self._order.remove(sequence)
-        elif state is State.SWAPPED:
-            self._swapped -= 1
-            self._order.remove(sequence)
-            self._evict.give_back(sequence)
-        else:
-            if state is State.DECODING:
-                self._leave_decode_set(sequence)
-            elif state is State.PREFILLING:
-                del self._prefilling[request_id]
-            elif state is State.STALLED:
-                del self._stalled[request_id]
-            del self._running[request_id]
-            valid = None
-            if finish is not None and finish.output and state is not State.PREFILLING:
-                # The last token was never an input, so it has no KV.
-                valid = (*sequence.prompt, *finish.output)[:-1]
-            self._memory.release(sequence, valid)
-            self._refused = None
-        sequence.apply(Event.END)
-        self._draft.release(request_id)
+    def _end_now(self, sequence: Sequence, finish: Finish | None) -> None:
+        self._end(sequence, finish)
         if self._in_flight:
-            self._gone[request_id] = self._planned
+            self._gone[sequence.id] = self._planned
 
     # -- looking in ---------------------------------------------------------------------------------------------
 
@@ -455,20 +277,19 @@ class Replica:
 
     def statistics(self) -> Statistics:
         """Counts at this moment, O(1)."""
-        blocks = self._memory.occupancy()
+        blocks, totals = self._memory.occupancy(), self._totals
         return Statistics(
             waiting=len(self._order) - self._swapped, waiting_prompt_tokens=self._waiting_tokens,
             running=len(self._running), prefilling=len(self._prefilling), decoding=len(self._decode_set),
             stalled=len(self._stalled), swapped=self._swapped,
             free_blocks=blocks.free, cached_blocks=blocks.cached, held_blocks=blocks.held,
             total_blocks=self._memory.total, free_host_blocks=self._evict.free_host_blocks, steps=self._planned,
-            **self._counts,
+            prefill_tokens=totals.prefill_tokens, decode_tokens=totals.decode_tokens, submitted=totals.submitted,
+            finished=totals.finished, cancelled=totals.cancelled, failed=totals.failed,
+            preemptions=totals.preemptions, swaps=totals.swaps, stalls=totals.stalls,
+            prefix_query_tokens=totals.prefix_query_tokens, prefix_hit_tokens=totals.prefix_hit_tokens,
         )  # fmt: skip
 
     def check(self) -> None:
         """Recount everything from scratch, O(everything). Raises ProtocolError on any difference."""
         recount(self)
-
-
-def _number(sequence: Sequence) -> int:
-    return sequence.number

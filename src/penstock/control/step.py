@@ -8,78 +8,138 @@ they stand in the class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Final
 
-from msgspec import Struct
+from penstock.control.news import (
+    Failed as Failed,
+)
+from penstock.control.news import (
+    Finished as Finished,
+)
+from penstock.control.news import (
+    FinishReason as FinishReason,
+)
+from penstock.control.news import (
+    NewTokens as NewTokens,
+)
+from penstock.control.news import (
+    TokenLogprobs as TokenLogprobs,
+)
+from penstock.control.news import (
+    Update as Update,
+)
+from penstock.control.record import Record
 
-FinishReason = Literal["stop", "length", "cancelled"]
 
-
-class Swap(Struct, frozen=True):
+class Swap(Record):
     """Whole blocks of one sequence between device and host, pairwise: `device[i]` <-> `host[i]`."""
 
-    id: str
-    device: tuple[int, ...]
-    host: tuple[int, ...]
+    __slots__ = ("device", "host", "id")
+
+    def __init__(self, id: str, device: tuple[int, ...], host: tuple[int, ...]) -> None:
+        self.id: Final = id
+        self.device: Final = device
+        self.host: Final = host
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.id, self.device, self.host)
 
 
-class Admission(Struct, frozen=True):
+class Admission(Record):
     """A sequence gets KV blocks: its table is `blocks`, of which the first `cached_tokens` tokens already hold KV."""
 
-    id: str
-    blocks: tuple[int, ...]
-    cached_tokens: int
+    __slots__ = ("blocks", "cached_tokens", "id")
+
+    def __init__(self, id: str, blocks: tuple[int, ...], cached_tokens: int) -> None:
+        self.id: Final = id
+        self.blocks: Final = blocks
+        self.cached_tokens: Final = cached_tokens
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.id, self.blocks, self.cached_tokens)
 
 
-class Chunk(Struct, frozen=True):
+class Chunk(Record):
     """Positions [start, start + tokens) of a sequence's prompt + output go through the model.
 
     `last`: the chunk reaches the end, so its final row gives a token.
     """
 
-    id: str
-    start: int
-    tokens: int
-    last: bool
+    __slots__ = ("id", "last", "start", "tokens")
+
+    def __init__(self, id: str, start: int, tokens: int, last: bool) -> None:
+        self.id: Final = id
+        self.start: Final = start
+        self.tokens: Final = tokens
+        self.last: Final = last
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.id, self.start, self.tokens, self.last)
 
 
-class Step(Struct):
+class Step(Record):
     """One engine iteration, as changes to the one before."""
 
-    number: int
-    """1, 2, 3, ... without gaps."""
-    release: list[str] = []
-    """Forget these ids altogether: finished, failed or cancelled (also ones that were never admitted)."""
-    evict: list[str] = []
-    """These lose their blocks and leave the decode set, and keep their tokens: they will be admitted again."""
-    swap_out: list[Swap] = []
-    """Copy device to host; the sequence leaves the decode set and keeps its tokens."""
-    swap_in: list[Swap] = []
-    """Copy host to device; the sequence's table is then `device` and all its KV is valid."""
-    admit: list[Admission] = []
-    pause: list[str] = []
-    """Leave the decode set, keep the blocks (no block for the next token; or the last token is planned already)."""
-    join: list[str] = []
-    """Enter the decode set. The input of its next row is its own last token, sampled in a step before this one."""
-    grow: list[str] = []
-    """These get one more block at the end of their table: `grow[i]` gets `grow_blocks[i]`."""
-    grow_blocks: list[int] = []
-    chunks: list[Chunk] = []
-    decoding: int = 0
-    """Size of the decode set if it runs in this step, else 0: then every sequence in it rests."""
-    decode_context: int = 0
-    """Sum of the KV lengths over the decode set before this step, if it runs: what its attention reads."""
+    __slots__ = (
+        "admit", "chunks", "decode_context", "decoding", "evict", "grow", "grow_blocks", "join", "number", "pause",
+        "release", "swap_in", "swap_out",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, *, release: list[str] | None = None, evict: list[str] | None = None,
+        swap_out: list[Swap] | None = None, swap_in: list[Swap] | None = None, admit: list[Admission] | None = None,
+        pause: list[str] | None = None, join: list[str] | None = None, grow: list[str] | None = None,
+        grow_blocks: list[int] | None = None, chunks: list[Chunk] | None = None, decoding: int = 0,
+        decode_context: int = 0,
+    ) -> None:  # fmt: skip
+        self.number = number
+        """1, 2, 3, ... without gaps."""
+        self.release: list[str] = [] if release is None else release
+        """Forget these ids altogether: finished, failed or cancelled (also ones that were never admitted)."""
+        self.evict: list[str] = [] if evict is None else evict
+        """These lose their blocks and leave the decode set, and keep their tokens: they will be admitted again."""
+        self.swap_out: list[Swap] = [] if swap_out is None else swap_out
+        """Copy device to host; the sequence leaves the decode set and keeps its tokens."""
+        self.swap_in: list[Swap] = [] if swap_in is None else swap_in
+        """Copy host to device; the sequence's table is then `device` and all its KV is valid."""
+        self.admit: list[Admission] = [] if admit is None else admit
+        self.pause: list[str] = [] if pause is None else pause
+        """Leave the decode set, keep the blocks (no block for the next token; or the last token is planned already)."""
+        self.join: list[str] = [] if join is None else join
+        """Enter the decode set. The input of its next row is its own last token, sampled in a step before this one."""
+        self.grow: list[str] = [] if grow is None else grow
+        """These get one more block at the end of their table: `grow[i]` gets `grow_blocks[i]`."""
+        self.grow_blocks: list[int] = [] if grow_blocks is None else grow_blocks
+        self.chunks: list[Chunk] = [] if chunks is None else chunks
+        self.decoding = decoding
+        """Size of the decode set if it runs in this step, else 0: then every sequence in it rests."""
+        self.decode_context = decode_context
+        """Sum of the KV lengths over the decode set before this step, if it runs: what its attention reads."""
+
+    def fields(self) -> tuple[object, ...]:
+        return (
+            self.number, self.release, self.evict, self.swap_out, self.swap_in, self.admit, self.pause, self.join,
+            self.grow, self.grow_blocks, self.chunks, self.decoding, self.decode_context,
+        )  # fmt: skip
 
     @property
     def tokens(self) -> int:
         """Rows that go through the model."""
-        return self.decoding + sum(chunk.tokens for chunk in self.chunks)
+        return self.decoding + sum([chunk.tokens for chunk in self.chunks])
 
     def repeat(self, steps: int) -> None:
         """Become the step that comes `steps` later, if all of them only decode: what this one announced is done."""
-        self.release, self.evict, self.pause, self.join, self.grow = [], [], [], [], []
-        self.swap_out, self.swap_in, self.grow_blocks = [], [], []
+        if self.release:
+            self.release = []
+        if self.pause:
+            self.pause = []
+        if self.join:
+            self.join = []
+        if self.grow:
+            self.grow, self.grow_blocks = [], []
+        if self.evict or self.swap_out or self.swap_in:
+            self.evict, self.swap_out, self.swap_in = [], [], []
         self.number += steps
         self.decode_context += steps * self.decoding
 
@@ -98,60 +158,41 @@ class Step(Struct):
         )
 
 
-class TokenLogprobs(Struct, frozen=True):
-    """Log-probabilities (natural log, of the model's own distribution, before penalties and temperature)."""
-
-    chosen: float
-    top: tuple[tuple[int, float], ...] = ()
-    """(token id, logprob), most likely first."""
-
-
-class Finish(Struct, frozen=True):
+class Finish(Record):
     """A sequence is complete with this step. The executor reports every one, also those that reach max_tokens."""
 
-    reason: FinishReason
-    output: Sequence[int] = ()
-    """All output tokens, in order: a tuple, or a range in a simulation; empty where nobody knows them."""
-    stop_id: int | None = None
-    """The stop id that ended it; it is the last of `output`."""
+    __slots__ = ("output", "reason", "stop_id")
+
+    def __init__(self, reason: FinishReason, output: Sequence[int] = (), stop_id: int | None = None) -> None:
+        self.reason: Final = reason
+        self.output: Final = output
+        """All output tokens, in order: a tuple, or a range in a simulation; empty where nobody knows them."""
+        self.stop_id: Final = stop_id
+        """The stop id that ended it; it is the last of `output`."""
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.reason, self.output, self.stop_id)
 
 
-class StepResult(Struct):
+class StepResult(Record):
     """What an executor found out. Control reads `finished` and `failed`; `tokens` and `logprobs` pass through."""
 
-    number: int
-    seconds: float = 0.0
-    tokens: dict[str, int] = {}
-    """New token of each sequence that made one."""
-    logprobs: dict[str, TokenLogprobs] = {}
-    """Only of sequences that asked."""
-    finished: dict[str, Finish] = {}
-    failed: dict[str, str] = {}
-    """Sequences that could not be computed, with the reason. They fail alone."""
+    __slots__ = ("failed", "finished", "logprobs", "number", "seconds", "tokens")
 
+    def __init__(
+        self, number: int, seconds: float = 0.0, tokens: dict[str, int] | None = None,
+        logprobs: dict[str, TokenLogprobs] | None = None, finished: dict[str, Finish] | None = None,
+        failed: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.number = number
+        self.seconds = seconds
+        self.tokens: dict[str, int] = {} if tokens is None else tokens
+        """New token of each sequence that made one."""
+        self.logprobs: dict[str, TokenLogprobs] = {} if logprobs is None else logprobs
+        """Only of sequences that asked."""
+        self.finished: dict[str, Finish] = {} if finished is None else finished
+        self.failed: dict[str, str] = {} if failed is None else failed
+        """Sequences that could not be computed, with the reason. They fail alone."""
 
-class NewTokens(Struct, frozen=True):
-    """All tokens of one step, of sequences that are still wanted."""
-
-    tokens: Mapping[str, int]
-    logprobs: Mapping[str, TokenLogprobs]
-
-
-class Finished(Struct, frozen=True):
-    """The last word about a request."""
-
-    id: str
-    reason: FinishReason
-    stop_id: int | None = None
-    cached_tokens: int = 0
-    """Prompt tokens that were not computed because their KV was at hand."""
-
-
-class Failed(Struct, frozen=True):
-    """The last word about a request that could not be served."""
-
-    id: str
-    why: str
-
-
-Update = NewTokens | Finished | Failed
+    def fields(self) -> tuple[object, ...]:
+        return (self.number, self.seconds, self.tokens, self.logprobs, self.finished, self.failed)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from penstock.control.compose.fill import Fill, View
+from penstock.control.compose.fill import Compose, Fill, View
 
 
-@dataclass(frozen=True, slots=True)
-class MixedPrompts:
+class MixedPrompts(Compose):
     """Prompts are never cut."""
 
-    token_budget: int
-    decodes_wait: bool = False
+    def __init__(self, token_budget: int) -> None:
+        self._fills = (Fill(decode=True, budget=token_budget, split=False),)
 
     def fills(self, view: View) -> tuple[Fill, ...]:
-        return (Fill(decode=True, budget=self.token_budget, split=False),)
+        return self._fills

@@ -5,20 +5,14 @@ Good for throughput and time to first token, and the cause of generation stalls:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from penstock.control.compose.fill import Fill, View
+from penstock.control.compose.fill import Compose, Fill, View
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillFirst:
+class PrefillFirst(Compose):
     """`token_budget` is that vLLM's max_num_batched_tokens."""
 
-    token_budget: int
-    decodes_wait: bool = False
+    def __init__(self, token_budget: int) -> None:
+        self._fills = (Fill(decode=False, budget=token_budget, split=False), Fill(decode=True, admit=False))
 
     def fills(self, view: View) -> tuple[Fill, ...]:
-        return (
-            Fill(decode=False, budget=self.token_budget, split=False),
-            Fill(decode=True, admit=False),
-        )
+        return self._fills

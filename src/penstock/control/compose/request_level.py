@@ -5,21 +5,19 @@ The baseline of the papers (FasterTransformer): short requests wait for long one
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from penstock.control.compose.fill import Fill, View
+from penstock.control.compose.fill import Compose, Fill, View
 
 
-@dataclass(frozen=True, slots=True)
-class RequestLevel:
+class RequestLevel(Compose):
     """All prompts of the batch first, then decodes until none is left. Nobody joins in between."""
 
-    token_budget: int
-    """Bounds a step's prompt tokens, not the batch: that is bounded by max_seqs and memory."""
-    decodes_wait: bool = False
+    def __init__(self, token_budget: int) -> None:
+        """`token_budget` bounds a step's prompt tokens, not the batch: that is bounded by max_seqs and memory."""
+        self._form = (Fill(decode=False, budget=token_budget, gather=True),)
+        self._compute = (Fill(decode=False, budget=token_budget, admit=False, gather=True),)
+        self._decode = (Fill(decode=True, admit=False),)
 
     def fills(self, view: View) -> tuple[Fill, ...]:
-        forming = view.running == 0
-        if forming or view.prefilling:
-            return (Fill(decode=False, budget=self.token_budget, admit=forming, gather=True),)
-        return (Fill(decode=True, admit=False),)
+        if not view.running:
+            return self._form
+        return self._compute if view.prefilling else self._decode

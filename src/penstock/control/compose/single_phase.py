@@ -6,27 +6,24 @@ sequences between them, or turns an instance from one to the other with `Replica
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from penstock.control.compose.fill import Fill, View
+from penstock.control.compose.fill import Compose, Fill, View
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillOnly:
+class PrefillOnly(Compose):
     """Prompts, in chunks; the decode set rests."""
 
-    token_budget: int
-    decodes_wait: bool = False
+    def __init__(self, token_budget: int) -> None:
+        self._fills = (Fill(decode=False, budget=token_budget),)
 
     def fills(self, view: View) -> tuple[Fill, ...]:
-        return (Fill(decode=False, budget=self.token_budget),)
+        return self._fills
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeOnly:
+class DecodeOnly(Compose):
     """Decodes; no prompt token enters."""
 
-    decodes_wait: bool = False
+    def __init__(self) -> None:
+        self._fills = (Fill(decode=True),)
 
     def fills(self, view: View) -> tuple[Fill, ...]:
-        return (Fill(decode=True),)
+        return self._fills

@@ -7,17 +7,16 @@ block waits instead of evicting another, and only when nothing at all can run is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from penstock.control.compose.fill import Fill, View
+from penstock.control.compose.fill import Compose, Fill, View
 
 
-@dataclass(frozen=True, slots=True)
-class SplitFuse:
+class SplitFuse(Compose):
     """A constant budget at the knee of the throughput curve."""
 
-    token_budget: int
-    decodes_wait: bool = True
+    decodes_wait = True
+
+    def __init__(self, token_budget: int) -> None:
+        self._fills = (Fill(decode=True, budget=token_budget),)
 
     def fills(self, view: View) -> tuple[Fill, ...]:
-        return (Fill(decode=True, budget=self.token_budget),)
+        return self._fills

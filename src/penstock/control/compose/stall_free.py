@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from penstock.control.compose.fill import Fill, View
+from penstock.control.compose.fill import Compose, Fill, View
 
 
-class StallFree:
+class StallFree(Compose):
     """Every decode is in every step; its time is bounded by the token budget, so TPOT is too."""
-
-    decodes_wait = False
 
     def __init__(self, token_budget: int) -> None:
         """`token_budget`: tokens per step, decodes included (the paper's tau: 512 for strict, 2,048 for relaxed

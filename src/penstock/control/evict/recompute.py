@@ -5,13 +5,12 @@ Costs one prefill of prompt + output; moves no bytes. Blocks that a prefix tree 
 
 from __future__ import annotations
 
+from penstock.control.evict.evict import Evict
 from penstock.control.sequence import Sequence
 
 
-class Recompute:
+class Recompute(Evict):
     """Never moves anything, so there is never a place to move it to."""
-
-    host_blocks = 0
 
     def take_host(self, sequence: Sequence) -> tuple[int, ...] | None:
         """None: recompute."""
@@ -22,5 +21,4 @@ class Recompute:
 
     @property
     def free_host_blocks(self) -> int:
-        """None are kept."""
         return 0

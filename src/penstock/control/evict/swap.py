@@ -6,29 +6,11 @@ recompute. Shared prefix blocks are copied as well, so that a swapped sequence p
 
 from __future__ import annotations
 
-from typing import Protocol
-
+from penstock.control.evict.evict import Evict
 from penstock.control.sequence import Sequence
 
 
-class Evict(Protocol):
-    """Where the KV of a victim goes."""
-
-    host_blocks: int
-    """Size of the host pool."""
-
-    def take_host(self, sequence: Sequence) -> tuple[int, ...] | None:
-        """One host block per device block of `sequence`, or None: then it is recomputed."""
-
-    def give_back(self, sequence: Sequence) -> None:
-        """Its host blocks are free again, for copies of later steps."""
-
-    @property
-    def free_host_blocks(self) -> int:
-        """Host blocks nobody holds."""
-
-
-class SwapToHost:
+class SwapToHost(Evict):
     """A pool of host blocks, by number."""
 
     def __init__(self, host_blocks: int) -> None:

@@ -3,55 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Final
 
+from penstock.control.record import Record
 from penstock.control.sequence import Sequence, Tokens
 from penstock.errors import ProtocolError
 
 
-@dataclass(frozen=True, slots=True)
-class Occupancy:
+class Occupancy(Record):
     """Where the blocks are: free + cached + held is all of them."""
 
-    free: int
-    cached: int
-    """Hold a prefix nobody uses now; given away when needed."""
-    held: int
+    __slots__ = ("cached", "free", "held")
+
+    def __init__(self, free: int, cached: int, held: int) -> None:
+        self.free: Final = free
+        self.cached: Final = cached
+        """Hold a prefix nobody uses now; given away when needed."""
+        self.held: Final = held
+
+    def fields(self) -> tuple[object, ...]:
+        return (self.free, self.cached, self.held)
 
 
-class Memory(Protocol):
+class Memory:
     """Owner of all blocks of one replica."""
 
-    block_tokens: int
-    total: int
-    grows: bool
+    grows: bool = True
     """Whether a decoding sequence needs more blocks as it goes."""
+
+    def __init__(self, total: int, block_tokens: int) -> None:
+        self.total = total
+        self.block_tokens = block_tokens
 
     def available(self) -> int:
         """Blocks that could be handed out now."""
+        raise NotImplementedError
 
     def fits(self, tokens: int) -> bool:
         """Whether a sequence of so many KV tokens fits into an otherwise empty memory."""
+        raise NotImplementedError
 
     def admit(self, sequence: Sequence, tokens: int, spare: int) -> int | None:
         """Give `sequence` blocks for its first `tokens` tokens, all at once so that a half-computed prompt cannot
         deadlock; leave `spare` blocks for others. Returns how many of those tokens hold KV already; None: no room."""
+        raise NotImplementedError
 
     def take(self, count: int) -> list[int]:
         """`count` blocks for growth; never more than `available()`."""
+        raise NotImplementedError
 
     def publish(self, sequence: Sequence, computed: int) -> None:
         """The KV of the first `computed` tokens of its prompt is now valid."""
+        raise NotImplementedError
 
     def release(self, sequence: Sequence, tokens: Tokens | None = None) -> None:
         """Take back all its blocks. `tokens`: the ids whose KV is valid, if the memory may keep them for others."""
+        raise NotImplementedError
 
     def occupancy(self) -> Occupancy:
         """Counts, O(1)."""
+        raise NotImplementedError
 
     def check(self, holders: Collection[Sequence]) -> None:
         """Recount from scratch. Raises ProtocolError on any difference."""
+        raise NotImplementedError
 
 
 def blocks_for(tokens: int, block_tokens: int) -> int:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from penstock.control.memory.blocks import Occupancy, blocks_for, expect
+from penstock.control.memory.blocks import Memory, Occupancy, blocks_for, expect
 from penstock.control.sequence import Sequence, Tokens
 
 
-class Paged:
+class Paged(Memory):
     """A stack of free block numbers; the most recently freed is reused first, it may still be in a CPU cache."""
 
-    grows = True
-
     def __init__(self, blocks: int, block_tokens: int) -> None:
-        self.total = blocks
-        self.block_tokens = block_tokens
+        super().__init__(blocks, block_tokens)
         self._free = list(range(blocks - 1, -1, -1))
 
     def available(self) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Iterator
 
-from penstock.control.memory.blocks import Occupancy, blocks_for, expect
+from penstock.control.memory.blocks import Memory, Occupancy, blocks_for, expect
 from penstock.control.sequence import Sequence, Tokens
 
 Border = tuple[str, str]
@@ -39,14 +39,11 @@ class Node:
         """When it was last given up; the newest entry in the heap of idle leaves carries it."""
 
 
-class PrefixTree:
+class PrefixTree(Memory):
     """Paged memory whose released blocks stay findable by their content until somebody needs the room."""
 
-    grows = True
-
     def __init__(self, blocks: int, block_tokens: int) -> None:
-        self.total = blocks
-        self.block_tokens = block_tokens
+        super().__init__(blocks, block_tokens)
         self._free = list(range(blocks - 1, -1, -1))
         self._roots: dict[Border, Node] = {}
         self._idle: list[tuple[int, int, Node]] = []

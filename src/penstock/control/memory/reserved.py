@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from penstock.control.memory.blocks import Occupancy, blocks_for, expect
+from penstock.control.memory.blocks import Memory, Occupancy, blocks_for, expect
 from penstock.control.sequence import Sequence, Tokens
 
 
-class Reserved:
+class Reserved(Memory):
     """Slots of `max_sequence_tokens`; slot i is blocks [i * n, (i + 1) * n). A smaller rest stays unused."""
 
     grows = False
 
     def __init__(self, blocks: int, block_tokens: int, max_sequence_tokens: int) -> None:
-        self.block_tokens = block_tokens
         self.slot_blocks = blocks_for(max_sequence_tokens, block_tokens)
         self.slots = blocks // self.slot_blocks
-        self.total = self.slots * self.slot_blocks
+        super().__init__(self.slots * self.slot_blocks, block_tokens)
         self._free = list(range(self.slots - 1, -1, -1))
 
     def available(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from penstock.control.order.arrival import Arrival
+from penstock.control.order.queue import Order
 from penstock.control.sequence import Sequence
 
 INPUT_WEIGHT: Final = 1.0
@@ -35,7 +36,7 @@ class _Tenant:
         return self.settled + OUTPUT_WEIGHT * (self.decoding * clock - self.join_clocks)
 
 
-class FairShare:
+class FairShare(Order):
     """Smallest counter first; inside a tenant, first come first served. O(waiting tenants) per admission."""
 
     def __init__(self) -> None:

@@ -4,46 +4,54 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import Protocol
 
 from penstock.control.sequence import Sequence
 
 Key = tuple[float, int]
 
 
-class Order(Protocol):
+class Order:
     """Who is next, and who gives way. Decides; never allocates."""
 
     def push(self, sequence: Sequence, clock: int) -> None:
         """A new, an evicted or a swapped out sequence waits. The latter two keep their number and so their place.
         `clock` counts decode steps, here and below; orders that charge for tokens need it."""
+        raise NotImplementedError
 
     def peek(self, clock: int) -> Sequence | None:
         """The next one, or None."""
+        raise NotImplementedError
 
     def pop(self) -> Sequence:
         """Take what `peek` showed."""
+        raise NotImplementedError
 
     def remove(self, sequence: Sequence) -> None:
         """It no longer waits (cancelled)."""
+        raise NotImplementedError
 
     def victim(self, running: Iterable[Sequence], clock: int) -> Sequence:
         """Who of the running gives way first. O(running): paid per eviction, never per step."""
+        raise NotImplementedError
 
     def charge(self, sequence: Sequence, prefill_tokens: int) -> None:
         """It was admitted and has so many tokens to compute on its own account; then it makes one token."""
+        raise NotImplementedError
 
     def joined(self, sequence: Sequence, clock: int) -> None:
         """It entered the decode set."""
+        raise NotImplementedError
 
     def left(self, sequence: Sequence, clock: int) -> None:
         """It left the decode set; `sequence.join_clock` is still the tick at which it entered."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         """How many wait."""
+        raise NotImplementedError
 
 
-class KeyedOrder:
+class KeyedOrder(Order):
     """Smallest key first. O(log waiting) to push and pop; removal is lazy. Subclasses give `key`."""
 
     def __init__(self) -> None:
