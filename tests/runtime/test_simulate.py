@@ -124,6 +124,20 @@ def test_a_router_that_knows_prefixes_finds_more_of_them() -> None:
     assert hits["prefix_aware"] > hits["round_robin"] > 0
 
 
+def test_a_later_turn_finds_the_history_with_its_answers() -> None:
+    talk = deployment(
+        workload__law="sessions", workload__rate=2.0, workload__turns="4", workload__prompt_tokens="100",
+        workload__output_tokens="60", workload__think="1s", workload__requests=200,
+    )  # fmt: skip
+    columns = simulate(talk).requests
+    later = columns.prompt_tokens > 100
+    # All whole blocks of prompt and answer but the last token, which was never an input.
+    expected = (columns.prompt_tokens[later] - 100 - 1) // 16 * 16
+    assert later.sum() > 100
+    assert (columns.cached_tokens[later] == expected).all()
+    assert (columns.cached_tokens[~later] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("limits", "why"),
     [(Limits(virtual_s=2.0), "virtual time"), (Limits(events=200), "events"), (Limits(wall_s=0.0), "wall time")],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence as TokenSequence
 
 from penstock.control.decode_set import DecodeSet, grow
 from penstock.control.draft import Draft
@@ -30,7 +31,7 @@ from penstock.control.lifecycle import (
 )
 from penstock.control.memory.blocks import Memory
 from penstock.control.order.queue import Order
-from penstock.control.sequence import Sequence
+from penstock.control.sequence import Sequence, Tokens
 from penstock.control.step import Admission, Finish, Step, Swap
 from penstock.control.totals import Totals
 
@@ -200,7 +201,7 @@ class Residents:
             del self._running[request_id]
             if finish is not None and finish.output and state is not PREFILLING:
                 # The last token was never an input, so it has no KV.
-                self._memory.release(sequence, (*sequence.prompt, *finish.output)[:-1])
+                self._memory.release(sequence, _followed(sequence.prompt, finish.output)[:-1])
             else:
                 self._memory.release(sequence)
             self._refused = None
@@ -210,3 +211,10 @@ class Residents:
 
 def _number(sequence: Sequence) -> int:
     return sequence.number
+
+
+def _followed(prompt: Tokens, output: TokenSequence[int]) -> Tokens:
+    """One after the other; ranges that meet stay a range."""
+    if isinstance(prompt, range) and isinstance(output, range) and prompt.stop == output.start:
+        return range(prompt.start, output.stop)
+    return (*prompt, *output)

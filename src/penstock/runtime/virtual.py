@@ -8,41 +8,26 @@ far a replica was computed ahead.
 from __future__ import annotations
 
 import gc
-import heapq
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from typing import Final, Literal
 
 from penstock.control.cluster.router import Router
 from penstock.control.request import Request
 from penstock.control.step import Failed, Finished, Step, Update
-from penstock.errors import InvalidRequest, PenstockError
+from penstock.errors import InvalidRequest
 from penstock.runtime.collect import Collector, Outcome
 from penstock.runtime.instance import IDLE, Instance
+from penstock.runtime.limits import Limits as Limits
+from penstock.runtime.limits import Stuck as Stuck
+from penstock.runtime.token_ids import token_ids
 from penstock.twin.twin import Row
 from penstock.workload.source import Source, TimedRequest
 
 Stop = Literal["done", "events", "wall time", "virtual time", "interrupted"]
 _CHECK_EVERY: Final = 4096
 """Events between two looks at the wall clock."""
-_PROMPT_ROOM: Final = 1 << 24
-"""Distinct token ids set aside for each request's own prompt."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Budgets, so that nothing hangs. None: no limit."""
-
-    wall_s: float | None = None
-    events: int | None = None
-    virtual_s: float | None = None
-
-
-class Stuck(PenstockError):
-    """Requests are left and nothing can happen any more: a policy that never runs them."""
 
 
 class Cluster:
@@ -93,11 +78,16 @@ class Cluster:
 
         Raises Stuck: requests are left, and no replica will ever run them.
         """
-        with _no_collection():
-            try:
-                return self._run()
-            except KeyboardInterrupt:
-                return "interrupted"
+        # A simulation makes no reference cycles that live long; looking for some takes a third of its time.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return self._run()
+        except KeyboardInterrupt:
+            return "interrupted"
+        finally:
+            if collecting:
+                gc.enable()
 
     def _run(self) -> Stop:
         limits, instances = self._limits, self.instances
@@ -119,7 +109,7 @@ class Cluster:
                 wake = alone.wake
             else:
                 while heap and instances[heap[0][1]].wake != heap[0][0]:
-                    heapq.heappop(heap)
+                    heappop(heap)
                 wake = heap[0][0] if heap else IDLE
             now = min(arrival, wake)
             if now == IDLE:
@@ -139,7 +129,7 @@ class Cluster:
                 touched: dict[int, Instance] = {}
                 while True:
                     if self._later and self._later[0][0] == now:
-                        instance = self._submit(heapq.heappop(self._later)[2], now)
+                        instance = self._submit(heappop(self._later)[2], now)
                     elif request is not None and request.arrival_s == now:
                         instance = self._submit(request, now)
                         request = next(arrivals, None)
@@ -150,14 +140,14 @@ class Cluster:
                 for instance in touched.values():
                     instance.start(now)
                     if alone is None and instance.wake != IDLE:
-                        heapq.heappush(heap, (instance.wake, instance.number))
+                        heappush(heap, (instance.wake, instance.number))
             elif alone is not None:
                 alone.fire()
             else:
-                instance = instances[heapq.heappop(heap)[1]]
+                instance = instances[heappop(heap)[1]]
                 instance.fire()
                 if instance.wake != IDLE:
-                    heapq.heappush(heap, (instance.wake, instance.number))
+                    heappush(heap, (instance.wake, instance.number))
         if self._live:
             left = sum(instance.outstanding for instance in instances)
             raise Stuck(
@@ -178,8 +168,9 @@ class Cluster:
         """Route one request. None: it was refused, being larger than a replica's memory."""
         index = timed.index
         output = timed.output_tokens
+        prompt, said = token_ids(timed, self._source.block_tokens)
         request = Request(
-            id=str(index), prompt=self._prompt(timed), max_tokens=self._max_tokens(timed), tenant=timed.tenant,
+            id=str(index), prompt=prompt, max_tokens=self._max_tokens(timed), tenant=timed.tenant,
             priority=timed.priority,
         )  # fmt: skip
         instances = self.instances
@@ -189,7 +180,9 @@ class Cluster:
         if 0 < timed.cancel_tokens < output:
             output = timed.cancel_tokens
         try:
-            instance.submit(request, now, output_tokens=output, index=index)
+            # Only a later turn of its session could find an answer's KV again.
+            words = () if timed.session is None else said[:output]
+            instance.submit(request, now, output_tokens=output, index=index, output=words)
         except InvalidRequest as error:
             del self._live[index]
             self._collector.refused(index, now, str(error))
@@ -200,27 +193,4 @@ class Cluster:
     def _follow(self, request: TimedRequest, now: float) -> None:
         following = self._source.after(request, now)
         if following is not None:
-            heapq.heappush(self._later, (following.arrival_s, following.index, following))
-
-    def _prompt(self, timed: TimedRequest) -> range | tuple[int, ...]:
-        """Token ids of a prompt: those of its prefix blocks, then its own, which no other prompt has."""
-        own = (timed.index + 1) * _PROMPT_ROOM
-        if not timed.prefix:
-            return range(own, own + timed.prompt_tokens)
-        size = self._source.block_tokens
-        shared = min(timed.prompt_tokens, len(timed.prefix) * size)
-        # Negative, so that no block meets a request's own ids.
-        blocks = chain.from_iterable(range(-(block + 1) * size, -block * size) for block in timed.prefix)
-        return (*islice(blocks, shared), *range(own, own + timed.prompt_tokens - shared))
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """A simulation makes no reference cycles that live long; looking for some takes a third of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+            heappush(self._later, (following.arrival_s, following.index, following))
