@@ -1,7 +1,8 @@
-"""Penstock serves language models on a control plane that a simulator can share.
+"""Penstock serves language models on a control plane that its simulator shares.
 
-Three files first: `deployment.py` (the one file that says what is served), `control/replica.py` (every decision),
-`runtime/service.py` (a model behind an asynchronous interface). `docs/architecture.md` follows one request.
+Four files first: `deployment/file.py` (the one file that says what is served), `control/replica.py` (every decision),
+`runtime/service.py` (a model behind an asynchronous interface), `runtime/simulate.py` (the same at virtual time).
+`docs/architecture.md` follows one request.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ if TYPE_CHECKING:
     from penstock.control.request import Request, Sampling
     from penstock.deployment import Deployment
     from penstock.runtime.service import Service
+    from penstock.runtime.simulate import simulate
 
-__all__ = ["Deployment", "Request", "Sampling", "Service"]
+__all__ = ["Deployment", "Request", "Sampling", "Service", "simulate"]
 
 _HOMES = {
     "Deployment": "penstock.deployment",
     "Request": "penstock.control.request",
     "Sampling": "penstock.control.request",
     "Service": "penstock.runtime.service",
+    "simulate": "penstock.runtime.simulate",
 }
 
 

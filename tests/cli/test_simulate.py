@@ -96,6 +96,13 @@ def test_inspect_speaks_table_and_json(words: list[str]) -> None:
     assert json.loads(penstock("inspect", *words, "--json").stdout)
 
 
+@pytest.mark.parametrize("example", ["h100.yaml", "cluster.yaml"])
+def test_the_examples_run(example: str) -> None:
+    path = Path(__file__).parents[2] / "examples" / example
+    found = json.loads(penstock("simulate", "-f", path, "--set", "requests=60", "--json").stdout)
+    assert found["completed"] == 60
+
+
 def test_ctrl_c_gives_the_partial_result_marked_and_130(file: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-m", "penstock", "simulate", "-f", str(file), "--json", "--set", "requests=50000000"],
