@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from penstock.catalog import models_in_the_box, resolve_model
 from penstock.control.request import Request
+from penstock.deployment import Deployment
 from penstock.errors import InvalidDeployment, InvalidRequest
 from penstock.runtime import size as sizing
 from penstock.runtime.fingerprint import fingerprint
@@ -135,3 +136,24 @@ def test_offline_a_request_that_cannot_be_run_is_refused_before_any_is(deploymen
     here = deployment({"model.path": str(checkpoint)})
     with pytest.raises(InvalidRequest, match="max_tokens"):
         generate(here, [Request(id="a", prompt=(1,), max_tokens=3), Request(id="b", prompt=(1,), max_tokens=9_999)])
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("layout", "tensor_parallel", 2), ("cluster", "replicas", 2), ("precision", "weights", "fp8")],
+)
+def test_what_only_the_twin_models_is_refused_and_not_passed_over(section: str, key: str, value: object) -> None:
+    with pytest.raises(InvalidDeployment) as caught:
+        size_up(Deployment.parse({section: {key: value}}))
+    assert caught.value.field == f"{section}.{key}"
+    assert "simulate" in caught.value.remedy
+
+
+def test_a_file_with_a_workload_is_served_all_the_same() -> None:
+    file = {
+        "workload": {"rate": 3},
+        "slo": {"ttft": "1s"},
+        "hardware": {"name": "h100-sxm"},
+        "twin": {"backend": "vllm"},
+    }
+    assert size_up(Deployment.parse(file)) == size_up(Deployment())

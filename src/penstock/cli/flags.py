@@ -20,6 +20,7 @@ from penstock.deployment import Deployment, keys
 from penstock.errors import InvalidDeployment
 
 PREFIX: Final = "PENSTOCK_"
+SERVED: Final = ("model", "hardware", "memory", "policy", "server")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 FileOption = Annotated[
@@ -51,9 +52,19 @@ def flag_name(key: str) -> str:
 
 def with_deployment_flags(command: Command) -> Command:
     """Add a flag for each key to a command whose last parameter is `**flags`; pass that on to `load`."""
+    return _with_flags(command, None)
+
+
+def with_serving_flags(command: Command) -> Command:
+    """The same for the sections that serving reads; the file may hold the others too."""
+    return _with_flags(command, SERVED)
+
+
+def _with_flags(command: Command, sections: tuple[str, ...] | None) -> Command:
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-    generated = [_parameter(key, kind, default, text) for key, (kind, default, text) in keys().items()]
+    generated = [_parameter(key, kind, default, text) for key, (kind, default, text) in keys().items()
+                 if sections is None or key.partition(".")[0] in sections]  # fmt: skip
     command.__signature__ = signature.replace(parameters=[*own, *generated])  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *generated]}
     return command

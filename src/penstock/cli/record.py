@@ -11,11 +11,11 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from penstock.cli.console import stderr
-from penstock.cli.flags import FileOption, ModelArgument, load, with_deployment_flags
+from penstock.cli.flags import FileOption, ModelArgument, load, with_serving_flags
 from penstock.errors import BadInput
 
 
-@with_deployment_flags
+@with_serving_flags
 def record(
     out: Annotated[Path, typer.Option(help="New schedule file; compressed if it ends in .gz.")],
     trace: Annotated[Path, typer.Option(help="Azure CSV or Mooncake JSONL, plain or .gz; lengths are scaled to fit.")],

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from penstock.cli.console import stderr
-from penstock.cli.flags import FileOption, ModelArgument, load, with_deployment_flags
+from penstock.cli.flags import FileOption, ModelArgument, load, with_serving_flags
 from penstock.deployment import Deployment
 from penstock.runtime.facts import ModelInfo
 
 
-@with_deployment_flags
+@with_serving_flags
 def serve(
     model: ModelArgument = None,
     file: FileOption = None,

@@ -12,6 +12,7 @@ from typing import Final
 from penstock.catalog import resolve_model
 from penstock.deployment import Deployment
 from penstock.errors import InvalidDeployment
+from penstock.runtime.servable import require_servable
 from penstock.units import format_bytes
 
 RUNTIME_BYTES: Final = 600 * 2**20
@@ -37,6 +38,7 @@ def size_up(deployment: Deployment) -> Size:
     """Find the model and cut the KV memory into blocks. Loads nothing. Raises InvalidDeployment, UnsupportedModel."""
     from penstock.engine.checkpoint import model_footprint
 
+    require_servable(deployment)
     path = resolve_model(deployment.model.path)
     footprint = model_footprint(path, deployment.model.dtype)
     memory = deployment.memory
