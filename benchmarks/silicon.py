@@ -1,10 +1,10 @@
 """The twin against 5,221 measured end-to-end points on H100 to GB300 under vLLM, SGLang and TensorRT-LLM.
 
 Each aggregated row is simulated as it was measured: a closed loop of its concurrency over its engine's scheduler, with
-operator prices of its GPU (penstock.twin.measured). Six constants per engine and system (kernels inside an engine,
-time between steps, launches of steps that are no captured graph, per sequence, the front, streaming) are fitted on the
-training half of the configurations, split by a hash of the configuration, and scored on the other. Beside it, with
-`--peer-python`, AIConfigurator's own estimate of the same rows.
+operator prices of its GPU (penstock.twin.measured). Five constants per engine (time between steps, launches of steps
+that are no captured graph, per sequence, the front, streaming) and one per engine and system (kernels inside an engine)
+are fitted on the training half of the configurations, split by a hash of the configuration, and scored on the other.
+Beside it, with `--peer-python`, AIConfigurator's own estimate of the same rows.
 
     .venv/bin/python benchmarks/silicon.py                                   # all rows; minutes on two cores
     .venv/bin/python benchmarks/silicon.py --sample 300 --peer-python PATH   # an even subset, with the peer
@@ -25,11 +25,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from silicon_fit import fit, spread_out
+from silicon_fit import START, fit, spread_out, training_sample
 from silicon_loop import Costs
 from silicon_model import InvalidDeployment, Outcome, simulate, system_spec
-from silicon_rows import Point, contradicted, groups_of, needs_more_than_peak, read_points, shape_of
+from silicon_rows import Point, contradicted, needs_more_than_peak, read_points, shape_of
 
 from penstock.catalog.demand import matrix_flop
 from penstock.twin.measured.database import installed_folder
@@ -52,23 +53,39 @@ def main() -> None:
     test = [point for point in points if point.half(options.seed)]
     peer = _start_peer(options.peer_python, spread_out(test, options.peer_rows)) if options.peer_python else None
     began = time.perf_counter()
-    jobs = [(key, rows, options.seed, options.fit_rows) for key, rows in groups_of(points)]
-    jobs.sort(key=lambda job: -len(job[1]))
     ours: list[Pair] = []
     constants = {}
     skipped = 0
     with multiprocessing.get_context("spawn").Pool(options.processes) as workers:
-        for key, costs, results, failed in workers.imap_unordered(_one_group, jobs):
-            constants["/".join(key)] = asdict(costs)
-            ours += [(point, outcome.ttft, outcome.tpot) for point, outcome in results]
-            skipped += failed
-            print(f"{'/'.join(key)}: {len(results)} rows of the test half", file=sys.stderr, flush=True)
+
+        def spread(function: Callable[..., Any], arguments: Iterable[Any]) -> list[Any]:
+            return workers.starmap(function, arguments, chunksize=4)
+
+        for backend in sorted({point.backend for point in points}):
+            mine = [point for point in points if point.backend == backend]
+            train = [point for point in mine if not point.half(options.seed) and point.id not in unclear]
+            costs = fit(training_sample(train, options.fit_rows), spread)
+            ask = [(point, costs.get(point.system, START)) for point in mine if point.half(options.seed)]
+            for point, outcome in spread(_outcome, ask):
+                if outcome is None:
+                    skipped += 1
+                else:
+                    ours.append((point, outcome.ttft, outcome.tpot))
+            constants.update({f"{backend}/{system}": asdict(found) for system, found in costs.items()})
+            print(f"{backend}: {len(ask)} rows of the test half", file=sys.stderr, flush=True)
     left["weights do not fit the stated devices"] = skipped
     ours.sort(key=lambda pair: pair[0].id)
     theirs = _peer_pairs(peer, {point.id: point for point in test}) if peer else []
     _show(ours, theirs, unclear, left, constants, options.seed)
     clear = [pair for pair in ours if pair[0].id not in unclear]
     same = {pair[0].id for pair in theirs}
+    if options.dump:
+        lines = [
+            json.dumps({"id": p.id, "group": p.group, "isl": p.prompt, "osl": p.output, "c": p.concurrency,
+                        "ttft": [p.ttft, ttft], "tpot": [p.tpot, tpot], "clear": p.id not in unclear})
+            for p, ttft, tpot in ours
+        ]  # fmt: skip
+        Path(options.dump).write_text("\n".join(lines) + "\n")
     print(json.dumps({
         "seed": options.seed, "wall_s": round(time.perf_counter() - began, 1), "rows": len(ours),
         "all": _errors(ours), "clear": _errors(clear),
@@ -82,26 +99,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", help="silicon_sample.csv[.gz]; default: that of aiconfigurator-core")
     parser.add_argument("--sample", type=int, default=0, help="an even subset of so many rows; 0: all")
     parser.add_argument("--seed", type=int, default=1, help="of the split into halves")
-    parser.add_argument("--fit-rows", type=int, default=40, help="training rows used per engine and system")
+    parser.add_argument("--fit-rows", type=int, default=40, help="training rows used of each engine on each system")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--peer-python", help="interpreter with the package aiconfigurator, for its own estimates")
     parser.add_argument("--peer-rows", type=int, default=240, help="an even subset of the test rows for the peer")
+    parser.add_argument("--dump", help="write each row's measured and predicted times here, as JSON lines")
     return parser.parse_args()
 
 
-def _one_group(
-    job: tuple[tuple[str, str], list[Point], int, int],
-) -> tuple[tuple[str, str], Costs, list[tuple[Point, Outcome]], int]:
-    key, rows, seed, fit_rows = job
-    costs = fit([point for point in rows if not point.half(seed)], fit_rows)
-    results, failed = [], 0
-    for point in rows:
-        if point.half(seed):
-            try:
-                results.append((point, simulate(point, costs)))
-            except InvalidDeployment:
-                failed += 1
-    return key, costs, results, failed
+def _outcome(point: Point, costs: Costs) -> tuple[Point, Outcome | None]:
+    try:
+        return point, simulate(point, costs)
+    except InvalidDeployment:
+        return point, None
 
 
 def _beyond_peak(point: Point) -> bool:

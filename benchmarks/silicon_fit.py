@@ -1,13 +1,16 @@
-"""A few constants per engine and system, fitted on the training half of the configurations.
+"""A few constants per engine, and one per engine and system, fitted on the training half of the configurations.
 
-Predictions are nearly straight in each constant, so one simulation per constant and row gives slopes, and the fit is
-done on those: the sum of |log(predicted / measured)| of TPOT and TTFT is brought down by coordinate search inside
-bounds that physics sets. Twice, the second time around the first result. No randomness: rows are taken evenly.
+The host's times (between steps, launches, sequences, the front, streaming) belong to the engine and are shared by all
+its systems; how kernels inside an engine compare with kernels alone is one factor per engine and system. Predictions
+are nearly straight in each constant, so one simulation per constant and row gives slopes, and the fit is done on those:
+the sum of |log(predicted / measured)| of TPOT and TTFT is brought down by coordinate search inside bounds that physics
+sets. Twice, the second time around the first result. No randomness: rows are taken evenly.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
 
 from silicon_loop import Costs
@@ -16,10 +19,10 @@ from silicon_rows import Point
 
 from penstock.errors import InvalidDeployment
 
-START = Costs(device=1.1, step_s=0.4e-3, launch_s=5e-6, request_s=2e-6, front_s=0.03, stream_s=0.1e-3)
+START = Costs(device=1.05, step_s=0.4e-3, launch_s=10e-6, request_s=2e-6, front_s=0.04, stream_s=0.3e-3)
 MOVES = Costs(device=0.1, step_s=0.5e-3, launch_s=10e-6, request_s=10e-6, front_s=0.03, stream_s=0.5e-3)
 LOWEST = Costs(device=0.8, step_s=0.0, launch_s=0.0, request_s=0.0, front_s=0.002, stream_s=0.0)
-HIGHEST = Costs(device=1.8, step_s=6e-3, launch_s=80e-6, request_s=150e-6, front_s=0.3, stream_s=3e-3)
+HIGHEST = Costs(device=1.6, step_s=4e-3, launch_s=80e-6, request_s=100e-6, front_s=0.3, stream_s=5e-3)
 TTFT_WEIGHT = 0.6
 
 
@@ -27,6 +30,7 @@ TTFT_WEIGHT = 0.6
 class Slopes:
     """One row around some constants: predictions there and their change per constant."""
 
+    system: str
     ttft: float
     tpot: float
     by: tuple[tuple[float, float], ...]
@@ -41,20 +45,28 @@ def spread_out(points: list[Point], most: int) -> list[Point]:
     return [ordered[i * len(ordered) // most] for i in range(most)]
 
 
-def fit(points: list[Point], most: int = 36) -> Costs:
-    """Constants for one engine on one system. `points` are its training rows."""
-    # Long runs cost the most and say the least.
-    sample = spread_out([point for point in points if point.concurrency <= 256] or points, most)
-    costs = START
+def training_sample(points: list[Point], most: int) -> list[Point]:
+    """Up to `most` rows of each system. Long runs cost the most and say the least."""
+    sample = []
+    for system in sorted({point.system for point in points}):
+        there = [point for point in points if point.system == system]
+        sample += spread_out([point for point in there if point.concurrency <= 256] or there, most)
+    return sample
+
+
+def fit(sample: list[Point], spread: Callable[[Callable[..., object], Iterable[tuple[Point, Costs]]], list[object]]) -> dict[str, Costs]:  # fmt: skip
+    """Constants of one engine by system. `spread` maps a function over arguments, on as many processes as it likes."""
+    costs = {system: START for system in sorted({point.system for point in sample})}
     for _ in range(2):
-        rows = [row for point in sample if (row := _slopes(point, costs)) is not None]
-        if not rows:
-            return costs
-        costs = _search(rows, costs)
+        found = spread(slopes, [(point, costs[point.system]) for point in sample])
+        rows = [row for row in found if isinstance(row, Slopes)]
+        if rows:
+            costs = _search(rows, costs)
     return costs
 
 
-def _slopes(point: Point, at: Costs) -> Slopes | None:
+def slopes(point: Point, at: Costs) -> Slopes | None:
+    """None: the deployment does not fit."""
     try:
         base = simulate(point, at)
         by = []
@@ -65,36 +77,50 @@ def _slopes(point: Point, at: Costs) -> Slopes | None:
             by.append(((moved.ttft - base.ttft) / moves[place], (moved.tpot - base.tpot) / moves[place]))
     except InvalidDeployment:
         return None
-    return Slopes(base.ttft, base.tpot, tuple(by), (point.ttft, point.tpot))
+    return Slopes(point.system, base.ttft, base.tpot, tuple(by), (point.ttft, point.tpot))
 
 
-def _loss(rows: list[Slopes], steps: list[float]) -> float:
+def _loss(rows: list[Slopes], devices: dict[str, float], shared: list[float]) -> float:
+    """`devices` and `shared` are changes from where the slopes were taken."""
     total = 0.0
     for row in rows:
+        steps = (devices[row.system], *shared)
         ttft = row.ttft + sum(step * slope[0] for step, slope in zip(steps, row.by, strict=True))
         tpot = row.tpot + sum(step * slope[1] for step, slope in zip(steps, row.by, strict=True))
-        total += min(1.0, abs(math.log(max(tpot, 0.05 * row.tpot) / row.measured[1])))
-        total += TTFT_WEIGHT * min(1.5, abs(math.log(max(ttft, 0.05 * row.ttft) / row.measured[0])))
+        total += min(0.7, abs(math.log(max(tpot, 0.05 * row.tpot) / row.measured[1])))
+        total += TTFT_WEIGHT * min(1.0, abs(math.log(max(ttft, 0.05 * row.ttft) / row.measured[0])))
     return total
 
 
-def _search(rows: list[Slopes], at: Costs) -> Costs:
-    start, low, high = astuple(at), astuple(LOWEST), astuple(HIGHEST)
-    steps, best = [0.0] * len(start), math.inf
-    size = [0.5 * move for move in astuple(MOVES)]
-    best = _loss(rows, steps)
-    for _ in range(60):
-        better = False
-        for place in range(len(steps)):
+def _search(rows: list[Slopes], at: dict[str, Costs]) -> dict[str, Costs]:
+    """Coordinate search with steps that halve when nothing gets better."""
+    systems = sorted(at)
+    low, high, move = astuple(LOWEST), astuple(HIGHEST), astuple(MOVES)
+    now = astuple(at[systems[0]])[1:]
+    devices = dict.fromkeys(systems, 0.0)
+    shared = [0.0] * len(now)
+    best = _loss(rows, devices, shared)
+    size = 0.5
+    while size > 0.02:
+        before = best
+        for system in systems:
+            mine = [row for row in rows if row.system == system]
             for sign in (1, -1, 3, -3):
-                tried = steps.copy()
-                wanted = start[place] + tried[place] + sign * size[place]
-                tried[place] = min(high[place], max(low[place], wanted)) - start[place]
-                loss = _loss(rows, tried)
-                if loss < best - 1e-9:
-                    best, steps, better = loss, tried, True
-        if not better:
-            size = [value / 2 for value in size]
-            if size[0] < 1e-3:
-                break
-    return Costs(*(value + step for value, step in zip(start, steps, strict=True)))
+                tried = devices | {
+                    system: min(high[0], max(low[0], at[system].device + devices[system] + sign * size * move[0]))
+                    - at[system].device
+                }
+                if _loss(mine, tried, shared) < _loss(mine, devices, shared) - 1e-9:
+                    devices = tried
+        for place in range(len(shared)):
+            for sign in (1, -1, 3, -3):
+                wanted = now[place] + shared[place] + sign * size * move[place + 1]
+                attempt = shared.copy()
+                attempt[place] = min(high[place + 1], max(low[place + 1], wanted)) - now[place]
+                if _loss(rows, devices, attempt) < _loss(rows, devices, shared) - 1e-9:
+                    shared = attempt
+        best = _loss(rows, devices, shared)
+        if best > before - 1e-6:
+            size /= 2
+    host = [value + step for value, step in zip(now, shared, strict=True)]
+    return {system: Costs(at[system].device + devices[system], *host) for system in systems}

@@ -10,7 +10,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from penstock.twin.load import StepLoad
@@ -187,12 +187,6 @@ class ClosedLoop:
         self.since_poll = rules.poll
 
     def _seconds(self, chunks: list[tuple[int, int]], decoding: int, ended: int) -> float:
-        groups = self.rules.groups
-        if groups > 1:
-            # Groups without a prompt wait for those with one: all are as long as the longest.
-            rounds = -(-len(chunks) // groups)
-            longest = sorted(chunks, key=lambda chunk: chunk[1], reverse=True)[: rounds * groups : groups]
-            chunks = [chunk for chunk in longest for _ in range(groups)]
         tokens = sum(size for _, size in chunks)
         short = -tokens % GRAIN
         past, last = chunks[-1]
@@ -249,8 +243,3 @@ class ClosedLoop:
 
     def _front(self) -> float:
         return self.costs.front_s + self.costs.stream_s * self.active
-
-
-def with_groups(rules: Rules, groups: int) -> Rules:
-    """The same rules for several attention groups."""
-    return replace(rules, groups=groups)

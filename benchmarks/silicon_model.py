@@ -15,11 +15,12 @@ from silicon_rows import Point, rules, shape_of
 from penstock.errors import InvalidDeployment
 from penstock.twin.host import HostTime
 from penstock.twin.layout import Layout, Precision
+from penstock.twin.load import StepLoad
 from penstock.twin.measured import Database, Measured
-from penstock.twin.measured.database import BACKENDS, installed_folder
+from penstock.twin.measured.database import installed_folder
 from penstock.twin.memory import Reserve, fit
-from penstock.twin.operators import Collective, Elementwise, Operator
-from penstock.twin.price import Estimate, OperatorPrice
+from penstock.twin.operators import Collective, Experts, Operator
+from penstock.twin.price import Estimate
 from penstock.twin.step_graph import StepGraph
 from penstock.twin.step_price import CUDA_GRAPH_SIZES, StepPrice
 
@@ -58,40 +59,35 @@ def system_spec(system: str) -> dict[str, Any]:
     return spec
 
 
-class Fastest:
-    """Each operator by the fastest kernel that any engine was measured with on this GPU. Engines share kernel libraries,
-    and some collections hold what no engine runs: DeepGEMM under vLLM was timed launch by launch (170 us whatever the
-    shape), latent attention on Hopper under SGLang with a kernel four times slower than its rivals'."""
-
-    name = "measured"
-
-    def __init__(self, own: OperatorPrice, others: list[OperatorPrice]) -> None:
-        self._own, self._others = own, others
-
-    def price(self, operator: Operator) -> Estimate:
-        best = self._own.price(operator)
-        if not isinstance(operator, Elementwise):
-            for other in self._others:
-                found = other.price(operator)
-                if found.seconds < best.seconds and found.basis != "assumed":
-                    best = Estimate(found.seconds, found.model, "extrapolated")
-        return best
-
-
 @cache
-def own_price(system: str, backend: str) -> Measured:
+def operator_price(system: str, backend: str) -> Measured:
+    """Kept, since many rows share it."""
     return Measured(Database(system, backend), Limits(system))
-
-
-@cache
-def operator_price(system: str, backend: str) -> OperatorPrice:
-    return Fastest(own_price(system, backend), [own_price(system, other) for other in BACKENDS if other != backend])
 
 
 @cache
 def step_price(model: str, layout: Layout, precision: Precision, system: str, backend: str) -> StepPrice:
     graph = StepGraph(shape_of(model), layout, precision)
-    return StepPrice(graph, operator_price(system, backend), HostTime(), graph_sizes=WIDE_GRAPHS)
+    return GroupedSteps(graph, operator_price(system, backend), HostTime(), graph_sizes=WIDE_GRAPHS)
+
+
+class GroupedSteps(StepPrice):
+    """Attention groups step together: those without a prompt wait for the longest. Attention of all is priced at that
+    length, experts at the tokens there really are."""
+
+    def seconds(self, load: StepLoad) -> float:
+        """Seconds of a step."""
+        groups, chunks = self.graph.layout.attention_dp, load.chunks
+        if groups == 1 or not chunks:
+            return super().seconds(load)
+        longest = sorted(chunks, key=lambda chunk: chunk[1], reverse=True)[::groups]
+        padded = tuple(chunk for chunk in longest for _ in range(groups))
+        waited = StepLoad(load.decoding, load.decode_context, load.decode_context_squares, padded, load.sampled)
+        return super().seconds(waited) - self._experts(waited.tokens) + self._experts(load.tokens)
+
+    def _experts(self, tokens: int) -> float:
+        placed = self.graph.rows(tokens)
+        return sum(self.price.price(one).seconds * times for one, times in placed if isinstance(one, Experts))
 
 
 @cache

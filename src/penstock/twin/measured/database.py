@@ -92,7 +92,7 @@ class Database:
         root = installed_folder() if folder is None else folder
         if (root / "data").is_dir():
             root = root / "data"
-        self.system, self.backend, self.version = system, backend, version
+        self.system, self.backend, self.version, self.folder = system, backend, version, folder
         self._root = root / system
         if not self._root.is_dir():
             there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
@@ -119,12 +119,12 @@ class Database:
             reverse=True,
         )
 
-    def sources(self, name: str) -> Iterator[tuple[Path, bool]]:
-        """Files to ask in turn, with whether they are this engine's own: then those of the other engines."""
+    def sources(self, name: str, *, own_only: bool = False) -> Iterator[tuple[Path, bool]]:
+        """Files to ask in turn: this engine's own (True), then those of the other engines."""
         for path in self.files(name):
             yield path, True
         for other in BACKENDS:
-            if other != self.backend:
+            if other != self.backend and not own_only:
                 for path in self.files(name, other):
                     yield path, False
 

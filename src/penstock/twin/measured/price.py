@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-from penstock.twin.measured.database import Database
+from penstock.twin.measured.database import BACKENDS, Database
 from penstock.twin.measured.tables import ROUTING, Tables
 from penstock.twin.operators import (
     Collective,
     DecodeAttention,
+    Elementwise,
     Experts,
     Gemm,
     LatentDecode,
@@ -29,36 +31,65 @@ class Measured:
         database: the GPU system and the engine.
         fallback: price of all other operators, usually the roofline of the same device.
         routing: how tokens fall on experts: balanced, power_law_1.01 or power_law_1.2.
+        kernels: own: the engine's own collection only, where it has the operator. fastest: also what another engine was
+            measured with on this GPU for just this shape and type, if that is faster. Engines share kernel libraries, and
+            some collections hold what no engine runs: DeepGEMM under vLLM was timed launch by launch (170 us whatever the
+            shape), latent attention on Hopper under SGLang with a kernel several times slower than its rivals'.
     """
 
     name = "measured"
 
-    def __init__(self, database: Database, fallback: OperatorPrice, *, routing: str = ROUTING) -> None:
-        self._tables = Tables(database, routing)
+    def __init__(
+        self, database: Database, fallback: OperatorPrice, *, routing: str = ROUTING,
+        kernels: Literal["own", "fastest"] = "fastest",
+    ) -> None:  # fmt: skip
+        self._own = _Prices(Tables(database, routing))
+        self._others = [
+            _Prices(Tables(Database(database.system, backend, folder=database.folder), routing, own_only=True))
+            for backend in BACKENDS
+            if kernels == "fastest" and backend != database.backend
+        ]
         self._fallback = fallback
 
     def price(self, operator: Operator) -> Estimate:
         """Seconds of one run of `operator`."""
-        found: tuple[float, bool] | None = None
-        if isinstance(operator, Gemm):
-            found = self._gemm(operator)
-        elif isinstance(operator, DecodeAttention | LatentDecode):
-            found = self._decode(operator)
-        elif isinstance(operator, PrefillAttention | LatentPrefill):
-            found = self._prefill(operator)
-        elif isinstance(operator, Experts):
-            curve = self._tables.experts(operator)
-            if curve is not None:
-                seconds, inside = curve.table.at(operator.tokens)
-                found = seconds * curve.factor, inside and curve.exact
-        elif isinstance(operator, Collective) and operator.nodes == 1:
-            curve = self._tables.collective(operator.kind, operator.ranks)
-            if curve is not None:
-                seconds, inside = curve.table.at(operator.bytes)
-                found = seconds * curve.factor, inside and curve.exact
+        if isinstance(operator, Elementwise):
+            return self._fallback.price(operator)
+        found = self._own.find(operator)
         if found is None:
             return self._fallback.price(operator)
-        return Estimate(found[0], self.name, "measured" if found[1] else "extrapolated")
+        seconds, measured = found
+        for other in self._others:
+            rival = other.find(operator)
+            if rival is not None and rival[1] and rival[0] < seconds:
+                seconds, measured = rival[0], False
+        return Estimate(seconds, self.name, "measured" if measured else "extrapolated")
+
+
+class _Prices:
+    """Seconds from one engine's tables, and whether they are interpolated between its own points of just that shape."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def find(self, operator: Operator) -> tuple[float, bool] | None:
+        """None: nothing measured comes near."""
+        if isinstance(operator, Gemm):
+            return self._gemm(operator)
+        if isinstance(operator, DecodeAttention | LatentDecode):
+            return self._decode(operator)
+        if isinstance(operator, PrefillAttention | LatentPrefill):
+            return self._prefill(operator)
+        curve = None
+        at = 0.0
+        if isinstance(operator, Experts):
+            curve, at = self._tables.experts(operator), operator.tokens
+        elif isinstance(operator, Collective) and operator.nodes == 1:
+            curve, at = self._tables.collective(operator.kind, operator.ranks), operator.bytes
+        if curve is None:
+            return None
+        seconds, inside = curve.table.at(at)
+        return seconds * curve.factor, inside and curve.exact
 
     def _gemm(self, operator: Gemm) -> tuple[float, bool] | None:
         products = self._tables.products(operator.dtype)

@@ -8,6 +8,7 @@ nearest one stands in, in proportion to its work. Nothing is read before it is a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -22,9 +23,11 @@ WEIGHT_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "float32": ("bfloat16",), "float16": ("bfloat16",), "bfloat16": ("bfloat16",),
     "fp8": ("fp8", "fp8_block"), "fp8_block": ("fp8_block", "fp8"),
     "int8": ("int8_wo", "fp8"), "int4": ("int4_wo", "fp8"),
-    "nvfp4": ("nvfp4", "fp8", "fp8_block"), "mxfp4": ("w4a16_mxfp4", "w4a8_mxfp4_mxfp8", "nvfp4", "fp8"),
+    "nvfp4": ("nvfp4", "fp8", "fp8_block"), "mxfp4": ("mxfp4", "nvfp4", "fp8"),
 }  # fmt: skip
 """Our types to the databases', best match first; all but the first are stand-ins."""
+EITHER: Final[dict[str, tuple[str, ...]]] = {"mxfp4": ("w4a16_mxfp4", "w4a8_mxfp4_mxfp8")}
+"""Types under several names, by what activations become on the way: an engine takes the faster."""
 KV_NAMES: Final = {"fp8": "fp8", "fp8_block": "fp8", "int8": "fp8"}
 ROUTING: Final = "power_law_1.2"
 """How tokens fall on experts: measured with the skew that real models show (`balanced` is there too)."""
@@ -42,8 +45,8 @@ class Found(Generic[T]):
 class Tables:
     """Lazily read tables of one `Database`."""
 
-    def __init__(self, database: Database, routing: str = ROUTING) -> None:
-        self._database, self._routing = database, routing
+    def __init__(self, database: Database, routing: str = ROUTING, *, own_only: bool = False) -> None:
+        self._database, self._routing, self._own_only = database, routing, own_only
         self._products: dict[str, Found[Products] | None] = {}
         self._attention: dict[Any, Found[Surface] | None] = {}
         self._groups: dict[
@@ -52,6 +55,10 @@ class Tables:
         self._experts: dict[Any, Found[Curve] | None] = {}
         self._collectives: dict[tuple[str, int], Found[Curve] | None] = {}
         self._shapes: dict[Path, Rows] = {}
+
+    def _sources(self, name: str) -> Iterator[tuple[Path, bool]]:
+        """Files to ask in turn, and whether each is this engine's own."""
+        return self._database.sources(name, own_only=self._own_only)
 
     # -- matrix products ------------------------------------------------------------------------------------------
 
@@ -63,7 +70,7 @@ class Tables:
 
     def _read_products(self, dtype: str) -> Found[Products] | None:
         for wanted in WEIGHT_NAMES.get(dtype, (dtype,)):
-            for path, own in self._database.sources("gemm_perf"):
+            for path, own in self._sources("gemm_perf"):
                 rows = read_table(path, ["m", "n", "k", "latency", "gemm_dtype"], {"gemm_dtype": wanted})
                 if not rows:
                     continue
@@ -95,7 +102,7 @@ class Tables:
     def _surface(self, name: str, kv: str, wanted: tuple[int, int, int, int]) -> Found[Surface] | None:
         nearest: tuple[float, Found[Surface]] | None = None
         prefill = name.startswith("context")
-        for path, own in self._database.sources(name):
+        for path, own in self._sources(name):
             groups = self._attention_groups(path, kv, prefill)
             if wanted in groups:
                 return Found(self._best_surface(groups[wanted], prefill), exact=own)
@@ -145,7 +152,7 @@ class Tables:
 
     def _read_latent(self, name: str, heads: int, kv: str, prefill: bool) -> Found[Surface] | None:
         columns = ["batch_size", "isl", "step", "num_heads", "kv_cache_dtype", "latency"]
-        for path, own in self._database.sources(name):
+        for path, own in self._sources(name):
             rows = read_table(path, columns, {"kv_cache_dtype": kv})
             if not rows:
                 continue
@@ -171,7 +178,7 @@ class Tables:
         shape = (operator.hidden, operator.intermediate, operator.experts_per_token, operator.experts)
         stand_in: Found[Curve] | None = None
         for place, dtype in enumerate(WEIGHT_NAMES.get(operator.dtype, (operator.dtype,))):
-            for path, own in self._database.sources("moe_perf"):
+            for path, own in self._sources("moe_perf"):
                 found = self._expert_curve(path, dtype, shape, operator)
                 if found is None:
                     continue
@@ -190,7 +197,8 @@ class Tables:
             distinct = {tuple(row[name] for name in columns) for row in read_table(path, columns)}
             self._shapes[path] = [dict(zip(columns, row, strict=True)) for row in sorted(distinct)]
         cut = (operator.tensor_parallel, operator.expert_parallel)
-        there = [row for row in self._shapes[path] if row["moe_dtype"] == dtype]
+        names = EITHER.get(dtype, (dtype,))
+        there = [row for row in self._shapes[path] if row["moe_dtype"] in names]
         if not there:
             return None
 
@@ -200,8 +208,9 @@ class Tables:
 
         near = min(there, key=apart)
         exact = apart(near) == 0
-        where = {name: near[name] for name in (*keys, *cuts, "moe_dtype")}
-        rows = read_table(path, ["num_tokens", "latency", "distribution", *where], where)
+        where = {name: near[name] for name in (*keys, *cuts)}
+        found = read_table(path, ["num_tokens", "latency", "distribution", "moe_dtype", *where], where)
+        rows = [row for row in found if row["moe_dtype"] in names]
         points = [(row["num_tokens"], row["latency"] * 1e-3) for row in rows if row["distribution"] == self._routing]
         points = points or [(row["num_tokens"], row["latency"] * 1e-3) for row in rows]
         factor = _expert_work(*shape, *cut) / _expert_work(*(near[name] for name in (*keys, *cuts)))
@@ -217,7 +226,7 @@ class Tables:
 
     def _read_collective(self, kind: str, ranks: int) -> Found[Curve] | None:
         if kind == "all_reduce":
-            for path, own in self._database.sources("custom_allreduce_perf"):
+            for path, own in self._sources("custom_allreduce_perf"):
                 rows = read_table(path, ["num_gpus", "message_size", "latency", "backend"], {"num_gpus": ranks})
                 # `message_size` counts bf16 elements. Captured launches are what engines run.
                 points = [(2.0 * row["message_size"], row["latency"] * 1e-3) for row in rows
