@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from penstock.cli.flags import environment_name, flag_name
+from penstock.cli.flags import SERVED, environment_name, flag_name
 from penstock.deployment import Deployment, keys
 
 from .program import penstock
 
 
-def test_every_key_is_a_flag_in_the_help_grouped_by_section() -> None:
-    text = penstock("serve", "--help", COLUMNS="200").stdout
+@pytest.mark.parametrize(("verb", "sections"), [("serve", SERVED), ("simulate", tuple(Deployment.model_fields))])
+def test_every_key_is_a_flag_in_the_help_grouped_by_section(verb: str, sections: tuple[str, ...]) -> None:
+    text = penstock(verb, "--help", COLUMNS="200").stdout
     for key in keys():
-        assert re.search(rf"{re.escape(flag_name(key))}\s", text), key
-    for section in {key.rpartition(".")[0] for key in keys()}:
+        found = re.search(rf"{re.escape(flag_name(key))}\s", text)
+        assert bool(found) == (key.partition(".")[0] in sections), key
+    for section in {key.rpartition(".")[0] for key in keys() if key.partition(".")[0] in sections}:
         assert f"{section} (keys of the deployment file)" in text
 
 

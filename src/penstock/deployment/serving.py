@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints
 
 from penstock.deployment.section import Section
 from penstock.units import Count, Seconds
+
+DEFAULT_KV_BYTES: Final = 256 * 2**20
 
 
 class Model(Section):
@@ -15,10 +17,19 @@ class Model(Section):
 
     path: str = Field("millrace", description="Checkpoint directory in Hugging Face layout, or the model in the box.")
     name: str | None = Field(None, description="Name that clients ask for; default: the directory's name.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of weights, activations and KV.")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="Precision of weights, activations and KV. Default: float32 to serve; in a simulation of a public "
+        "model, as it is published.",
+    )
     max_sequence_tokens: Count | None = Field(
         None, gt=0, description="Longest prompt + output; default: what the model was trained for."
     )
+
+    @property
+    def served_dtype(self) -> Literal["float32", "bfloat16"]:
+        """What a server computes in."""
+        return self.dtype or "float32"
 
 
 class Hardware(Section):
@@ -42,11 +53,11 @@ class Memory(Section):
         "longest sequence at once (the baseline before paging).",
     )
     block_tokens: Count = Field(16, ge=1, le=1024, description="Tokens in one KV block.")
-    kv_bytes: Count = Field(
-        256 * 2**20,
+    kv_bytes: Count | None = Field(
+        None,
         gt=0,
-        description="Device memory for KV blocks. Left out in a simulation of a device of the "
-        "catalogue: what device_share leaves beside weights and activations, as engines size it.",
+        description="Device memory for KV blocks. Default: 256 MiB; in a simulation of a GPU, what "
+        "device_share leaves beside weights and activations, as engines size it.",
     )
     device_share: float = Field(
         0.9,
@@ -59,6 +70,11 @@ class Memory(Section):
     watermark: float = Field(
         0.01, ge=0, lt=1, description="Share of blocks kept free when a prompt is admitted, so that decodes can grow."
     )
+
+    @property
+    def pool_bytes(self) -> int:
+        """Of a pool whose size does not follow from a device."""
+        return DEFAULT_KV_BYTES if self.kv_bytes is None else self.kv_bytes
 
 
 PolicyName = Literal["sarathi", "splitfuse", "orca", "vllm_prefill_first", "request_level"]

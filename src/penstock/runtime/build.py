@@ -63,8 +63,8 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
         _require_device(deployment.hardware.device, torch.cuda.is_available())
         say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {deployment.hardware.device}")
     with _phase("load weights", on_phase) as say:
-        model = load_model(size.path, dtype=deployment.model.dtype, device=deployment.hardware.device)
-        say(f"{format_bytes(size.weight_bytes)} as {deployment.model.dtype}")
+        model = load_model(size.path, dtype=deployment.model.served_dtype, device=deployment.hardware.device)
+        say(f"{format_bytes(size.weight_bytes)} as {deployment.model.served_dtype}")
     with _phase("compile", on_phase) as say:
         kernels = kernels_for(model.device)
         say(type(kernels).__name__)
@@ -78,17 +78,17 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
             deployment, blocks=size.blocks, max_sequence_tokens=size.max_sequence_tokens, host_blocks=size.host_blocks
         )
         say(
-            f"{size.blocks} blocks of {memory.block_tokens} tokens, {format_bytes(memory.kv_bytes)}"
+            f"{size.blocks} blocks of {memory.block_tokens} tokens, {format_bytes(memory.pool_bytes)}"
             + (f"; host {size.host_blocks} blocks" if size.host_blocks else "")
         )
     with _phase("warm up", on_phase) as say:
         say(f"a decode step of one sequence takes {_warm_up(model, deployment) * 1e3:.2f} ms")
     info = ModelInfo(
         name=deployment.model.name or size.path.name, path=str(size.path), architecture=size.architecture,
-        parameters=size.parameters, dtype=deployment.model.dtype, vocab_size=size.vocab_size,
+        parameters=size.parameters, dtype=deployment.model.served_dtype, vocab_size=size.vocab_size,
         max_sequence_tokens=size.max_sequence_tokens, kv_capacity_tokens=size.blocks * memory.block_tokens,
         block_tokens=memory.block_tokens, blocks=size.blocks, max_seqs=policy.max_seqs,
-        fingerprint=fingerprint(size.path, dtype=deployment.model.dtype, kernels=kernels.name),
+        fingerprint=fingerprint(size.path, dtype=deployment.model.served_dtype, kernels=kernels.name),
     )  # fmt: skip
     return Built(replica, engine, info, policy.plan_ahead, size.host_blocks)
 

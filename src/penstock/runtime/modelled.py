@@ -130,8 +130,8 @@ def _layout(deployment: Deployment, device: Device, shape: ModelShape) -> Layout
 def _precision(deployment: Deployment, shape: ModelShape) -> Precision:
     """Types as the file says; else as a server computes (a checkpoint that can be served) or as published."""
     asked, model = deployment.precision, deployment.model
-    served = "dtype" in model.model_fields_set or model.path in models_in_the_box() or Path(model.path).is_dir()
-    weights = asked.weights or (model.dtype if served else shape.dtype)
+    served = model.dtype is not None or model.path in models_in_the_box() or Path(model.path).is_dir()
+    weights = asked.weights or (model.served_dtype if served else shape.dtype)
     activations = asked.activations or ("float32" if weights == "float32" else "bfloat16")
     experts = asked.experts or (weights if served or asked.weights else shape.experts_dtype or weights)
     return Precision(
@@ -147,11 +147,11 @@ def _blocks(
     memory, policy = deployment.memory, deployment.policy
     block_bytes = kv_bytes_per_token(shape, precision.kv) * memory.block_tokens
     host_blocks = int(memory.host_bytes // block_bytes) if block_bytes else 0
-    if "kv_bytes" in memory.model_fields_set or device.kind == "cpu":
-        blocks = int(memory.kv_bytes // block_bytes)
+    if memory.kv_bytes is not None or device.kind == "cpu":
+        blocks = int(memory.pool_bytes // block_bytes)
         if blocks < 1:
             raise InvalidDeployment(
-                field="memory.kv_bytes", value=memory.kv_bytes,
+                field="memory.kv_bytes", value=memory.pool_bytes,
                 why=f"not one KV block fits: {memory.block_tokens} tokens need {block_bytes:,.0f} bytes",
                 remedy=f"{block_bytes * 64:,.0f} bytes hold {64 * memory.block_tokens} tokens",
             )  # fmt: skip

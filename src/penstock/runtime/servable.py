@@ -23,7 +23,7 @@ def require_servable(deployment: Deployment) -> None:
         *(
             (f"precision.{name}", getattr(deployment.precision, name), None, "a server computes all in model.dtype")
             for name in Precision.model_fields
-            if getattr(deployment.precision, name) != deployment.model.dtype
+            if getattr(deployment.precision, name) != deployment.model.served_dtype
         ),
     )
     for field, value, default, why in asked:

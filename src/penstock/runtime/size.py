@@ -40,10 +40,10 @@ def size_up(deployment: Deployment) -> Size:
 
     require_servable(deployment)
     path = resolve_model(deployment.model.path)
-    footprint = model_footprint(path, deployment.model.dtype)
+    footprint = model_footprint(path, deployment.model.served_dtype)
     memory = deployment.memory
     block_bytes = footprint.kv_bytes_per_token * memory.block_tokens
-    blocks = memory.kv_bytes // block_bytes
+    blocks = memory.pool_bytes // block_bytes
     wanted = deployment.model.max_sequence_tokens
     if wanted is not None and wanted > footprint.max_sequence_tokens:
         raise InvalidDeployment(
@@ -55,13 +55,13 @@ def size_up(deployment: Deployment) -> Size:
         raise InvalidDeployment(
             field="model.max_sequence_tokens", value=wanted,
             why=f"one sequence needs {format_bytes(wanted * footprint.kv_bytes_per_token)} of KV "
-            f"({footprint.kv_bytes_per_token} bytes per token); memory.kv_bytes is {format_bytes(memory.kv_bytes)}",
+            f"({footprint.kv_bytes_per_token} bytes per token); memory.kv_bytes is {format_bytes(memory.pool_bytes)}",
             remedy=f"{blocks * memory.block_tokens} or less, or "
             f"memory.kv_bytes: {wanted * footprint.kv_bytes_per_token}",
         )  # fmt: skip
     if blocks < 1:
         raise InvalidDeployment(
-            field="memory.kv_bytes", value=memory.kv_bytes,
+            field="memory.kv_bytes", value=memory.pool_bytes,
             why=f"not one KV block fits: {memory.block_tokens} tokens need {block_bytes} bytes",
             remedy=f"{footprint.kv_bytes_per_token * footprint.max_sequence_tokens} bytes hold one full sequence",
         )  # fmt: skip
@@ -92,7 +92,7 @@ def available_bytes() -> int | None:
 
 def _require_fit(deployment: Deployment, weight_bytes: int, available: int | None) -> None:
     memory = deployment.memory
-    needed = weight_bytes + memory.kv_bytes + memory.host_bytes + RUNTIME_BYTES
+    needed = weight_bytes + memory.pool_bytes + memory.host_bytes + RUNTIME_BYTES
     if available is None or needed <= available:
         return
     left = available - weight_bytes - memory.host_bytes - RUNTIME_BYTES
@@ -102,8 +102,8 @@ def _require_fit(deployment: Deployment, weight_bytes: int, available: int | Non
         else "a smaller model, model.dtype: bfloat16, or a machine with more memory"
     )
     raise InvalidDeployment(
-        field="memory.kv_bytes", value=memory.kv_bytes,
-        why=f"weights {format_bytes(weight_bytes)}, KV {format_bytes(memory.kv_bytes + memory.host_bytes)} and "
+        field="memory.kv_bytes", value=memory.pool_bytes,
+        why=f"weights {format_bytes(weight_bytes)}, KV {format_bytes(memory.pool_bytes + memory.host_bytes)} and "
         f"{format_bytes(RUNTIME_BYTES)} for the runtime need {format_bytes(needed)}; {format_bytes(available)} are "
         "available", remedy=remedy,
     )  # fmt: skip
