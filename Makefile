@@ -7,7 +7,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup setup-dev serve test lint types unit test-slow format bench-control bench-azure bench-life model model-score clean
+.PHONY: setup setup-dev setup-measured serve test lint types unit test-slow format bench-control bench-azure bench-life \
+	bench-twin schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +54,28 @@ bench-azure: setup  ## the Azure trace at 40, 80 and 150 % of this machine's cap
 
 bench-life: setup-dev  ## start to first token, memory at rest, the pause when the worker is killed
 	$(BIN)/python benchmarks/server_life.py
+
+setup-measured: setup-dev  ## operator databases of GPUs, 200 MB
+	$(PIP) --editable '.[measured]'
+
+bench-twin: setup  ## simulated requests per second: one replica, sixteen, a million requests
+	$(BIN)/python benchmarks/twin_speed.py
+
+schedule-identity: setup  ## Contract 3 on 2,000 requests of the Azure trace, every policy: minutes of real engine
+	$(BIN)/python benchmarks/schedule_identity.py
+
+fidelity: setup  ## calibrate, predict, then run the engine: the error of every cell; 20 minutes
+	$(BIN)/python benchmarks/fidelity.py
+
+bench-silicon: setup-measured  ## the twin against 5,221 published measurements of real GPUs, and four vLLM runs
+	$(BIN)/python benchmarks/llmservingsim.py
+	$(BIN)/python benchmarks/silicon.py
+
+bench-vidur: setup-dev  ## Vidur's Sarathi schedule on Vidur's own tables
+	$(BIN)/python benchmarks/vidur_schedule.py
+
+bench-learned: setup-measured  ## the learned price: random split beside shapes held out
+	$(BIN)/python benchmarks/learned_price.py
 
 model: setup-dev  ## train the model in the box from nothing; the same command goes on where it stopped
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m recipes.millrace.train --out build/millrace

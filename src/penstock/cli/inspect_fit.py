@@ -10,6 +10,9 @@ from rich.table import Table
 
 from penstock.catalog import model_shape
 from penstock.catalog.hardware_load import device as catalog_device
+from penstock.deployment import Deployment
+from penstock.runtime.idealized import idealized
+from penstock.runtime.modelled import model
 from penstock.twin.layout import Layout, Precision
 from penstock.twin.memory import fit
 from penstock.twin.peak import Limits, Peak
@@ -56,6 +59,18 @@ def inspect_fit(
             if not shape.max_context or tokens <= max(shape.max_context, context)
         ],
     }  # fmt: skip
+    alone = idealized(
+        model(
+            Deployment.parse(
+                {
+                    "model": {"path": name}, "hardware": {"name": hardware},
+                    "layout": {"tensor_parallel": tensor, "pipeline_parallel": pipeline},
+                    "precision": {"weights": dtype, "kv": kv_dtype}, "policy": {"token_budget": 8192},
+                }
+            )
+        )
+    )  # fmt: skip
+    facts["idealized_runtime"] = {**alone.affine.as_json(), "r_squared": alone.r_squared}
     if as_json:
         print(json.dumps(facts))
         return
@@ -81,3 +96,12 @@ def inspect_fit(
             f"{row['prefill_s'] * 1e3:,.1f} ms", f"{row['decode_step_s'] * 1e3:,.2f} ms", switch,
         )  # fmt: skip
     console.print(limits)
+    by_prompt = Table(
+        title="Idealized runtime, one request alone: alpha(prompt) + beta (output - 1) (arXiv 2305.02440)"
+    )
+    by_prompt.add_column("beta", justify="right")
+    for length, _ in alone.affine.prompt_s:
+        by_prompt.add_column(f"alpha({length:,})", justify="right")
+    times = [alone.affine.token_s, *(seconds for _, seconds in alone.affine.prompt_s)]
+    by_prompt.add_row(*(f"{seconds * 1e3:,.2f} ms" for seconds in times))
+    console.print(by_prompt)
