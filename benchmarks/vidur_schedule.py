@@ -1,10 +1,10 @@
 """Vidur's schedule and this one, pass by pass, and what each costs: the same requests, tables and settings.
 
 Vidur (Agrawal et al., MLSys 2024) runs in a Python of its own, unchanged (tests/goldens/vidur/record.py): CodeLlama-34B
-on two A100s, the Azure conversation trace, Sarathi's scheduler; `ample` memory, where budget and batch bind, and `tight`
-memory, where admission waits for blocks. Then the control plane runs on the twin with Vidur's tables for a price. Both
+on two A100s, the Azure conversation trace, Sarathi's scheduler; `ample` memory, where budget and batch bind, and
+`tight` memory, where admission waits for blocks. Then the control plane runs on the twin with Vidur's tables for a price. Both
 are timed in CPU seconds without reading files and training: Vidur's event loop with its metrics off, and ours from the
-making of the first request to the last end, the better of two runs.
+making of the first request to the last end, the better of two runs, without the garbage collector as in `simulate`.
 
 Prediction, written before the first run: no pass differs, times agree to the last bit; 10 times Vidur's requests a
 second or more, since Vidur touches every running request in every pass and we only those that change.
@@ -19,6 +19,7 @@ CHECKOUT is microsoft/vidur; PYTHON has numpy, pandas, scikit-learn, ddsketch, f
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -79,7 +80,10 @@ def score(path: Path) -> dict[str, Any]:
     watch = Watch(requests)
     run(golden, instance(golden, watch))
     said, most = differences(golden.passes, watch.passes())
+    gc.collect()
+    gc.disable()
     seconds = min(run(golden, instance(golden, Times(requests))) for _ in range(2))
+    gc.enable()
     theirs = golden.about.get("vidur_cpu_s")
     return {
         "requests": requests, "passes": len(watch.ends), "vidur_passes": len(golden.passes.end_s),

@@ -6,8 +6,8 @@ and logging packages are not needed and are replaced by empty ones. Nothing of V
 Sarathi scheduler, its predictor, its event loop. Only two things are watched from outside: MetricsStore.on_batch_end
 (each batch when it ends) and, for the goldens, which table entries the predictor asks for.
 
-    python tests/goldens/vidur/record.py --vidur CHECKOUT                        writes ample.npz and tight.npz anew
-    python tests/goldens/vidur/record.py --vidur CHECKOUT --requests 10000 --setup ample --out passes.npz --all-tables
+    python tests/goldens/vidur/record.py --vidur CHECKOUT --setup ample       writes ample.npz anew; then tight
+    python tests/goldens/vidur/record.py --vidur CHECKOUT --setup ample --requests 10000 --out passes.npz --all-tables
 
 The model is CodeLlama-34B on two A100s: its attention (64 query and 8 KV heads, width 8,192, two ways) is what the only
 complete attention profile at hand was measured for; linear layers and all-reduce are Vidur's own files for that model
@@ -229,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vidur", type=Path, required=True, help="a checkout of microsoft/vidur")
     parser.add_argument("--requests", type=int, help=f"default: {GOLDEN_REQUESTS}")
-    parser.add_argument("--setup", choices=SETUPS, action="append")
+    parser.add_argument("--setup", choices=SETUPS, required=True, help="one a process: Vidur counts replicas for ever")
     parser.add_argument("--out", type=Path, help="file to write; default: the golden beside this script")
     parser.add_argument("--work", type=Path, help="keep Vidur's caches here, so that it trains only once")
     parser.add_argument("--all-tables", action="store_true", help="whole tables, times to the last bit; unwatched")
@@ -239,15 +239,15 @@ def main() -> None:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         files = write_profiles(work)
-        for name in options.setup or SETUPS:
-            setup, requests = SETUPS[name], options.requests or GOLDEN_REQUESTS[name]
-            trace = write_trace(work, requests)
-            *ran, seconds = simulate(setup, trace, files, work, watch=not options.all_tables)
-            arrays = record(*ran, setup, seconds, all_tables=options.all_tables)
-            out = options.out or HERE / f"{name}.npz"
-            np.savez_compressed(out, **arrays)
-            print(f"{name}: {requests} requests, {len(ran[3])} passes, {seconds:.1f} CPU s, {out.name} "
-                  f"{out.stat().st_size} bytes", file=sys.stderr)  # fmt: skip
+        name, setup = options.setup, SETUPS[options.setup]
+        requests = options.requests or GOLDEN_REQUESTS[name]
+        trace = write_trace(work, requests)
+        *ran, seconds = simulate(setup, trace, files, work, watch=not options.all_tables)
+        arrays = record(*ran, setup, seconds, all_tables=options.all_tables)
+        out = options.out or HERE / f"{name}.npz"
+        np.savez_compressed(out, **arrays)
+        print(f"{name}: {requests} requests, {len(ran[3])} passes, {seconds:.1f} CPU s, {out.name} "
+              f"{out.stat().st_size} bytes", file=sys.stderr)  # fmt: skip
 
 
 if __name__ == "__main__":
