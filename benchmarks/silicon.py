@@ -1,8 +1,8 @@
 """The twin against 5,221 measured end-to-end points on H100 to GB300 under vLLM, SGLang and TensorRT-LLM.
 
 Each aggregated row is simulated as it was measured: a closed loop of its concurrency over its engine's scheduler, with
-operator prices of its GPU (penstock.twin.measured). Five constants per engine (time between steps, launches of steps
-that are no captured graph, per sequence, the front, streaming) and one per engine and system (kernels inside an engine)
+operator prices of its GPU (penstock.twin.measured). Four constants per engine (time between steps, launches of steps
+that are no captured graph, per sequence, streaming) and two per engine and system (kernels inside an engine, the front)
 are fitted on the training half of the configurations, split by a hash of the configuration, and scored on the other.
 Beside it, with `--peer-python`, AIConfigurator's own estimate of the same rows.
 
@@ -127,8 +127,8 @@ def _beyond_peak(point: Point) -> bool:
 def _start_peer(python: str, points: list[Point]) -> subprocess.Popen[str]:
     """Its process, with all rows already on its way in."""
     process = subprocess.Popen(
-        [python, str(Path(__file__).parent / "silicon_peer.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.DEVNULL,
+        [python, str(Path(__file__).parent / "silicon_peer.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert process.stdin is not None
     for point in points:
@@ -173,14 +173,15 @@ def _errors(pairs: Iterable[Pair]) -> dict[str, float | int]:
     ttft = [100 * abs(pair[1] / pair[0].ttft - 1) for pair in pairs]
     tpot = [100 * abs(pair[2] / pair[0].tpot - 1) for pair in pairs]
     return {
-        "rows": len(pairs), "ttft_median": round(statistics.median(ttft), 1), "ttft_mean": round(statistics.fmean(ttft), 1),
+        "rows": len(pairs),
+        "ttft_median": round(statistics.median(ttft), 1), "ttft_mean": round(statistics.fmean(ttft), 1),
         "tpot_median": round(statistics.median(tpot), 1), "tpot_mean": round(statistics.fmean(tpot), 1),
     }  # fmt: skip
 
 
 def _show(
-    ours: list[Pair], theirs: list[Pair], unclear: set[str], left: dict[str, int], constants: dict[str, dict[str, float]],
-    seed: int,
+    ours: list[Pair], theirs: list[Pair], unclear: set[str], left: dict[str, int],
+    constants: dict[str, dict[str, float]], seed: int,
 ) -> None:  # fmt: skip
     print(f"split by configuration, seed {seed}; scored on the half that was not fitted. Errors in per cent.\n")
     print("left out: " + "; ".join(f"{count} {why}" for why, count in sorted(left.items()) if count) + "\n")
@@ -210,7 +211,8 @@ def _show(
     print("\nconstants")
     for name, costs in sorted(constants.items()):
         print(
-            f"  {name:20s} kernels x{costs['device']:.2f}  step {costs['step_s'] * 1e3:.2f} ms  launch {costs['launch_s'] * 1e6:.1f} us"
+            f"  {name:20s} kernels x{costs['device']:.2f}  step {costs['step_s'] * 1e3:.2f} ms"
+            f"  launch {costs['launch_s'] * 1e6:.1f} us"
             f"  sequence {costs['request_s'] * 1e6:.0f} us  front {costs['front_s'] * 1e3:.0f} ms"
             f"  streaming {costs['stream_s'] * 1e6:.0f} us"
         )  # fmt: skip

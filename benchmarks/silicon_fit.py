@@ -1,9 +1,9 @@
-"""A few constants per engine, and one per engine and system, fitted on the training half of the configurations.
+"""A few constants per engine, and two per engine and system, fitted on the training half of the configurations.
 
-The host's times (between steps, launches, sequences, the front, streaming) belong to the engine and are shared by all
-its systems; how kernels inside an engine compare with kernels alone is one factor per engine and system. Predictions
-are nearly straight in each constant, so one simulation per constant and row gives slopes, and the fit is done on those:
-the sum of |log(predicted / measured)| of TPOT and TTFT is brought down by coordinate search inside bounds that physics
+The engine's own times (between steps, launches, sequences, streaming) are shared by all its systems; how kernels
+inside an engine compare with kernels alone, and the way through the front (other hosts), are per engine and system.
+Predictions are nearly straight in each constant, so one simulation per constant and row gives slopes, and the fit is
+done on those: the sum of |log(predicted / measured)| of TPOT and TTFT is brought down by coordinate search inside bounds that physics
 sets. Twice, the second time around the first result. No randomness: rows are taken evenly.
 """
 
@@ -54,8 +54,12 @@ def training_sample(points: list[Point], most: int) -> list[Point]:
     return sample
 
 
-def fit(sample: list[Point], spread: Callable[[Callable[..., object], Iterable[tuple[Point, Costs]]], list[object]]) -> dict[str, Costs]:  # fmt: skip
-    """Constants of one engine by system. `spread` maps a function over arguments, on as many processes as it likes."""
+Spread = Callable[[Callable[..., object], Iterable[tuple[Point, Costs]]], list[object]]
+"""Maps a function over arguments, on as many processes as it likes."""
+
+
+def fit(sample: list[Point], spread: Spread) -> dict[str, Costs]:
+    """Constants of one engine by system."""
     costs = {system: START for system in sorted({point.system for point in sample})}
     for _ in range(2):
         found = spread(slopes, [(point, costs[point.system]) for point in sample])
@@ -80,13 +84,17 @@ def slopes(point: Point, at: Costs) -> Slopes | None:
     return Slopes(point.system, base.ttft, base.tpot, tuple(by), (point.ttft, point.tpot))
 
 
-def _loss(rows: list[Slopes], devices: dict[str, float], shared: list[float]) -> float:
-    """`devices` and `shared` are changes from where the slopes were taken."""
+LOCAL = ("device", "front_s")
+"""Constants of one engine on one system."""
+
+
+def _loss(rows: list[Slopes], steps: dict[str, list[float]]) -> float:
+    """`steps`: changes of the constants by system from where the slopes were taken."""
     total = 0.0
     for row in rows:
-        steps = (devices[row.system], *shared)
-        ttft = row.ttft + sum(step * slope[0] for step, slope in zip(steps, row.by, strict=True))
-        tpot = row.tpot + sum(step * slope[1] for step, slope in zip(steps, row.by, strict=True))
+        mine = steps[row.system]
+        ttft = row.ttft + sum(step * slope[0] for step, slope in zip(mine, row.by, strict=True))
+        tpot = row.tpot + sum(step * slope[1] for step, slope in zip(mine, row.by, strict=True))
         total += min(0.7, abs(math.log(max(tpot, 0.05 * row.tpot) / row.measured[1])))
         total += TTFT_WEIGHT * min(1.0, abs(math.log(max(ttft, 0.05 * row.ttft) / row.measured[0])))
     return total
@@ -95,32 +103,27 @@ def _loss(rows: list[Slopes], devices: dict[str, float], shared: list[float]) ->
 def _search(rows: list[Slopes], at: dict[str, Costs]) -> dict[str, Costs]:
     """Coordinate search with steps that halve when nothing gets better."""
     systems = sorted(at)
+    start = {system: astuple(at[system]) for system in systems}
+    steps = {system: [0.0] * len(start[system]) for system in systems}
     low, high, move = astuple(LOWEST), astuple(HIGHEST), astuple(MOVES)
-    now = astuple(at[systems[0]])[1:]
-    devices = dict.fromkeys(systems, 0.0)
-    shared = [0.0] * len(now)
-    best = _loss(rows, devices, shared)
-    size = 0.5
+    mine = {system: [row for row in rows if row.system == system] for system in systems}
+    size, best = 0.5, _loss(rows, steps)
     while size > 0.02:
         before = best
-        for system in systems:
-            mine = [row for row in rows if row.system == system]
-            for sign in (1, -1, 3, -3):
-                tried = devices | {
-                    system: min(high[0], max(low[0], at[system].device + devices[system] + sign * size * move[0]))
-                    - at[system].device
-                }
-                if _loss(mine, tried, shared) < _loss(mine, devices, shared) - 1e-9:
-                    devices = tried
-        for place in range(len(shared)):
-            for sign in (1, -1, 3, -3):
-                wanted = now[place] + shared[place] + sign * size * move[place + 1]
-                attempt = shared.copy()
-                attempt[place] = min(high[place + 1], max(low[place + 1], wanted)) - now[place]
-                if _loss(rows, devices, attempt) < _loss(rows, devices, shared) - 1e-9:
-                    shared = attempt
-        best = _loss(rows, devices, shared)
+        for place, constant in enumerate(fields(Costs)):
+            for together in [[system] for system in systems] if constant.name in LOCAL else [systems]:
+                concerned = [row for system in together for row in mine[system]]
+                for sign in (1, -1, 3, -3):
+                    tried = {name: values.copy() for name, values in steps.items()}
+                    for system in together:
+                        wanted = start[system][place] + steps[system][place] + sign * size * move[place]
+                        tried[system][place] = min(high[place], max(low[place], wanted)) - start[system][place]
+                    if _loss(concerned, tried) < _loss(concerned, steps) - 1e-9:
+                        steps = tried
+        best = _loss(rows, steps)
         if best > before - 1e-6:
             size /= 2
-    host = [value + step for value, step in zip(now, shared, strict=True)]
-    return {system: Costs(at[system].device + devices[system], *host) for system in systems}
+    return {
+        system: Costs(*(value + step for value, step in zip(start[system], steps[system], strict=True)))
+        for system in systems
+    }

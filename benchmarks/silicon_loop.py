@@ -39,6 +39,10 @@ class Rules:
     """Decode steps between two looks at the socket (SGLang's scheduler-recv-interval)."""
     reserve: float = 0.5
     """Share of a request's output that must fit beside all the rest when it is admitted; 1: nothing is ever evicted."""
+    workers: int = 1
+    """Processes that turn tokens into text: streaming is spread over them."""
+    gather: int = 0
+    """Steps that prompts wait for until each attention group can have one (TensorRT-LLM's attention_dp_config)."""
     memory: float = 0.9
     """Share of the device's memory the engine may use."""
     groups: int = 1
@@ -97,7 +101,7 @@ class ClosedLoop:
         self.send_time = dict.fromkeys(range(self.sent), 0.0)
         self.first_time: dict[int, float] = {}
         self.timings: list[Timing] = []
-        self.since_poll = 0
+        self.since_poll = self.gathered = 0
         self.steps = 0
         graph = price.graph
         self.launches = sum(times for _, times in (*graph.rows(64), *graph.head(1), *graph.prefill(((0, 64),))))
@@ -133,6 +137,10 @@ class ClosedLoop:
         rules = self.rules
         if self.part is None and not self.waiting:
             return [], []
+        if self.active and len(self.waiting) < rules.groups and self.gathered < rules.gather:
+            self.gathered += 1
+            return [], []
+        self.gathered = 0
         budget = rules.budget * rules.groups
         if rules.policy == "mixed":
             budget -= self.active
@@ -242,4 +250,4 @@ class ClosedLoop:
         return self._front() / 2 * (0.5 + self.rng.random())
 
     def _front(self) -> float:
-        return self.costs.front_s + self.costs.stream_s * self.active
+        return self.costs.front_s + self.costs.stream_s * self.active / self.rules.workers

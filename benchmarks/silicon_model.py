@@ -19,7 +19,7 @@ from penstock.twin.load import StepLoad
 from penstock.twin.measured import Database, Measured
 from penstock.twin.measured.database import installed_folder
 from penstock.twin.memory import Reserve, fit
-from penstock.twin.operators import Collective, Experts, Operator
+from penstock.twin.operators import Collective, Elementwise, Experts, Operator
 from penstock.twin.price import Estimate
 from penstock.twin.step_graph import StepGraph
 from penstock.twin.step_price import CUDA_GRAPH_SIZES, StepPrice
@@ -49,6 +49,12 @@ class Limits:
             slow = self._network if operator.nodes > 1 else self._link
             return Estimate(self._latency + work.link_bytes / slow, self.name, "assumed")
         seconds = max(work.flop / self._flop, work.bytes / self._bytes) + self._kernel
+        if operator.kind == "attention_linear" and work.flop > 2.0 * work.read_bytes:
+            # Chunked delta rule over a prompt: 33 ns a token and 1.5 ns a head more on B200 (gdn_perf under SGLang, one
+            # prompt of 8192 tokens), slower elsewhere as matrix products are. A head's state is 128 x 128.
+            rows = operator.rows if isinstance(operator, Elementwise) else 0
+            heads = work.flop / (4.0 * rows * 128 * 128) if rows else 0.0
+            seconds += rows * (33e-9 + 1.5e-9 * heads) * 2.25e15 / self._flop
         return Estimate(seconds, self.name, "assumed")
 
 
@@ -114,8 +120,11 @@ def lengths_of(point: Point, per_client: int, seed: int = 0) -> list[tuple[int, 
     """Prompt and output tokens of the run's requests."""
     rng = random.Random(f"{seed}|{point.id}")
     count = max(24, per_client * point.concurrency)
-    # The non-public runs do not say. With outputs of one length all requests would stay in step for ever, and every
-    # prompt wait for all others: measured TTFT is half of that. So outputs are taken to vary as the public runs' do.
+    # The non-public runs give one length. In the campaign over powers of two SGLang, which computes all waiting prompts before any decode, then keeps all
+    # requests in step, and its measured TTFT shows it. Engines that mix prompts with decodes came apart; their outputs
+    # are taken to vary as the public runs' do.
+    if not point.public and point.backend == "sglang" and not point.prompt % 128:
+        return [(point.prompt, point.output)] * count
     shortest = int(0.8 * point.prompt) if point.public else point.prompt
     return [
         (rng.randint(shortest, point.prompt), rng.randint(int(0.8 * point.output), point.output)) for _ in range(count)

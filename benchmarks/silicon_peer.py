@@ -1,5 +1,7 @@
-"""AIConfigurator's own estimate of the same rows. Run by benchmarks/silicon.py under an interpreter that has the package
-aiconfigurator installed; rows come as JSON lines on stdin, estimates go as JSON lines to stdout.
+"""AIConfigurator's own estimate of the same rows.
+
+Run by benchmarks/silicon.py under an interpreter that has the package aiconfigurator installed; rows come as JSON lines
+on stdin, estimates go as JSON lines to stdout.
 
 Its estimate is static: batch size = concurrency per attention group, aggregated serving (`mode="agg"`).
 """
@@ -13,9 +15,15 @@ import logging
 import sys
 import warnings
 
-NAMES = {"meta-llama/Llama-3.1-70B": "meta-llama/Meta-Llama-3.1-70B", "meta-llama/Llama-3.1-8B-Instruct": "meta-llama/Meta-Llama-3.1-8B",
-         "nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Meta-Llama-3.1-8B", "nvidia/DeepSeek-R1-NVFP4": "deepseek-ai/DeepSeek-R1",
-         "nvidia/DeepSeek-V3.1-NVFP4": "deepseek-ai/DeepSeek-V3", "nvidia/Qwen3-32B-NVFP4": "Qwen/Qwen3-32B"}  # fmt: skip
+NAMES = {
+    "meta-llama/Llama-3.1-70B": "meta-llama/Meta-Llama-3.1-70B",
+    "meta-llama/Llama-3.1-8B-Instruct": "meta-llama/Meta-Llama-3.1-8B",
+    "nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Meta-Llama-3.1-8B",
+    "nvidia/DeepSeek-R1-NVFP4": "deepseek-ai/DeepSeek-R1",
+    "nvidia/DeepSeek-V3.1-NVFP4": "deepseek-ai/DeepSeek-V3",
+    "nvidia/Qwen3-32B-NVFP4": "Qwen/Qwen3-32B",
+}
+"""Names in the rows that it knows under another."""
 
 
 def main() -> None:

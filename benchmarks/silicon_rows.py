@@ -3,7 +3,8 @@
 Source of the rows: aiconfigurator-core (Apache-2.0), systems/silicon_sample.csv. Two kinds stand in it. Rows of public
 InferenceX runs (github.com/SemiAnalysisAI/InferenceX): prompts and outputs of 0.8 to 1.0 times the nominal length,
 uniform; ten requests per unit of concurrency, sent all at once and held to the concurrency; twice the concurrency to
-warm up; the engine's flags are in benchmarks/single_node of that repository. Rows of NVIDIA's own runs: lengths as given.
+warm up; the engine's flags are in benchmarks/single_node of that repository. Rows of NVIDIA's own runs: lengths as
+given. What the public runs report turns out to be the mean, the first burst included, and not the median.
 """
 
 from __future__ import annotations
@@ -142,9 +143,9 @@ def _pool(row: dict[str, str], prefix: str, shape: ModelShape) -> Pool | str:
     numbers exceeds the devices, it is that pair again: moe_tp is tp, moe_ep is ep, and both cut the same devices.
     """
     tensor, stages, groups, moe_tensor, spread = (
-        int(float(row[prefix + name] or 0)) for name in ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
-    )  # fmt: skip
-    tensor, stages, groups, moe_tensor, spread = (max(1, x) for x in (tensor, stages, groups, moe_tensor, spread))
+        max(1, int(float(row[prefix + name] or 0)))
+        for name in ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
+    )
     if moe_tensor > 1 and spread > 1 and moe_tensor == spread and tensor * groups == moe_tensor * spread:
         tensor, groups = (spread, 1) if groups == 1 else (1, spread)
         moe_tensor = 1
@@ -200,7 +201,7 @@ def rules(point: Point) -> Rules:
         budget = (32768 if large else 16384) if public else 8192
         poll = (30 if busy else 10) if public and blackwell and "glm" not in model and groups == 1 else 1
         tight = "deepseek" in model and point.pool.layout.devices == 4 and point.precision.weights == "fp8_block"
-        most = 32 if tight else 256 if public and blackwell else 512
+        most = 32 if tight else 512
         return Rules(
             "prefill_first", 8192 if tight else budget // groups, poll=10 if tight else poll, most=most * groups,
             reserve=0.7, memory=0.95 if tight else 0.85, groups=groups,
@@ -209,7 +210,11 @@ def rules(point: Point) -> Rules:
         budget = 8192
         if public:
             budget = 20000 if "gpt-oss" in model else max(8192, point.concurrency + point.prompt + 64)
-        return Rules("mixed", budget, chunked=False, reserve=1.0, groups=groups)
+        # Public gpt-oss runs set num_postprocess_workers: 4; runs with attention DP set timeout_iters: 60.
+        return Rules(
+            "mixed", budget, chunked=False, reserve=1.0, memory=0.95, groups=groups, gather=60 if groups > 1 else 0,
+            workers=4 if public and "gpt-oss" in model else 1,
+        )  # fmt: skip
     budget = 8192
     if public and "minimax" in model:
         budget = 32768 if point.system in ("h200_sxm", "h100_sxm") else max(8192, 2 * point.prompt)
@@ -233,8 +238,11 @@ CONTRADICTION = 1.2
 
 
 def contradicted(points: list[Point]) -> set[str]:
-    """Ids of rows with a twin that states the same and measured a TPOT 20 % off. The public runs include speculative
-    decoding, which the table does not name; which of such a pair had it cannot be told without looking at the answer."""
+    """Ids of rows with a twin that states the same and measured a TPOT 20 % off.
+
+    The public runs include speculative decoding, which the table does not name; which of such a pair had it cannot be
+    told without looking at the answer.
+    """
     seen: dict[tuple[object, ...], list[Point]] = {}
     for point in points:
         seen.setdefault(point.stated, []).append(point)

@@ -31,10 +31,11 @@ class Measured:
         database: the GPU system and the engine.
         fallback: price of all other operators, usually the roofline of the same device.
         routing: how tokens fall on experts: balanced, power_law_1.01 or power_law_1.2.
-        kernels: own: the engine's own collection only, where it has the operator. fastest: also what another engine was
-            measured with on this GPU for just this shape and type, if that is faster. Engines share kernel libraries, and
-            some collections hold what no engine runs: DeepGEMM under vLLM was timed launch by launch (170 us whatever the
-            shape), latent attention on Hopper under SGLang with a kernel several times slower than its rivals'.
+        kernels: own: the engine's own collection only, where it has the operator. fastest: also what another engine
+            was measured with on this GPU for just this shape and type, if that is faster. Engines share kernel
+            libraries, and some collections hold what no engine runs: DeepGEMM under vLLM was timed launch by launch
+            (170 us whatever the shape), latent attention on Hopper under SGLang with a kernel several times slower
+            than its rivals'.
     """
 
     name = "measured"
