@@ -2,9 +2,10 @@
 
 Vidur (Agrawal et al., MLSys 2024) runs in a Python of its own, unchanged (tests/goldens/vidur/record.py): CodeLlama-34B
 on two A100s, the Azure conversation trace, Sarathi's scheduler; `ample` memory, where budget and batch bind, and
-`tight` memory, where admission waits for blocks. Then the control plane runs on the twin with Vidur's tables for a price. Both
-are timed in CPU seconds without reading files and training: Vidur's event loop with its metrics off, and ours from the
-making of the first request to the last end, the better of two runs, without the garbage collector as in `simulate`.
+`tight` memory, where admission waits for blocks. Then the control plane runs on the twin with Vidur's tables for a
+price. Both are timed in CPU seconds without reading files and training: Vidur's event loop with its metrics off, and
+ours from the making of the first request to the last end, the better of two runs, without the garbage collector as in
+`penstock simulate`.
 
 Prediction, written before the first run: no pass differs, times agree to the last bit; 10 times Vidur's requests a
 second or more, since Vidur touches every running request in every pass and we only those that change.
@@ -87,7 +88,7 @@ def score(path: Path) -> dict[str, Any]:
     theirs = golden.about.get("vidur_cpu_s")
     return {
         "requests": requests, "passes": len(watch.ends), "vidur_passes": len(golden.passes.end_s),
-        "differences": said, "largest_time_difference_s": most,
+        "evictions": len(watch.evictions), "differences": said, "largest_time_difference_s": most,
         "mean_batch": float(np.mean(golden.passes.requests)), "requests_per_cpu_s": requests / seconds,
         "passes_per_cpu_s": len(watch.ends) / seconds,
         "vidur_requests_per_cpu_s": None if theirs is None else requests / theirs,
@@ -106,8 +107,8 @@ def main() -> None:
     options = parser.parse_args()
     rows: dict[str, dict[str, Any]] = {}
     setups = options.setup or ["ample", "tight"]
-    for setup in setups:
-        rows[f"golden {setup}"] = score(GOLDENS / f"{setup}.npz")
+    for path in sorted(GOLDENS.glob("*.npz")):
+        rows[f"golden {path.stem}"] = score(path)
     if options.vidur is not None and (DATA / "vidur-profiles").exists() and (DATA / "azure-llm-2023").exists():
         with tempfile.TemporaryDirectory() as temporary:
             work = options.work or Path(temporary)

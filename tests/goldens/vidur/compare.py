@@ -36,9 +36,10 @@ class Passes:
     """[P] rows, and who shares them."""
     chunks: Array
     """[C, 3] pass, request, tokens; in order within a pass."""
-    first_decode: Array
-    last_decode: Array
-    """[R] A request makes one token in each pass from here to there; -1, -1: its one token came from its prompt."""
+    decodes: Array
+    """[D, 3] request, first pass, last pass: it makes one token in each of them; in this order."""
+    evictions: Array
+    """[E, 2] pass, request: evicted when that pass was planned."""
     first_token_s: Array
     completed_s: Array
     """[R] each."""
@@ -71,18 +72,15 @@ class Golden:
             operators, about["layers"], about["granularity"], about["decode_overhead"], about["prefill_overhead"],
             about["all_reduce_extra_ms"],
         )  # fmt: skip
-        ends, chunks, last = np.cumsum(arrays["end_ps_steps"]), arrays["chunks"], arrays["last_pass"]
+        ends = np.cumsum(arrays["end_ps_steps"])
         before = np.concatenate([[0], ends[:-1]])
-        prompt_done = np.zeros(len(last), np.int64)
-        prompt_done[chunks[:, 1]] = chunks[:, 0]
-        decodes = last > prompt_done
         times = {
             "begin_s": (before + arrays["begin_ps_waits"]) / 1e12, "end_s": ends / 1e12,
             "first_token_s": arrays["first_token_ps"] / 1e12, "completed_s": arrays["completed_ps"] / 1e12,
         }  # fmt: skip
         passes = Passes(
-            tokens=arrays["pass_tokens"], requests=arrays["pass_requests"], chunks=chunks,
-            first_decode=np.where(decodes, prompt_done + 1, -1), last_decode=np.where(decodes, last, -1),
+            tokens=arrays["pass_tokens"], requests=arrays["pass_requests"], chunks=arrays["chunks"],
+            decodes=arrays["decodes"], evictions=arrays["evictions"],
             **{name: arrays.get(name, time) for name, time in times.items()},
         )  # fmt: skip
         return cls(about, arrays["arrival_s"], arrays["prompt_tokens"], arrays["output_tokens"], tables, passes)
@@ -97,21 +95,21 @@ class Watch:
         self.tokens: list[int] = []
         self.sizes: list[int] = []
         self.chunks: list[tuple[int, int, int]] = []
-        self.entered, self.left = [-1] * requests, [-1] * requests
         self.first, self.completed = [math.nan] * requests, [math.nan] * requests
-        self.decoding: set[str] = set()
-        self.evicted = 0
+        self.decodes: list[tuple[int, int, int]] = []
+        self.decoding: dict[str, int] = {}
+        """Who decodes, and since which pass."""
+        self.evictions: list[tuple[int, int]] = []
 
     def stepped(self, instance: Instance, step: Step, started: float, ended: float) -> None:
         at = len(self.ends)
-        self.evicted += len(step.evict) + len(step.swap_out)
+        self.evictions += [(at, int(name)) for name in step.evict]
         for name in (*step.release, *step.evict, *step.pause):
-            if name in self.decoding:
-                self.decoding.remove(name)
-                self.left[int(name)] = at - 1
+            since = self.decoding.pop(name, None)
+            if since is not None:
+                self.decodes.append((int(name), since, at - 1))
         for name in step.join:
-            self.decoding.add(name)
-            self.entered[int(name)] = at
+            self.decoding[name] = at
         if step.decoding != len(self.decoding) and step.tokens:
             raise AssertionError(f"pass {at}: {step.decoding} of {len(self.decoding)} decode")
         if step.tokens:  # a step without rows only tells the executor whom to forget
@@ -124,7 +122,8 @@ class Watch:
             started = end
 
     def first_token(self, row: Row, now: float) -> None:
-        self.first[row.index] = now
+        if math.isnan(self.first[row.index]):  # again after an eviction
+            self.first[row.index] = now
 
     def ended(self, row: Row, update: Update, now: float) -> None:
         self.completed[row.index] = now
@@ -132,8 +131,8 @@ class Watch:
     def passes(self) -> Passes:
         """What was seen."""
         return Passes(
-            *map(np.array, (self.begins, self.ends, self.tokens, self.sizes, self.chunks, self.entered, self.left,
-                            self.first, self.completed))
+            *map(np.array, (self.begins, self.ends, self.tokens, self.sizes, self.chunks, sorted(self.decodes))),
+            np.array(self.evictions, np.int32).reshape(-1, 2), np.array(self.first), np.array(self.completed),
         )  # fmt: skip
 
     def _note(self, begin: float, end: float, tokens: int, size: int) -> None:
@@ -185,15 +184,15 @@ def run(golden: Golden, one: Instance) -> float:
 def differences(theirs: Passes, ours: Passes) -> tuple[list[str], float]:
     """In words, first one of each kind; and the largest difference of two times, in seconds."""
     said, most = [], 0.0
-    if len(theirs.end_s) != len(ours.end_s):
-        said.append(f"{len(ours.end_s)} passes, not {len(theirs.end_s)}")
     for name in (field.name for field in fields(Passes)):
         expected, found = getattr(theirs, name), getattr(ours, name)
         length = min(len(expected), len(found))
+        if len(expected) != len(found):
+            said.append(f"{name}: {len(found)}, not {len(expected)}")
         expected, found = expected[:length], found[:length]
         if name.endswith("_s"):
             gaps = np.abs(expected - found)
-            most = max(most, float(gaps.max()))
+            most = max(most, float(gaps.max(initial=0.0)))
             wrong = np.flatnonzero(~(gaps <= TOLERANCE_S))
         else:
             wrong = np.unique(np.nonzero(expected != found)[0])

@@ -3,10 +3,10 @@
 Vidur (microsoft/vidur, MIT; Agrawal et al., MLSys 2024) is not a dependency. This script runs under any Python that has
 what Vidur asks for (numpy, pandas, scikit-learn, ddsketch, fasteners, and pyarrow to read the profiles); its plotting
 and logging packages are not needed and are replaced by empty ones. Nothing of Vidur is changed: its trace replay, its
-Sarathi scheduler, its predictor, its event loop. Only two things are watched from outside: MetricsStore.on_batch_end
-(each batch when it ends) and, for the goldens, which table entries the predictor asks for.
+Sarathi scheduler, its predictor, its event loop; but for one condition in `pressed`. It is watched from outside: each
+batch when it ends, each restart, and for the goldens which table entries the predictor asks for.
 
-    python tests/goldens/vidur/record.py --vidur CHECKOUT --setup ample       writes ample.npz anew; then tight
+    python tests/goldens/vidur/record.py --vidur CHECKOUT --setup ample       writes ample.npz anew; then the others
     python tests/goldens/vidur/record.py --vidur CHECKOUT --setup ample --requests 10000 --out passes.npz --all-tables
 
 The model is CodeLlama-34B on two A100s: its attention (64 query and 8 KV heads, width 8,192, two ways) is what the only
@@ -39,8 +39,10 @@ SETUPS = {
     "ample": {"num_blocks": None, "watermark": 0.01, "cap": 40, "stretch": 2.4, "chunk": 512},
     # Few blocks, and a watermark wide enough that nobody is ever preempted: what binds is memory at admission.
     "tight": {"num_blocks": 1801, "watermark": 0.25, "cap": 128, "stretch": 4.0, "chunk": 512},
+    # Memory runs out, requests are evicted; one condition of Vidur's is lifted (README.md).
+    "pressed": {"num_blocks": 1201, "watermark": 0.01, "cap": 128, "stretch": 4.0, "chunk": 512, "full_memory": True},
 }
-GOLDEN_REQUESTS = {"ample": 2000, "tight": 1000}
+GOLDEN_REQUESTS = {"ample": 2000, "tight": 1000, "pressed": 600}
 
 
 def import_vidur(checkout: Path) -> None:
@@ -98,7 +100,8 @@ class Used(dict):  # type: ignore[type-arg]
 
 
 def simulate(setup: dict[str, float], trace: str, files: dict[str, str], work: Path, *, watch: bool):
-    """One run of Vidur. Returns (simulator, its requests, its batches in the order they ended, CPU seconds)."""
+    """One run of Vidur. Returns its predictor, scheduler, requests, their lengths (prompt, output), batches in order,
+    evictions (index of the next batch, request id) and CPU seconds."""
     from vidur.config import (
         ClusterConfig,
         MetricsConfig,
@@ -108,7 +111,9 @@ def simulate(setup: dict[str, float], trace: str, files: dict[str, str], work: P
         SimulationConfig,
         TraceRequestGeneratorConfig,
     )
+    from vidur.entities import Request
     from vidur.metrics import MetricsStore
+    from vidur.scheduler.replica_scheduler.sarathi_replica_scheduler import SarathiReplicaScheduler
     from vidur.simulator import Simulator
     from vidur.utils.random import set_seeds
 
@@ -137,9 +142,26 @@ def simulate(setup: dict[str, float], trace: str, files: dict[str, str], work: P
     )  # fmt: skip
     batches: list[object] = []
     MetricsStore.on_batch_end = lambda self, time, batch, replica_id, memory: batches.append(batch)
+    evictions: list[tuple[int, int]] = []
+    restart, may_run = Request.restart, SarathiReplicaScheduler._can_allocate_request
+
+    def watched_restart(self) -> None:
+        evictions.append((len(batches), self.id))
+        restart(self)
+
+    def runs_if_it_needs_no_block(self, request) -> bool:
+        held = self._allocation_map.get(request.id)
+        if held is not None and request.num_processed_tokens <= held * self._config.block_size:
+            return True
+        return may_run(self, request)
+
+    Request.restart = watched_restart
+    if setup.get("full_memory"):
+        SarathiReplicaScheduler._can_allocate_request = runs_if_it_needs_no_block
     simulator = Simulator(config)
     atexit.unregister(simulator._write_output)
     requests = [event._request for _, event in sorted(simulator._event_queue)]
+    lengths = [(int(request.num_prefill_tokens), int(request.num_decode_tokens)) for request in requests]
     scheduler = next(iter(simulator._scheduler._replica_schedulers.values()))
     predictor = scheduler._replica_stage_schedulers[0]._execution_time_predictor
     if watch:
@@ -147,37 +169,43 @@ def simulate(setup: dict[str, float], trace: str, files: dict[str, str], work: P
     started = time.process_time()
     simulator.run()
     seconds = time.process_time() - started
-    return predictor, scheduler, requests, batches, seconds
+    return predictor, scheduler, requests, lengths, batches, evictions, seconds
 
 
-def record(predictor, scheduler, requests, batches, setup, seconds, *, all_tables: bool) -> dict[str, np.ndarray]:
-    """Everything as arrays (README.md says which). Raises ValueError if they would not say all that Vidur did."""
-    if any(request.num_restarts for request in requests):
-        raise ValueError(f"{sum(request.num_restarts > 0 for request in requests)} requests were preempted")
-    numbers = {request.id: number for number, request in enumerate(requests)}
-    chunks, joined, left, prefilled = [], {}, {}, [0] * len(requests)
+def stretches(prompts: list[int], batches, numbers: dict[int, int], evictions: list[tuple[int, int]]):
+    """Batches as prompt chunks (pass, request, tokens) and decodes (request, first pass, last pass). Raises ValueError
+    if they would not say all: a decode of more than a token, or one that rests for a pass."""
+    chunks, decodes = [], []
+    wanted = dict(enumerate(prompts))
+    computed, made = dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0)
+    open_at: dict[int, list[int]] = {}
+    evicted: dict[int, list[int]] = {}
+    for index, number in evictions:
+        evicted.setdefault(index, []).append(number)
     for index, batch in enumerate(batches):
-        for request_id, tokens in zip(batch.request_ids, batch.num_tokens, strict=True):
+        for number in evicted.get(index, ()):
+            wanted[number], computed[number] = prompts[number] + made[number], 0
+            decodes += [open_at.pop(number)] if number in open_at else []
+        for request_id, tokens in zip(batch.request_ids, map(int, batch.num_tokens), strict=True):
             number = numbers[request_id]
-            if number in joined:
-                left[number] = index
-                if tokens != 1:
-                    raise ValueError(f"pass {index}: {tokens} tokens of a decode")
-                continue
-            chunks.append((index, number, int(tokens)))
-            prefilled[number] += int(tokens)
-            if prefilled[number] == requests[number].num_prefill_tokens:
-                joined[number] = left[number] = index
-    made = [[] for _ in batches]
-    for index, number, tokens in chunks:
-        made[index].append((number, tokens))
-    for number, index in joined.items():
-        for later in range(index + 1, left[number] + 1):
-            made[later].append((number, 1))
-    for index, batch in enumerate(batches):
-        ids = [numbers[one] for one in batch.request_ids]
-        if sorted(made[index]) != sorted(zip(ids, map(int, batch.num_tokens), strict=True)):
-            raise ValueError(f"pass {index} does not follow from chunks and ends")
+            if computed[number] == wanted[number]:
+                stretch = open_at.setdefault(number, [number, index, index - 1])
+                if tokens != 1 or stretch[2] != index - 1:
+                    raise ValueError(f"pass {index}: {tokens} tokens of request {number}, last seen in {stretch[2]}")
+                stretch[2] = index
+                made[number] += 1
+            else:
+                chunks.append((index, number, tokens))
+                computed[number] += tokens
+                made[number] += computed[number] == wanted[number]
+    return chunks, sorted([*decodes, *open_at.values()])
+
+
+def record(predictor, scheduler, requests, lengths, batches, evictions, setup, seconds, *, all_tables: bool):
+    """Everything as arrays (README.md says which)."""
+    numbers = {request.id: number for number, request in enumerate(requests)}
+    evictions = [(index, numbers[request_id]) for index, request_id in evictions]
+    chunks, decodes = stretches([prompt for prompt, _ in lengths], batches, numbers, evictions)
     config = scheduler._config
     about = {
         "model": MODEL, "device": DEVICE, "tensor_parallel": TENSOR_PARALLEL, "num_blocks": int(config.num_blocks),
@@ -193,8 +221,8 @@ def record(predictor, scheduler, requests, batches, setup, seconds, *, all_table
     arrays = {
         "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
         "arrival_s": np.array([float(request.arrived_at) for request in requests]),
-        "prompt_tokens": np.array([int(request.num_prefill_tokens) for request in requests], np.int32),
-        "output_tokens": np.array([int(request.num_decode_tokens) for request in requests], np.int32),
+        "prompt_tokens": np.array([prompt for prompt, _ in lengths], np.int32),
+        "output_tokens": np.array([output for _, output in lengths], np.int32),
         "first_token_ps": picoseconds(request.prefill_completed_at for request in requests),
         "completed_ps": picoseconds(request.completed_at for request in requests),
         "end_ps_steps": np.diff(picoseconds(batch._completed_at for batch in batches), prepend=np.int64(0)),
@@ -204,8 +232,9 @@ def record(predictor, scheduler, requests, batches, setup, seconds, *, all_table
         ),
         "pass_tokens": np.array([int(batch.total_num_tokens) for batch in batches], np.int32),
         "pass_requests": np.array([batch.size for batch in batches], np.int32),
-        "chunks": np.array(chunks, np.int32),
-        "last_pass": np.array([left[number] for number in range(len(requests))], np.int32),
+        "chunks": np.asfortranarray(chunks, np.int32),
+        "decodes": np.asfortranarray(decodes, np.int32),
+        "evictions": np.array(evictions, np.int32).reshape(-1, 2),
     }
     if all_tables:  # a file for one comparison may be large: times to the last bit
         arrays |= {
@@ -216,7 +245,7 @@ def record(predictor, scheduler, requests, batches, setup, seconds, *, all_table
         }
     for name, table in predictor._predictions.items():
         keys = sorted(tuple(int(part) for part in key) for key in table) if all_tables else sorted(table.used)
-        arrays[f"keys {name}"] = np.array(keys, np.int32)
+        arrays[f"keys {name}"] = np.asfortranarray(keys, np.int32)
         arrays[f"ms {name}"] = np.array([dict.__getitem__(table, key) for key in keys])
     return arrays
 
@@ -246,8 +275,11 @@ def main() -> None:
         arrays = record(*ran, setup, seconds, all_tables=options.all_tables)
         out = options.out or HERE / f"{name}.npz"
         np.savez_compressed(out, **arrays)
-        print(f"{name}: {requests} requests, {len(ran[3])} passes, {seconds:.1f} CPU s, {out.name} "
-              f"{out.stat().st_size} bytes", file=sys.stderr)  # fmt: skip
+        print(
+            f"{name}: {requests} requests, {len(ran[4])} passes, {len(ran[5])} evictions, {seconds:.1f} CPU s, "
+            f"{out.name} {out.stat().st_size} bytes",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":
