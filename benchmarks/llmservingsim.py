@@ -69,10 +69,12 @@ class Links:
         return Estimate(self._latency_s + moved / self._bytes_per_s, self.name, "assumed")
 
 
-class MixedSteps(StepPrice):
+class MixedSteps:
     """Steps in which decode attention shares a call with a prompt chunk, and is priced by what it adds to it there."""
 
-    profile: Profile
+    def __init__(self, inner: StepPrice, profile: Profile) -> None:
+        self.inner, self.graph, self.profile = inner, inner.graph, profile
+        self.decode_ends = inner.decode_ends
 
     def seconds(self, load: StepLoad) -> float:
         """Seconds of a step."""
@@ -84,7 +86,7 @@ class MixedSteps(StepPrice):
                 load.decoding, load.decode_context, load.decode_context_squares,
                 tuple(chunk for chunk in longest for _ in range(groups)), load.sampled,
             )  # fmt: skip
-        seconds = super().seconds(load)
+        seconds = self.inner.seconds(load)
         if not load.chunks or not load.decoding:
             return seconds
         context = load.decode_context + load.decoding
@@ -183,14 +185,14 @@ def replay(
     stated = meta.get("kv_cache", {}).get("num_gpu_blocks")
     reserve = Reserve(step_tokens=engine["max_num_batched_tokens"], sampled=engine["max_num_seqs"])
     blocks = stated or fit(shape, layout, precision, MEMORY_BYTES[gpu], reserve=reserve).blocks
-    price = MixedSteps(StepGraph(shape, layout, precision), profile, host, graph_sizes=CUDA_GRAPH_SIZES)
-    price.profile = profile
+    price = StepPrice(StepGraph(shape, layout, precision), profile, host, graph_sizes=CUDA_GRAPH_SIZES)
+    twin = Twin(MixedSteps(price, profile), squares=profile.uses_spread)
     seen = [Seen(one.arrival, output=one.output) for one in real]
     replica = build_replica(
         blocks=blocks * groups, max_sequence_tokens=engine["max_model_len"] or shape.max_context,
         token_budget=engine["max_num_batched_tokens"] * groups, max_seqs=engine["max_num_seqs"] * groups, watermark=0.0,
     )  # fmt: skip
-    instance = Instance(0, replica, Twin(price, squares=price._uses_spread), Watch(seen), plan_ahead=True)
+    instance = Instance(0, replica, twin, Watch(seen), plan_ahead=True)
     order = sorted(range(len(seen)), key=lambda index: (seen[index].arrival, index))
     for place, index in enumerate(order):
         now = seen[index].arrival

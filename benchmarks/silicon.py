@@ -1,10 +1,10 @@
 """The twin against 5,221 measured end-to-end points on H100 to GB300 under vLLM, SGLang and TensorRT-LLM.
 
-Each aggregated row is simulated as it was measured: a closed loop of its concurrency over its engine's scheduler, with
-operator prices of its GPU (penstock.twin.measured). Four constants per engine (time between steps, launches of steps
+Each row is simulated as it was measured: a closed loop of its concurrency over its engine's scheduler (or two pools of
+workers, where prefill and decode are apart), with operator prices of its GPU (penstock.twin.measured). Four constants per engine (time between steps, launches of steps
 that are no captured graph, per sequence, streaming) and two per engine and system (kernels inside an engine, the front)
 are fitted on the training half of the configurations, split by a hash of the configuration, and scored on the other.
-Beside it, with `--peer-python`, AIConfigurator's own estimate of the same rows.
+Beside it, with `--peer-python`, AIConfigurator's own estimate of aggregated rows among them.
 
     .venv/bin/python benchmarks/silicon.py                                   # all rows; minutes on two cores
     .venv/bin/python benchmarks/silicon.py --sample 300 --peer-python PATH   # an even subset, with the peer
@@ -44,14 +44,12 @@ def main() -> None:
     options = _options()
     file = options.rows or installed_folder().parent / "silicon_sample.csv"
     points, left = read_points(Path(file))
-    disaggregated = sum(point.decode is not None for point in points)
-    points = [point for point in points if point.decode is None]
-    left["disaggregated: two pools and a transfer, not simulated here"] = disaggregated
     unclear = contradicted(points) | {point.id for point in points if _beyond_peak(point)}
     if options.sample:
         points = spread_out(points, options.sample)
     test = [point for point in points if point.half(options.seed)]
-    peer = _start_peer(options.peer_python, spread_out(test, options.peer_rows)) if options.peer_python else None
+    whole = [point for point in test if point.decode is None]
+    peer = _start_peer(options.peer_python, spread_out(whole, options.peer_rows)) if options.peer_python else None
     began = time.perf_counter()
     ours: list[Pair] = []
     constants = {}
@@ -102,7 +100,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fit-rows", type=int, default=40, help="training rows used of each engine on each system")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--peer-python", help="interpreter with the package aiconfigurator, for its own estimates")
-    parser.add_argument("--peer-rows", type=int, default=240, help="an even subset of the test rows for the peer")
+    parser.add_argument(
+        "--peer-rows", type=int, default=240, help="an even subset of aggregated test rows for the peer"
+    )
     parser.add_argument("--dump", help="write each row's measured and predicted times here, as JSON lines")
     return parser.parse_args()
 
@@ -115,6 +115,8 @@ def _outcome(point: Point, costs: Costs) -> tuple[Point, Outcome | None]:
 
 
 def _beyond_peak(point: Point) -> bool:
+    if point.decode is not None:
+        return False
     gpu = system_spec(point.system)["gpu"]
     narrow = {"fp8": "fp8_tc_flops", "fp8_block": "fp8_tc_flops", "nvfp4": "fp4_tc_flops"}
     peak = gpu.get(narrow.get(point.precision.experts, "bfloat16_tc_flops")) or gpu["bfloat16_tc_flops"]

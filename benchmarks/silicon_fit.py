@@ -3,8 +3,8 @@
 The engine's own times (between steps, launches, sequences, streaming) are shared by all its systems; how kernels
 inside an engine compare with kernels alone, and the way through the front (other hosts), are per engine and system.
 Predictions are nearly straight in each constant, so one simulation per constant and row gives slopes, and the fit is
-done on those: the sum of |log(predicted / measured)| of TPOT and TTFT is brought down by coordinate search inside bounds that physics
-sets. Twice, the second time around the first result. No randomness: rows are taken evenly.
+done on those: the sum of |log(predicted / measured)| of TPOT and TTFT is brought down by coordinate search inside
+bounds that physics sets. Twice, the second time around the first result. No randomness: rows are taken evenly.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Spread = Callable[[Callable[..., object], Iterable[tuple[Point, Costs]]], list[o
 
 def fit(sample: list[Point], spread: Spread) -> dict[str, Costs]:
     """Constants of one engine by system."""
-    costs = {system: START for system in sorted({point.system for point in sample})}
+    costs = dict.fromkeys(sorted({point.system for point in sample}), START)
     for _ in range(2):
         found = spread(slopes, [(point, costs[point.system]) for point in sample])
         rows = [row for row in found if isinstance(row, Slopes)]

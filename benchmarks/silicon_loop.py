@@ -11,10 +11,10 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from penstock.twin.load import StepLoad
-from penstock.twin.step_price import StepPrice
+from penstock.twin.step_graph import StepGraph
 
 GRAIN = 64
 """Prompt tokens of a step are priced in multiples of this: far fewer prices, and below 1 % of a step's time."""
@@ -75,11 +75,26 @@ class Timing:
     tpot: float
 
 
+class Steps(Protocol):
+    """Seconds of steps: penstock.twin.step_price.StepPrice, or something around it."""
+
+    graph: StepGraph
+
+    def seconds(self, load: StepLoad) -> float:
+        """Of any step."""
+
+    def base(self, decoding: int, prompt: int, sampled: int) -> float:
+        """Of the parts that know no context."""
+
+    def line(self, decoding: int, context: int, bucket: int = 0) -> tuple[float, float, float, float]:
+        """Decode attention near `context`: (from, to, seconds at from, slope)."""
+
+
 class ClosedLoop:
     """One run. `lengths` are (prompt, output) of each request in the order they are sent; `capacity` KV tokens."""
 
     def __init__(
-        self, price: StepPrice, rules: Rules, costs: Costs, capacity: float, concurrency: int,
+        self, price: Steps, rules: Rules, costs: Costs, capacity: float, concurrency: int,
         lengths: Sequence[tuple[int, int]],
     ) -> None:  # fmt: skip
         self.price, self.rules, self.costs, self.capacity = price, rules, costs, capacity

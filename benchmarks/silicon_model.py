@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 from silicon_loop import ClosedLoop, Costs, Rules
-from silicon_rows import Point, rules, shape_of
+from silicon_pools import Pools
+from silicon_rows import Point, Pool, rules, shape_of
 
+from penstock.catalog.demand import kv_bytes_per_token
 from penstock.errors import InvalidDeployment
 from penstock.twin.host import HostTime
 from penstock.twin.layout import Layout, Precision
@@ -72,28 +74,32 @@ def operator_price(system: str, backend: str) -> Measured:
 
 
 @cache
-def step_price(model: str, layout: Layout, precision: Precision, system: str, backend: str) -> StepPrice:
+def step_price(model: str, layout: Layout, precision: Precision, system: str, backend: str) -> GroupedSteps:
     graph = StepGraph(shape_of(model), layout, precision)
-    return GroupedSteps(graph, operator_price(system, backend), HostTime(), graph_sizes=WIDE_GRAPHS)
+    return GroupedSteps(StepPrice(graph, operator_price(system, backend), HostTime(), graph_sizes=WIDE_GRAPHS))
 
 
-class GroupedSteps(StepPrice):
-    """Attention groups step together: those without a prompt wait for the longest. Attention of all is priced at that
-    length, experts at the tokens there really are."""
+class GroupedSteps:
+    """Steps of attention groups that go together: those without a prompt wait for the longest. Attention of all is
+    priced at that length, experts at the tokens there really are."""
+
+    def __init__(self, inner: StepPrice) -> None:
+        self.inner, self.graph = inner, inner.graph
+        self.base, self.line = inner.base, inner.line
 
     def seconds(self, load: StepLoad) -> float:
         """Seconds of a step."""
         groups, chunks = self.graph.layout.attention_dp, load.chunks
         if groups == 1 or not chunks:
-            return super().seconds(load)
+            return self.inner.seconds(load)
         longest = sorted(chunks, key=lambda chunk: chunk[1], reverse=True)[::groups]
         padded = tuple(chunk for chunk in longest for _ in range(groups))
         waited = StepLoad(load.decoding, load.decode_context, load.decode_context_squares, padded, load.sampled)
-        return super().seconds(waited) - self._experts(waited.tokens) + self._experts(load.tokens)
+        return self.inner.seconds(waited) - self._experts(waited.tokens) + self._experts(load.tokens)
 
     def _experts(self, tokens: int) -> float:
         placed = self.graph.rows(tokens)
-        return sum(self.price.price(one).seconds * times for one, times in placed if isinstance(one, Experts))
+        return sum(self.inner.price.price(one).seconds * times for one, times in placed if isinstance(one, Experts))
 
 
 @cache
@@ -120,9 +126,9 @@ def lengths_of(point: Point, per_client: int, seed: int = 0) -> list[tuple[int, 
     """Prompt and output tokens of the run's requests."""
     rng = random.Random(f"{seed}|{point.id}")
     count = max(24, per_client * point.concurrency)
-    # The non-public runs give one length. In the campaign over powers of two SGLang, which computes all waiting prompts before any decode, then keeps all
-    # requests in step, and its measured TTFT shows it. Engines that mix prompts with decodes came apart; their outputs
-    # are taken to vary as the public runs' do.
+    # The non-public runs give one length. SGLang, which computes all waiting prompts before any decode, then keeps all
+    # requests in step, and its TTFT in the campaign over powers of two shows it. Engines that mix prompts with decodes
+    # came apart; their outputs are taken to vary as the public runs' do.
     if not point.public and point.backend == "sglang" and not point.prompt % 128:
         return [(point.prompt, point.output)] * count
     shortest = int(0.8 * point.prompt) if point.public else point.prompt
@@ -132,13 +138,34 @@ def lengths_of(point: Point, per_client: int, seed: int = 0) -> list[tuple[int, 
 
 
 def simulate(point: Point, costs: Costs, per_client: int = 10, how: Rules | None = None) -> Outcome:
-    """An aggregated deployment. Raises InvalidDeployment where it cannot be."""
+    """One row. Raises InvalidDeployment where it cannot be."""
     how = how or rules(point)
+    if point.decode is not None:
+        return _simulate_pools(point, point.decode, costs, per_client, how)
     price = step_price(point.model, point.pool.layout, point.precision, point.system, point.backend)
     capacity = kv_tokens(
         point.model, point.pool.layout, point.precision, point.system, min(how.budget, 16384), how.memory
     )
     loop = ClosedLoop(price, how, costs, capacity, point.concurrency, lengths_of(point, per_client))
+    return _outcome(loop)
+
+
+def _simulate_pools(point: Point, decode: Pool, costs: Costs, per_client: int, how: Rules) -> Outcome:
+    prefill = step_price(point.model, point.pool.layout, point.precision, point.system, point.backend)
+    decoding = step_price(point.model, decode.layout, point.precision, point.system, point.backend)
+    # Weights must fit either kind of worker; decode workers of these runs are sized to hold all their sequences.
+    for layout in (point.pool.layout, decode.layout):
+        kv_tokens(point.model, layout, point.precision, point.system, 8192, 0.95)
+    bytes_per_token = kv_bytes_per_token(shape_of(point.model), point.precision.kv)
+    transfer_s = bytes_per_token / point.pool.layout.devices / system_spec(point.system)["node"]["inter_node_bw"]
+    loop = Pools(
+        prefill, how, point.pool.workers, decoding, decode.workers, costs, point.concurrency,
+        lengths_of(point, per_client), transfer_s,
+    )  # fmt: skip
+    return _outcome(loop)
+
+
+def _outcome(loop: ClosedLoop) -> Outcome:
     timings = loop.run()
     return Outcome(
         statistics.fmean(timing.ttft for timing in timings), statistics.fmean(timing.tpot for timing in timings),
