@@ -2,8 +2,8 @@
 
 Decode steps over a grid of sequences and contexts, prompt chunks over a grid of lengths and pasts; each product, norm
 and attention of a step gives a sample per layer, and the median of a shape's samples goes into the table. Embedding and
-sampler are no kernels: they run by themselves. Steps go through the grid more than once, so that a moment in which the
-machine did something else does not decide any number.
+sampler are no kernels: they run by themselves. Steps go through the grid more than once, with a probe of the machine's
+speed around each: samples of a disturbed moment count only for shapes that have no others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from penstock.calibrate.designed import DesignedSteps
+from penstock.calibrate.probe import DISTURBED, Probe
 from penstock.calibrate.timed_kernels import TimedKernels
 from penstock.catalog.shape import ModelShape
 from penstock.control.request import Request, Sampling
@@ -38,6 +39,8 @@ CHUNKS: Final = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2
 PASTS: Final = (0, 128, 512, 1024, 1536)
 DECODE_STEPS: Final = 4
 PASSES: Final = 3
+ENOUGH: Final = 3
+"""Samples that a median is taken of, whatever it takes."""
 BLOCK_TOKENS: Final = 16
 POOL_BYTES: Final = 192 * 2**20
 
@@ -67,7 +70,10 @@ class OperatorBench:
         self._graph = StepGraph(
             shape, Layout(), Precision(weights=dtype, experts=dtype, activations=dtype, kv=dtype, head=dtype)
         )
-        self._samples: dict[Operator, list[float]] = defaultdict(list)
+        self._samples: dict[Operator, list[tuple[float, float]]] = defaultdict(list)
+        """(slowness of the machine, seconds)."""
+        self.steps = self.disturbed = 0
+        """Steps that ran while the machine was not itself."""
 
     def points(self) -> list[Point]:
         """The grid, as far as the model's context and the pool allow."""
@@ -90,6 +96,7 @@ class OperatorBench:
             self._model, blocks=self._blocks, block_tokens=BLOCK_TOKENS, max_seqs=max(SEQUENCES) + 2, kernels=kernels
         )
         designed = DesignedSteps(engine, blocks=self._blocks, block_tokens=BLOCK_TOKENS, longest=self._longest)
+        probe = Probe()
         for number in range(PASSES):
             # The second pass in another order: what is slow for a while is slow for other shapes then.
             points = self.points()
@@ -97,25 +104,32 @@ class OperatorBench:
                 designed.open(point.sequences, point.context, DECODE_STEPS)
                 for _ in range(DECODE_STEPS if point.sequences else 1):
                     kernels.calls.clear()
+                    before = probe.slowness()
                     designed.step(*point.chunks)
-                    self._take(kernels, point)
+                    slowness = max(before, probe.slowness())
+                    self.steps += 1
+                    self.disturbed += slowness > DISTURBED
+                    self._take(kernels, point, slowness)
                 yield point
-            self._alone()
+            self._alone(probe)
         designed.open(0, 0, 0)
         engine.close()
 
     def lines(self) -> list[OperatorTime]:
-        """Medians so far, in a fixed order."""
+        """Medians of the undisturbed samples so far, or of the least disturbed ones, in a fixed order."""
         found = []
         for operator, samples in self._samples.items():
-            line = time_of(operator, statistics.median(samples), len(samples))
+            ordered = sorted(samples)
+            calm = [seconds for slowness, seconds in ordered if slowness <= DISTURBED]
+            kept = calm if len(calm) >= ENOUGH else [seconds for _, seconds in ordered[:ENOUGH]]
+            line = time_of(operator, statistics.median(kept), len(kept))
             if line is not None:
                 found.append(line)
         return sorted(found, key=lambda line: (line.kind, line.columns, line.inner, line.rows, line.past, line.context))
 
     # -- from calls to operators ------------------------------------------------------------------------------------
 
-    def _take(self, kernels: TimedKernels, point: Point) -> None:
+    def _take(self, kernels: TimedKernels, point: Point, slowness: float) -> None:
         rows = point.sequences + sum(tokens for _, tokens in point.chunks)
         sampled = point.sequences + len(point.chunks)
         attention = [
@@ -142,9 +156,9 @@ class OperatorBench:
                 seconds[found].append(call.seconds)
         for operator, values in seconds.items():
             # Layers differ in what the caches hold of them; a step pays for all of them, so the mean counts.
-            self._samples[operator].append(sum(values) / len(values))
+            self._samples[operator].append((slowness, sum(values) / len(values)))
 
-    def _alone(self) -> None:
+    def _alone(self, probe: Probe) -> None:
         """Embedding, sampler; and the KV write, which the RoPE kernel does on its way."""
         architecture = self._model.architecture
         embedding = torch.randn(architecture.vocab_size, architecture.hidden, dtype=self._model.dtype)
@@ -156,15 +170,17 @@ class OperatorBench:
             for placed in self._graph.rows(rows):
                 if placed.operator.kind == "embedding":
                     ids = torch.from_numpy(generator.integers(0, architecture.vocab_size, rows))
-                    self._samples[placed.operator].append(_timed(partial(embedding.index_select, 0, ids)))
+                    seconds = _timed(partial(embedding.index_select, 0, ids))
+                    self._samples[placed.operator].append((probe.slowness(), seconds))
                 elif placed.operator.kind == "kv_write":
-                    self._samples[placed.operator].append(0.0)
+                    self._samples[placed.operator].append((1.0, 0.0))
         for rows in SEQUENCES:
             logits = torch.randn(rows, architecture.vocab_size)
             slots, lengths = np.arange(rows), np.ones(rows, np.int64)
             for placed in self._graph.head(rows):
                 if placed.operator.kind == "sampler":
-                    self._samples[placed.operator].append(_timed(partial(sampler.sample, logits, slots, lengths)))
+                    seconds = _timed(partial(sampler.sample, logits, slots, lengths))
+                    self._samples[placed.operator].append((probe.slowness(), seconds))
 
 
 def _timed(run: Callable[[], object], times: int = 5) -> float:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from penstock.calibrate.host import Host, fit, loads, recorded
+from penstock.calibrate.host import Host, fit, recorded
 from penstock.calibrate.machine import Copies, copies, cpu_name, memory_bytes, peak_flop_per_s, products
 from penstock.calibrate.operators import BLOCK_TOKENS, PASSES, OperatorBench
 from penstock.calibrate.stream import StreamResult, run_stream
@@ -86,6 +86,8 @@ class Calibration:
         self.stream: StreamResult | None = None
         self.copies: Copies | None = None
         self.peaks: dict[str, float] = {}
+        self.disturbed = 0.0
+        """Share of the measured steps during which the machine was busy with something else."""
         self._total = 1
 
     def run(self) -> Iterator[Progress]:
@@ -121,13 +123,13 @@ class Calibration:
             yield Progress("copies between pools", done := done + 1, self._total)
         self.stream = run_stream(STREAM_ELEMENTS, 5, self.options.threads)
         yield Progress("memory", done := done + 1, self._total)
-        for part, schedule in recorded(self.deployments[0]):
-            if schedule is None:
+        for part in recorded(self.deployments[0]):
+            if isinstance(part, str):
                 yield Progress(f"host: {part}", done := min(done + 6, self._total - 1), self._total)
                 continue
             price = self._price(Roofline(self._device(HostTime())))
-            steps = list(loads(schedule))
-            self.host = fit(steps, [price.seconds(load) for load, _ in steps])
+            self.host = fit(part, [price.seconds(load) for load, _ in part])
+        self.disturbed = sum(bench.disturbed for bench in benches) / max(1, sum(bench.steps for bench in benches))
         yield Progress("done", self._total, self._total)
 
     def device(self) -> Device:
@@ -196,7 +198,7 @@ class Calibration:
                     title=f"penstock calibrate, {time.strftime('%Y-%m-%d %H:%M')}",
                     note=f"Penstock {version('penstock')}, torch {version('torch')}, {threads} threads, "
                     f"{self.options.dtype}, models {', '.join(self.options.models)}; load average "
-                    f"{os.getloadavg()[0]:.1f}",
+                    f"{os.getloadavg()[0]:.1f}, disturbed in {100 * self.disturbed:.0f} % of the steps",
                 )
             },
         )  # fmt: skip

@@ -57,7 +57,7 @@ def calibrate(
         "name": device.name, "title": device.title, "file": str(path), "table": str(table), "operators": len(run.lines),
         "seconds": time.monotonic() - started, "host": asdict(host),
         "matrix_flop_per_s": {name: figure.value for name, figure in device.matrix_flop_per_s.items()},
-        "memory_bytes_per_s": device.memory_bytes_per_s.value,
+        "memory_bytes_per_s": device.memory_bytes_per_s.value, "disturbed": run.disturbed,
     }  # fmt: skip
     if as_json:
         print(json.dumps(facts))
@@ -70,6 +70,7 @@ def calibrate(
         f"  host       {host.step_s * 1e3:.3f} ms a step, {host.request_s * 1e6:.1f} us a sequence, "
         f"{host.token_s * 1e6:.2f} us a prompt token; median error of {host.steps} steps "
         f"{100 * host.median_error:.1f} %\n"
-        f"  operators  {len(run.lines)} times in {table}\n"
+        f"  operators  {len(run.lines)} times in {table}; the machine was disturbed in {100 * run.disturbed:.0f} % of "
+        "the steps\n"
         f"  took {facts['seconds']:.0f} s; simulate takes it as hardware.name: {device.name}"
     )
