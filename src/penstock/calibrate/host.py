@@ -4,7 +4,7 @@ The real worker process serves a designed load and records its schedule; each st
 the table of operators says, is fitted by a fixed part, one per sequence and one per prompt token. The load is closed
 loops of synthetic users, of few and of many, with short and with long prompts, so that the three parts can be told
 apart; it has nothing of the workload that will be predicted. A part during which the machine was disturbed is served
-again, up to three times, and its calmest run counts.
+again, up to five times, and its calmest run counts.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from penstock.runtime.schedule import NANOSECONDS, Done, Plan, Schedule, read_sc
 from penstock.runtime.service import Service
 from penstock.twin.load import StepLoad
 
-USERS: Final = (1, 2, 4, 8, 16, 32, 64)
+USERS: Final = (1, 2, 6, 16, 48)
 LENGTHS: Final = ((24, 32), (160, 16), (480, 6))
 """(prompt, output) tokens; a context of less takes what fits."""
-STEPS_EACH: Final = 60
+STEPS_EACH: Final = 24
 OUTLIERS: Final = 0.01
 """Share of steps left out: those that took longest for what they do."""
-ATTEMPTS: Final = 3
-MOST_S: Final = 2.5
-"""A load that takes longer is cut off; it has steps enough."""
+ATTEMPTS: Final = 5
+MOST_S: Final = 0.8
+"""A part that takes longer is cut off: short ones are more often undisturbed from start to end."""
 
 
 Window = tuple[float, float]

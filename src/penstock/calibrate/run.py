@@ -35,7 +35,7 @@ LONGEST: Final = 2048
 """Tokens of the longest sequence measured; longer ones are extrapolated."""
 STREAM_ELEMENTS: Final = 20_000_000
 """Doubles per array: 160 MB, beyond any last cache but a server's largest."""
-HOST_PARTS: Final = 21
+HOST_PARTS: Final = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
