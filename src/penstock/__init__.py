@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from penstock import compiled
+
 if TYPE_CHECKING:
     from penstock.control.request import Request, Sampling
     from penstock.deployment import Deployment
     from penstock.runtime.service import Service
     from penstock.runtime.simulate import simulate
+
+compiled.install()
 
 __all__ = ["Deployment", "Request", "Sampling", "Service", "simulate"]
 

@@ -120,8 +120,6 @@ class DecodeSet:
 def grow(tables: dict[str, list[int]], memory: Memory) -> list[int]:
     """One more block for each block table. Returns the blocks, in order."""
     blocks = memory.take(len(tables))
-    at = 0
-    for table in tables.values():
+    for at, table in enumerate(tables.values()):
         table.append(blocks[at])
-        at += 1
     return blocks

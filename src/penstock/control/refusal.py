@@ -9,19 +9,20 @@ from penstock.errors import InvalidRequest
 
 def refuse_impossible(request: Request, memory: Memory) -> None:
     """Raises InvalidRequest for an empty prompt, an output that is complete already, or more KV than there is."""
-    if not request.prompt:
+    prompt_tokens, most = len(request.prompt), request.max_tokens
+    if not prompt_tokens:
         raise InvalidRequest(field="prompt", value="", why="it holds no token", remedy="send at least one token")
-    if request.max_tokens <= len(request.output):
+    if most <= len(request.output):
         raise InvalidRequest(
-            field="max_tokens", value=request.max_tokens, why=f"{len(request.output)} tokens are there already",
+            field="max_tokens", value=most, why=f"{len(request.output)} tokens are there already",
             remedy=f"{len(request.output) + 1} or more",
         )  # fmt: skip
     # The last token is never an input, so it needs no room.
-    tokens = len(request.prompt) + request.max_tokens - 1
+    tokens = prompt_tokens + most - 1
     if not memory.fits(tokens):
         raise InvalidRequest(
-            field="max_tokens", value=request.max_tokens,
-            why=f"{len(request.prompt)} prompt tokens and {request.max_tokens} more need "
+            field="max_tokens", value=most,
+            why=f"{prompt_tokens} prompt tokens and {request.max_tokens} more need "
             f"{blocks_for(tokens, memory.block_tokens)} KV blocks of {memory.block_tokens} tokens; a sequence may "
             f"hold fewer ({memory.total} in all)",
             remedy="a shorter prompt, fewer tokens, or a larger memory.kv_bytes", code="context_length_exceeded",

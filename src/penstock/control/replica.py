@@ -97,10 +97,10 @@ class Replica(Residents):
             updates.append(NewTokens(result.tokens, result.logprobs))
         if result.finished or result.failed:
             self._take_ends(result, updates)
-        while self._ending and self._ending[0][0] <= number:
-            _, sequence = self._ending.popleft()
-            if sequence.state is ENDING:
-                raise ProtocolError(f"{sequence.id!r} reached max_tokens in step {number} and was not finished")
+        if number in self._ending:
+            for sequence in self._ending.pop(number):
+                if sequence.state is ENDING:
+                    raise ProtocolError(f"{sequence.id!r} reached max_tokens in step {number} and was not finished")
         return updates
 
     def take_updates(self) -> list[Update]:
@@ -226,7 +226,7 @@ class Replica(Residents):
             sequence.outputs += 1
             if sequence.outputs >= sequence.max_tokens:
                 sequence.apply(LAST_TOKEN)
-                self._ending.append((step.number, sequence))
+                self._ending.setdefault(step.number, []).append(sequence)
             else:
                 sequence.apply(PROMPT_DONE)
                 self._enter_decode_set(sequence)

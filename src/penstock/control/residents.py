@@ -7,7 +7,6 @@ committing steps is the replica's (replica.py).
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence as TokenSequence
 
 from penstock.control.decode_set import DecodeSet, grow
@@ -54,8 +53,8 @@ class Residents:
         """Head of the line for which there was no room; not asked again until blocks or prefixes have changed."""
         self._waiting_tokens = 0
         self._draft = Draft()
-        self._ending: deque[tuple[int, Sequence]] = deque()
-        """Sequences whose last token is planned, with the number of that step, in order."""
+        self._ending: dict[int, list[Sequence]] = {}
+        """Number of a planned step to the sequences whose last token it makes."""
         self._totals = Totals()
 
     # -- coming in ----------------------------------------------------------------------------------------------
@@ -127,11 +126,11 @@ class Residents:
 
     def _reach_max_tokens(self, due: list[Sequence], number: int) -> None:
         """Step `number` makes their last tokens."""
+        self._ending.setdefault(number, []).extend(due)
         for sequence in due:
             self._leave_decode_set(sequence)
             sequence.apply(LAST_TOKEN)
             self._draft.pause_next(sequence.id)
-            self._ending.append((number, sequence))
 
     def _stall(self, sequence: Sequence) -> None:
         self._leave_decode_set(sequence)

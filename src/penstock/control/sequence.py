@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from penstock.control.lifecycle import Event, State, move
 from penstock.control.request import Request
 
 Tokens = tuple[int, ...] | range
+_KEPT: Final = (tuple, range)
 
 
 class Sequence:
@@ -17,7 +20,8 @@ class Sequence:
 
     __slots__ = (
         "admissions", "arrival", "blocks", "cached_tokens", "computed", "host_blocks", "id", "join_clock", "max_tokens",
-        "number", "outputs", "prefill_tokens", "prompt", "prompt_tokens", "request", "shared", "shared_blocks", "state",
+        "next_key", "number", "outputs", "prefill_tokens", "prompt", "prompt_tokens", "request", "shared",
+        "shared_blocks", "state",
     )  # fmt: skip
 
     def __init__(self, request: Request, number: int, arrival: float) -> None:
@@ -28,13 +32,13 @@ class Sequence:
         self.arrival = arrival
         self.state = State.WAITING
         prompt = request.prompt
-        self.prompt: Tokens = prompt if isinstance(prompt, tuple | range) else tuple(prompt)
+        self.prompt: Tokens = prompt if isinstance(prompt, _KEPT) else tuple(prompt)
         """Slices of it can be compared: a list would equal no tuple."""
         self.prompt_tokens = len(prompt)
         self.max_tokens = request.max_tokens
         self.outputs = len(request.output)
         """Output tokens so far."""
-        self.prefill_tokens = request.prefill_tokens
+        self.prefill_tokens = self.prompt_tokens + self.outputs
         """Tokens to compute before the next new token: prompt and all output so far."""
         self.computed = 0
         """Tokens whose KV is in the blocks."""
@@ -48,6 +52,8 @@ class Sequence:
         """The memory's own mark: the deepest tree node this sequence holds on to."""
         self.shared_blocks = 0
         """How many of `blocks`, from the first on, belong to the tree."""
+        self.next_key: tuple[int, ...] | None = None
+        """The memory's note: tokens of the block after the shared ones, once they were looked for in vain."""
         self.join_clock = 0
 
     def apply(self, event: Event) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from penstock.control.statistics import Statistics
@@ -16,6 +15,7 @@ from penstock.control.step import Step
 from penstock.report.simulation import OUTCOMES, UNFINISHED
 from penstock.runtime.instance import Instance
 from penstock.twin.load import StepLoad
+from penstock.twin.twin import blocks_of
 
 Outcome = Literal["completed", "rejected", "failed", "cancelled", "unfinished"]
 _CODES: Final = {name: code for code, name in enumerate(OUTCOMES)}
@@ -28,15 +28,13 @@ OnStep = Callable[[int, float, float, int, int, int], None]
 """Replica, start, end, sequences decoding, chunks, prompt tokens: for a timeline."""
 
 
-@dataclass(slots=True)
 class Sample:
     """One replica at one moment, and the step that had just run."""
 
-    t: float
-    replica: int
-    statistics: Statistics
-    load: StepLoad
-    step_s: float
+    __slots__ = ("load", "replica", "statistics", "step_s", "t")
+
+    def __init__(self, t: float, replica: int, statistics: Statistics, load: StepLoad, step_s: float) -> None:
+        self.t, self.replica, self.statistics, self.load, self.step_s = t, replica, statistics, load, step_s
 
 
 class Collector:
@@ -48,6 +46,7 @@ class Collector:
     """
 
     def __init__(self, replicas: int, on_step: OnStep | None = None) -> None:
+        # One row a request, by its index; there may be more rows than requests, whose arrival is NEVER.
         self.arrival_s, self.first_s, self.finish_s = array("d"), array("d"), array("d")
         self.prompt_tokens, self.output_tokens, self.cached_tokens = array("q"), array("q"), array("q")
         self.preemptions, self.replica, self.outcome = array("l"), array("l"), array("b")
@@ -67,20 +66,23 @@ class Collector:
 
     def arrived(self, index: int, now: float, prompt_tokens: int, output_tokens: int, replica: int) -> None:
         """A request was sent to a replica. `output_tokens`: what it will make if nothing stops it."""
-        while len(self.arrival_s) <= index:
-            self.arrival_s.append(NEVER)
-            self.first_s.append(NEVER)
-            self.finish_s.append(NEVER)
-            self.prompt_tokens.append(0)
-            self.output_tokens.append(0)
-            self.cached_tokens.append(0)
-            self.preemptions.append(0)
-            self.replica.append(0)
-            self.outcome.append(UNFINISHED)
+        if index >= len(self.arrival_s):
+            self._extend(index + 1)
         self.arrival_s[index] = now
         self.prompt_tokens[index] = prompt_tokens
         self.output_tokens[index] = output_tokens
         self.replica[index] = replica
+
+    def _extend(self, count: int) -> None:
+        """Room for `count` requests and some more: rows that never arrive stay at NEVER."""
+        more = count - len(self.arrival_s) + 1024 + count // 8
+        for times in (self.arrival_s, self.first_s, self.finish_s):
+            times.extend(array("d", [NEVER]) * more)
+        for counts in (self.prompt_tokens, self.output_tokens, self.cached_tokens):
+            counts.extend(array("q", [0]) * more)
+        for counts in (self.preemptions, self.replica):
+            counts.extend(array("l", [0]) * more)
+        self.outcome.extend(array("b", [UNFINISHED]) * more)
 
     def first_token(self, index: int, now: float) -> None:
         """A prompt is done. Only the first time counts: an evicted request computes its prompt again."""
@@ -112,7 +114,7 @@ class Collector:
             self._sample(instance, step, ended, ended - started)
         if self._on_step is not None:
             chunks = step.chunks
-            self._on_step(number, started, ended, step.decoding, len(chunks), sum(chunk.tokens for chunk in chunks))
+            self._on_step(number, started, ended, step.decoding, len(chunks), sum([chunk.tokens for chunk in chunks]))
 
     def coasted(self, instance: Instance, started: float, ends: Sequence[float]) -> None:
         """Consecutive plain decode steps."""
@@ -135,11 +137,11 @@ class Collector:
             twin = instance.twin
             load = StepLoad(twin.decoding, twin.context, twin.squares, (), twin.decoding)
         else:
-            chunks = tuple((chunk.start, chunk.tokens) for chunk in step.chunks)
-            sampled = step.decoding + sum(chunk.last for chunk in step.chunks)
+            chunks = tuple([(chunk.start, chunk.tokens) for chunk in step.chunks])
+            sampled = step.decoding + sum([chunk.last for chunk in step.chunks])
             load = StepLoad(
                 step.decoding, step.decode_context, instance.twin.squares, chunks, sampled,
-                sum(len(swap.device) for swap in step.swap_in), sum(len(swap.device) for swap in step.swap_out),
+                blocks_of(step.swap_in), blocks_of(step.swap_out),
             )  # fmt: skip
         samples = self.samples[number]
         samples.append(Sample(now, number, statistics, load, step_s))

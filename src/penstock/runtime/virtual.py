@@ -93,6 +93,8 @@ class Cluster:
         limits, instances = self._limits, self.instances
         arrivals = self._source.initial()
         request = next(arrivals, None)
+        following = IDLE if request is None else request.arrival_s
+        """When `request` arrives."""
         heap: list[tuple[float, int]] = []
         alone = instances[0] if len(instances) == 1 else None
         deadline = IDLE if limits.wall_s is None else time.monotonic() + limits.wall_s
@@ -101,7 +103,7 @@ class Cluster:
         most_events = limits.events if limits.events is not None else 1 << 62
         due = _CHECK_EVERY
         while True:
-            arrival = request.arrival_s if request is not None else IDLE
+            arrival = following
             if self._later and self._later[0][0] < arrival:
                 arrival = self._later[0][0]
             if alone is not None:
@@ -130,9 +132,10 @@ class Cluster:
                 while True:
                     if self._later and self._later[0][0] == now:
                         instance = self._submit(heappop(self._later)[2], now)
-                    elif request is not None and request.arrival_s == now:
+                    elif request is not None and following == now:
                         instance = self._submit(request, now)
                         request = next(arrivals, None)
+                        following = IDLE if request is None else request.arrival_s
                     else:
                         break
                     if instance is not None:
@@ -191,6 +194,6 @@ class Cluster:
         return instance
 
     def _follow(self, request: TimedRequest, now: float) -> None:
-        following = self._source.after(request, now)
-        if following is not None:
-            heappush(self._later, (following.arrival_s, following.index, following))
+        caused = self._source.after(request, now)
+        if caused is not None:
+            heappush(self._later, (caused.arrival_s, caused.index, caused))

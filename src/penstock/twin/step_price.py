@@ -8,15 +8,14 @@ cost a few thousand prices. `explain` prices the same step operator by operator,
 from __future__ import annotations
 
 import bisect
-from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from penstock.twin.host import HostTime
 from penstock.twin.load import StepLoad
 from penstock.twin.operators import Elementwise, Work
-from penstock.twin.price import Basis, Estimate, OperatorPrice
+from penstock.twin.price import Estimate, OperatorPrice
+from penstock.twin.step_estimate import StepEstimate
 from penstock.twin.step_graph import Placed, StepGraph
 
 CUDA_GRAPH_SIZES: Final = (1, 2, 4, *range(8, 513, 8))
@@ -30,21 +29,6 @@ FINE_TOKENS: Final = 64
 SPREAD_GRAIN: Final = 0.1
 _MEMORY: Final = 200_000
 """Priced chunks kept before the oldest half is forgotten."""
-
-
-@dataclass(slots=True)
-class StepEstimate:
-    """One step, taken apart."""
-
-    seconds: float = 0.0
-    by_kind: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Operator kind to seconds; `host` is what the host adds."""
-    by_basis: dict[Basis, float] = field(default_factory=lambda: defaultdict(float))
-    by_model: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    work: Work = field(default_factory=Work)
-    """Of all operators on one device."""
-    joules: float = 0.0
-    """Of all devices of the replica; 0 without a power model."""
 
 
 class Power(Protocol):
@@ -71,8 +55,12 @@ class StepPrice:
         graph_sizes: Iterable[int] = (), power: Power | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.price, self.host, self.power = graph, price, host, power
+        self._step_s, self._request_s, self._token_s = host.step_s, host.request_s, host.token_s
+        self._overlapped = host.overlapped
         self._swap_block_bytes = swap_block_bytes
-        self._sizes = sorted(graph_sizes)
+        sizes = sorted(graph_sizes)
+        self._pad = [sizes[bisect.bisect_left(sizes, count)] for count in range(sizes[-1] + 1)] if sizes else []
+        """Decoding sequences to rows of the graph that is run."""
         self._micro_batches = graph.layout.pipeline_parallel
         self._groups = graph.layout.attention_dp
         self._uses_spread = bool(getattr(price, "uses_spread", False))
@@ -81,7 +69,6 @@ class StepPrice:
         self._lines: dict[tuple[int, int], list[tuple[float, float, float, float]]] = {}
         self._lines_now: dict[int, tuple[float, float, float, float]] = {}
         """By decoding sequences: the line used last, contexts all alike."""
-        self._bases: dict[tuple[int, int, int], float] = {}
         self._chunks: dict[tuple[int, int], float] = {}
 
     # -- fast -------------------------------------------------------------------------------------------------------
@@ -116,7 +103,6 @@ class StepPrice:
         """Ends of consecutive decode-only steps, the first of them beginning at `now`; no step begins at or after
         `until`. The same seconds as `seconds`, addition for addition."""
         fixed = self.base(decoding, 0, decoding)
-        host, overlapped = self.host.seconds(decoding, 0), self.host.overlapped
         ends: list[float] = []
         start, stop, base, slope = self._lines_now.get(decoding, (0.0, 0.0, 0.0, 0.0))
         bucket = 0
@@ -128,8 +114,7 @@ class StepPrice:
             context += decoding
             if not start <= context < stop:
                 start, stop, base, slope = self.line(decoding, context, bucket)
-            device = fixed + (base + slope * (context - start))
-            now += max(device, host) if overlapped else device + host
+            now += self.with_host(fixed + (base + slope * (context - start)), decoding, 0)
             ends.append(now)
             if now >= until:
                 break
@@ -137,21 +122,15 @@ class StepPrice:
 
     def with_host(self, device_s: float, sequences: int, prompt_tokens: int) -> float:
         """Device and host together: one after the other, or the longer of the two."""
-        times = self.host
-        host = times.step_s + times.request_s * sequences + times.token_s * prompt_tokens
-        return max(device_s, host) if times.overlapped else device_s + host
+        host = self._step_s + self._request_s * sequences + self._token_s * prompt_tokens
+        if not self._overlapped:
+            return device_s + host
+        return device_s if device_s >= host else host
 
     def base(self, decoding: int, prompt: int, sampled: int) -> float:
         """The parts that know no context: rows and head."""
-        key = (decoding, prompt, sampled)
-        found = self._bases.get(key)
-        if found is None:
-            found = self._bases[key] = self._base(decoding, prompt, sampled)
-        return found
-
-    def _base(self, decoding: int, prompt: int, sampled: int) -> float:
         tokens = decoding + prompt
-        if not prompt and self._sizes:
+        if not prompt and self._pad:
             tokens = sampled = self._padded(decoding)
         rows = self._rows.get(tokens)
         if rows is None:
@@ -196,7 +175,7 @@ class StepPrice:
         """The same step operator by operator. Agrees with `seconds` up to the grids above."""
         estimate = StepEstimate()
         prompt = sum(tokens for _, tokens in load.chunks)
-        padded = self._padded(load.decoding) if not prompt and self._sizes else 0
+        padded = self._padded(load.decoding) if not prompt and self._pad else 0
         micro = self._micro
         spread = self._bucket(load.decoding, load.decode_context, load.decode_context_squares)
         placed = [
@@ -210,14 +189,14 @@ class StepPrice:
         flop = read = written = link = 0.0
         for operator, times in placed:
             one = self.price.price(operator)
-            self._add(estimate, operator.kind, one, times)
+            estimate.add(operator.kind, one, times)
             work = operator.work()
             flop, link = flop + times * work.flop, link + times * work.link_bytes
             read, written = read + times * work.read_bytes, written + times * work.written_bytes
         estimate.work = Work(flop, read, written, link)
         device = estimate.seconds
         total = self.with_host(device, load.decoding + len(load.chunks), prompt)
-        self._add(estimate, "host", Estimate(total - device, "host", self.host.basis), 1)
+        estimate.add("host", Estimate(total - device, "host", self.host.basis), 1)
         if self.power is not None:
             estimate.joules = self.graph.layout.devices * self.power.joules(total, estimate.work)
         return estimate
@@ -226,14 +205,6 @@ class StepPrice:
     def uses_spread(self) -> bool:
         """Whether it wants to know how uneven contexts are."""
         return self._uses_spread
-
-    @staticmethod
-    def _add(estimate: StepEstimate, kind: str, one: Estimate, times: int) -> None:
-        seconds = one.seconds * times
-        estimate.seconds += seconds
-        estimate.by_kind[kind] += seconds
-        estimate.by_basis[one.basis] += seconds
-        estimate.by_model[one.model] += seconds
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -246,8 +217,7 @@ class StepPrice:
         return -(-count // self._micro_batches)
 
     def _padded(self, decoding: int) -> int:
-        at = bisect.bisect_left(self._sizes, decoding)
-        return self._sizes[at] if at < len(self._sizes) else decoding
+        return self._pad[decoding] if decoding < len(self._pad) else decoding
 
     def _bucket(self, decoding: int, context: int, squares: int) -> int:
         """How uneven the contexts are, in tenths of their mean; only where the price looks at it."""

@@ -7,16 +7,19 @@ the step in which an engine would have sampled the end token, and control finds 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from typing import Final, Protocol
 
 from penstock.control.request import Request
-from penstock.control.step import Finish, Step, StepResult
+from penstock.control.step import Finish, Step, StepResult, Swap, TokenLogprobs
 from penstock.errors import ProtocolError
 from penstock.twin.load import StepLoad
 
 _NOTHING: Final = range(0)
+_NO_TOKENS: Final[dict[str, int]] = {}
+_NO_LOGPROBS: Final[dict[str, TokenLogprobs]] = {}
+_NO_FAILURES: Final[dict[str, str]] = {}
 NEVER: Final = 1 << 60
 
 
@@ -31,6 +34,11 @@ class Pricing(Protocol):
     ) -> list[float]:
         """When each of the next `most` steps of `decoding` sequences over `context` tokens (sum, and sum of squares)
         ends; stops after the first that does not end before `until`. The very seconds that `seconds` gives."""
+
+
+def blocks_of(swaps: list[Swap]) -> int:
+    """How many blocks they copy."""
+    return sum([len(swap.device) for swap in swaps]) if swaps else 0
 
 
 class Row:
@@ -74,6 +82,9 @@ class Row:
     def made(self, clock: int) -> int:
         """Output tokens so far, at this tick of the decode clock."""
         return self.outputs + (clock - self.join_clock if self.decoding else 0)
+
+
+_NO_ROWS: Final[list[Row]] = []
 
 
 class Twin:
@@ -129,10 +140,10 @@ class Twin:
             )
         load.decode_context_squares = self.squares
         sampled = step.decoding
-        result = StepResult(step.number)
-        firsts: list[Row] = []
+        result = StepResult(step.number, 0.0, _NO_TOKENS, _NO_LOGPROBS, {}, _NO_FAILURES)
+        firsts = _NO_ROWS
         if step.chunks:
-            chunks = []
+            firsts, chunks = [], []
             for chunk in step.chunks:
                 chunks.append((chunk.start, chunk.tokens))
                 row = self._rows[chunk.id]
@@ -148,8 +159,7 @@ class Twin:
         elif load.chunks:
             load.chunks = ()
         load.sampled = sampled
-        load.swap_in_blocks = sum(len(swap.device) for swap in step.swap_in) if step.swap_in else 0
-        load.swap_out_blocks = sum(len(swap.device) for swap in step.swap_out) if step.swap_out else 0
+        load.swap_in_blocks, load.swap_out_blocks = blocks_of(step.swap_in), blocks_of(step.swap_out)
         if step.decoding:
             due = self.tick(1)
             if due:
@@ -195,8 +205,11 @@ class Twin:
             self.squares += times * (2 * self.context + times * count)
         self.clock += times
         self.context += times * count
-        due = self._due.pop(self.clock, None)
-        return None if due is None else [row for row in due if row.due == self.clock]
+        due = self._due.get(self.clock)
+        if due is None:
+            return None
+        del self._due[self.clock]
+        return [row for row in due if row.due == self.clock]
 
     def quiet(self) -> int:
         """Ticks up to the one at which somebody makes a last token; large when nobody decodes."""
@@ -204,11 +217,12 @@ class Twin:
         while ticks:
             first = ticks[0]
             rows = self._due.get(first)
-            if rows is not None and any(row.due == first for row in rows):
-                return first - self.clock
-            heapq.heappop(ticks)
             if rows is not None:
+                for row in rows:
+                    if row.due == first:
+                        return first - self.clock
                 del self._due[first]
+            heappop(ticks)
         return NEVER
 
     def ends(self, now: float, most: int, until: float) -> list[float]:
@@ -241,7 +255,7 @@ class Twin:
             found = self._due.get(due)
             if found is None:
                 self._due[due] = [row]
-                heapq.heappush(self._ticks, due)
+                heappush(self._ticks, due)
             else:
                 found.append(row)
 

@@ -13,8 +13,8 @@ costs O(nodes on its path), not O(blocks).
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Collection, Iterator
+from heapq import heapify, heappop, heappush
 
 from penstock.control.memory.blocks import Memory, Occupancy, blocks_for, expect
 from penstock.control.sequence import Sequence, Tokens
@@ -24,13 +24,18 @@ BlockKey = tuple[int, ...]
 
 
 class Node:
-    """A run of whole blocks below `parent`: its tokens, and the blocks that hold their KV."""
+    """A run of whole blocks below `parent`: the blocks, and the tokens whose KV they hold.
 
-    __slots__ = ("blocks", "border", "children", "parent", "stamp", "tokens", "users")
+    Blocks are trimmed from the end; `tokens` then keeps its tail, which means nothing any more.
+    """
 
-    def __init__(self, parent: Node | None, tokens: Tokens, blocks: list[int], border: Border) -> None:
+    __slots__ = ("blocks", "border", "children", "key", "parent", "stamp", "tokens", "users")
+
+    def __init__(self, parent: Node | None, key: BlockKey, tokens: Tokens, blocks: list[int], border: Border) -> None:
         self.parent = parent
         self.border = border
+        self.key = key
+        """Its first block's tokens, under which the parent has it."""
         self.tokens = tokens
         self.blocks = blocks
         self.children: dict[BlockKey, Node] = {}
@@ -45,6 +50,8 @@ class PrefixTree(Memory):
     def __init__(self, blocks: int, block_tokens: int) -> None:
         super().__init__(blocks, block_tokens)
         self._free = list(range(blocks - 1, -1, -1))
+        self._bite = max(1, blocks // 1024)
+        """Blocks trimmed at a time: a thousandth of all, so that what is cached hardly notices."""
         self._roots: dict[Border, Node] = {}
         self._idle: list[tuple[int, int, Node]] = []
         self._ticks = 0
@@ -64,12 +71,15 @@ class PrefixTree(Memory):
     def admit(self, sequence: Sequence, tokens: int, spare: int) -> int | None:
         node = self._roots.get(_border(sequence))
         matched = idle = 0
+        missed: BlockKey | None = None
         path: list[Node] = []
         if node is not None:
             if node.children:
-                node, matched = self._match(node, sequence.prompt, tokens - 1)
-            path = list(_path(node))
-            idle = sum([len(step.blocks) for step in path if not step.users])
+                node, matched, missed = self._match(node, sequence.prompt, tokens - 1)
+            path = _path(node)
+            for step in path:
+                if not step.users:
+                    idle += len(step.blocks)
         count = -(-tokens // self.block_tokens) - matched
         if count + spare > len(self._free) + self._cached - idle:
             return None
@@ -78,13 +88,15 @@ class PrefixTree(Memory):
             self._enter(step)
             shared += step.blocks
         sequence.blocks = shared + self.take(count)
-        sequence.shared, sequence.shared_blocks = node, matched
+        sequence.shared, sequence.shared_blocks, sequence.next_key = node, matched, missed
         return matched * self.block_tokens
 
     def take(self, count: int) -> list[int]:
         free = self._free
         while len(free) < count:
-            self._trim(count - len(free))
+            self._trim(max(count - len(free), self._bite))
+        if count == 1:
+            return [free.pop()]
         if count == 0:
             return []
         taken = free[-count:]
@@ -99,7 +111,7 @@ class PrefixTree(Memory):
             self._extend(sequence, tokens, len(tokens), keep_going=True)
         node = sequence.shared
         self._free.extend(sequence.blocks[sequence.shared_blocks :])
-        sequence.blocks, sequence.shared, sequence.shared_blocks = [], None, 0
+        sequence.blocks, sequence.shared, sequence.shared_blocks, sequence.next_key = [], None, 0, None
         if isinstance(node, Node):
             self._let_go(node)
 
@@ -112,27 +124,29 @@ class PrefixTree(Memory):
     def _key(self, tokens: Tokens, at: int = 0) -> BlockKey:
         return tuple(tokens[at : at + self.block_tokens])
 
-    def _match(self, root: Node, tokens: Tokens, most: int) -> tuple[Node, int]:
-        """Deepest node that holds a prefix of `tokens`, and its depth in blocks; at most `most` tokens. May split a
-        node so that the match ends at a node's end."""
+    def _match(self, root: Node, tokens: Tokens, most: int) -> tuple[Node, int, BlockKey | None]:
+        """Deepest node that holds a prefix of `tokens`, its depth in blocks, and the key of the block after it if that
+        was looked for; at most `most` tokens. May split a node so that the match ends at a node's end."""
         size = self.block_tokens
         most = min(most, len(tokens)) // size * size
         node, at = root, 0
         while at < most:
-            child = node.children.get(self._key(tokens, at))
+            key = self._key(tokens, at)
+            child = node.children.get(key)
             if child is None:
-                break
-            same = self._common(child, tokens[at : min(at + len(child.tokens), most)])
-            if same < len(child.tokens):
+                return node, at // size, key
+            held = len(child.blocks) * size
+            same = self._common(child, tokens[at : min(at + held, most)])
+            if same < held:
                 node = self._split(child, same)
                 at += same
                 break
             node, at = child, at + same
-        return node, at // size
+        return node, at // size, None
 
     def _common(self, child: Node, tokens: Tokens) -> int:
         """How many tokens, in whole blocks, `child` and `tokens` have in common; one block is known to be."""
-        run = min(len(child.tokens), len(tokens))
+        run = min(len(child.blocks) * self.block_tokens, len(tokens))
         if _equal(tokens[:run], child.tokens[:run]):
             return run
         size = self.block_tokens
@@ -149,11 +163,12 @@ class PrefixTree(Memory):
         """Cut `node` after its first `tokens` tokens. The lower part stays the same object: sequences point at it."""
         assert node.parent is not None
         count = tokens // self.block_tokens
-        upper = Node(node.parent, node.tokens[:tokens], node.blocks[:count], node.border)
+        upper = Node(node.parent, node.key, node.tokens[:tokens], node.blocks[:count], node.border)
         upper.users, upper.stamp = node.users, node.stamp
-        node.parent.children[self._key(node.tokens)] = upper
+        node.parent.children[node.key] = upper
         node.parent, node.tokens, node.blocks = upper, node.tokens[tokens:], node.blocks[count:]
-        upper.children[self._key(node.tokens)] = node
+        node.key = self._key(node.tokens)
+        upper.children[node.key] = node
         self._count += 1
         return upper
 
@@ -173,28 +188,35 @@ class PrefixTree(Memory):
             border = _border(sequence)
             node = self._roots.get(border)
             if node is None:
-                node = self._roots[border] = Node(None, (), [], border)
-            self._hold(node)
+                node = self._roots[border] = Node(None, (), (), [], border)
+            for step in _path(node):
+                self._enter(step)
+        key, sequence.next_key = sequence.next_key, None
         while at < full and node.children:
-            child = node.children.get(self._key(tokens, at * size))
+            if key is None:
+                key = self._key(tokens, at * size)
+            child = node.children.get(key)
             if child is None:
                 break
+            key = None
             if not keep_going:
                 self._settle_on(sequence, node, at)
                 return
-            same = self._common(child, tokens[at * size : min(at * size + len(child.tokens), full * size)])
-            if same < len(child.tokens):
+            held = len(child.blocks) * size
+            same = self._common(child, tokens[at * size : min(at * size + held, full * size)])
+            if same < held:
                 child = self._split(child, same)
             self._enter(child)
             self._free.extend(sequence.blocks[at : at + same // size])
             node, at = child, at + same // size
         if at < full:
-            node = self._append(node, tokens, at, full, sequence.blocks[at:full])
+            node = self._append(node, key, tokens, at, full, sequence.blocks[at:full])
             at = full
         self._settle_on(sequence, node, at)
 
-    def _append(self, node: Node, tokens: Tokens, at: int, full: int, blocks: list[int]) -> Node:
-        """Blocks [at, full) of a sequence that holds `node` and ends there; returns the node that has them now.
+    def _append(self, node: Node, key: BlockKey | None, tokens: Tokens, at: int, full: int, blocks: list[int]) -> Node:
+        """Blocks [at, full) of a sequence that holds `node` and ends there; returns the node that has them now. `key`:
+        that of the first of them, if it is known.
 
         A leaf that nobody else uses grows, so that a prompt published chunk by chunk is one run and not a chain.
         """
@@ -203,19 +225,17 @@ class PrefixTree(Memory):
             node.tokens = tokens[(at - len(node.blocks)) * size : full * size]
             node.blocks += blocks
             return node
-        leaf = Node(node, tokens[at * size : full * size], blocks, node.border)
+        if key is None:
+            key = self._key(tokens, at * size)
+        leaf = Node(node, key, tokens[at * size : full * size], blocks, node.border)
         leaf.users = 1
-        node.children[self._key(leaf.tokens)] = leaf
+        node.children[leaf.key] = leaf
         self._count += 1
         return leaf
 
     @staticmethod
     def _settle_on(sequence: Sequence, node: Node, shared_blocks: int) -> None:
         sequence.shared, sequence.shared_blocks = node, shared_blocks
-
-    def _hold(self, node: Node) -> None:
-        for step in _path(node):
-            self._enter(step)
 
     def _enter(self, node: Node) -> None:
         if not node.users:
@@ -224,11 +244,14 @@ class PrefixTree(Memory):
 
     def _let_go(self, node: Node) -> None:
         self._ticks += 1
-        for step in _path(node):
+        step: Node | None = node
+        while step is not None:
+            above = step.parent
             step.users -= 1
             if not step.users:
                 self._cached += len(step.blocks)
                 self._offer(step)
+            step = above
 
     def _offer(self, node: Node) -> None:
         """Note that nobody uses `node` any more. An empty root goes at once: salts are the client's choice."""
@@ -243,10 +266,10 @@ class PrefixTree(Memory):
     def _push(self, node: Node) -> None:
         """Into the heap of what may be trimmed; an entry whose stamp is no longer the node's is ignored there."""
         self._entries += 1
-        heapq.heappush(self._idle, (node.stamp, self._entries, node))
+        heappush(self._idle, (node.stamp, self._entries, node))
         if len(self._idle) > 64 + 2 * self._count:
             self._idle = [entry for entry in self._idle if self._trimmable(entry[2], entry[0])]
-            heapq.heapify(self._idle)
+            heapify(self._idle)
 
     @staticmethod
     def _trimmable(node: Node, stamp: int) -> bool:
@@ -257,7 +280,7 @@ class PrefixTree(Memory):
         stamp, _, node = self._idle[0]
         parent = node.parent
         if parent is None or not self._trimmable(node, stamp):
-            heapq.heappop(self._idle)
+            heappop(self._idle)
             return
         blocks = node.blocks
         kept = len(blocks) - wanted
@@ -266,12 +289,11 @@ class PrefixTree(Memory):
             self._free += blocks[kept:]
             self._cached -= wanted
             del blocks[kept:]
-            node.tokens = node.tokens[: kept * self.block_tokens]
             return
-        heapq.heappop(self._idle)
+        heappop(self._idle)
         self._free += blocks
         self._cached -= len(blocks)
-        del parent.children[self._key(node.tokens)]
+        del parent.children[node.key]
         node.parent, node.blocks = None, []
         self._count -= 1
         if parent.users or parent.children:
@@ -296,7 +318,7 @@ class PrefixTree(Memory):
         for sequence in holders:
             own += sequence.blocks[sequence.shared_blocks :]
             node = sequence.shared
-            path = list(_path(node if isinstance(node, Node) else None))
+            path = _path(node if isinstance(node, Node) else None)
             shared = [block for step in reversed(path) for block in step.blocks]
             expect(shared == sequence.blocks[: sequence.shared_blocks], "a table and its path in the tree disagree")
             for step in path:
@@ -306,10 +328,10 @@ class PrefixTree(Memory):
         for node in self._nodes():
             in_tree += node.blocks
             expect(node.users == users.get(id(node), 0), "a node's users were miscounted")
-            expect(len(node.blocks) * self.block_tokens == len(node.tokens), "a node's run and blocks disagree")
+            expect(len(node.blocks) * self.block_tokens <= len(node.tokens), "a node has more blocks than tokens")
             cached += 0 if node.users else len(node.blocks)
             for key, child in node.children.items():
-                expect(child.parent is node and key == self._key(child.tokens), "a child is misfiled")
+                expect(child.parent is node and key == child.key == self._key(child.tokens), "a child is misfiled")
                 expect(not child.users or node.users > 0, "a used node hangs below an unused one")
         expect(sum(1 for node in self._nodes() if node.parent) == self._count, "nodes were miscounted")
         expect(cached == self._cached, f"{cached} blocks are idle in the tree, {self._cached} were counted")
@@ -325,8 +347,10 @@ def _border(sequence: Sequence) -> Border:
     return (sequence.request.tenant, sequence.request.salt)
 
 
-def _path(node: Node | None) -> Iterator[Node]:
+def _path(node: Node | None) -> list[Node]:
     """From `node` up to its root."""
+    path: list[Node] = []
     while node is not None:
-        yield node
+        path.append(node)
         node = node.parent
+    return path

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
 
 from penstock.control.sequence import Sequence
 
@@ -64,18 +64,18 @@ class KeyedOrder(Order):
 
     def push(self, sequence: Sequence, clock: int) -> None:
         self._waiting[sequence.number] = sequence
-        heapq.heappush(self._heap, (*self.key(sequence), sequence))
+        heappush(self._heap, (*self.key(sequence), sequence))
 
     def peek(self, clock: int) -> Sequence | None:
         while self._heap:
             sequence = self._heap[0][2]
             if self._waiting.get(sequence.number) is sequence:
                 return sequence
-            heapq.heappop(self._heap)
+            heappop(self._heap)
         return None
 
     def pop(self) -> Sequence:
-        sequence = heapq.heappop(self._heap)[2]
+        sequence = heappop(self._heap)[2]
         del self._waiting[sequence.number]
         return sequence
 
@@ -83,7 +83,7 @@ class KeyedOrder(Order):
         del self._waiting[sequence.number]
         if len(self._heap) > 64 and len(self._heap) > 2 * len(self._waiting):
             self._heap = [entry for entry in self._heap if entry[1] in self._waiting]
-            heapq.heapify(self._heap)
+            heapify(self._heap)
 
     def victim(self, running: Iterable[Sequence], clock: int) -> Sequence:
         return max(running, key=self.key)
