@@ -69,14 +69,13 @@ def vidur(options: argparse.Namespace, setup: str, work: Path) -> Path:
     """Let Vidur run; returns the file of its passes."""
     out = work / f"{setup}_{options.requests}.npz"
     command = [options.vidur_python, str(GOLDENS / "record.py"), "--vidur", str(options.vidur), "--setup", setup,
-               "--requests", str(options.requests), "--all-tables", "--work", str(work), "--out", str(out)]  # fmt: skip
+               "--requests", str(options.requests), "--full", "--work", str(work), "--out", str(out)]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=None if options.verbose else subprocess.PIPE)
     return out
 
 
-def score(path: Path) -> dict[str, Any]:
-    """Both schedules of one file, compared."""
-    golden = Golden.read(path)
+def score(golden: Golden) -> dict[str, Any]:
+    """Both schedules, compared."""
     requests = len(golden.arrival_s)
     watch = Watch(requests)
     run(golden, instance(golden, watch))
@@ -108,13 +107,13 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     setups = options.setup or ["ample", "tight"]
     for path in sorted(GOLDENS.glob("*.npz")):
-        rows[f"golden {path.stem}"] = score(path)
+        rows[f"golden {path.stem}"] = score(Golden.read(path))
     if options.vidur is not None and (DATA / "vidur-profiles").exists() and (DATA / "azure-llm-2023").exists():
         with tempfile.TemporaryDirectory() as temporary:
             work = options.work or Path(temporary)
             for setup in setups:
                 print(f"Vidur, {setup}, {options.requests} requests ...", file=sys.stderr, flush=True)
-                rows[f"Vidur {setup}"] = score(vidur(options, setup, work))
+                rows[f"Vidur {setup}"] = score(Golden.read(vidur(options, setup, work), work / "cache"))
     else:
         print("no --vidur, or no ../shared/data: the committed goldens only", file=sys.stderr)
     table = Table("run", "requests", "passes", "mean batch", "differences", "largest time difference, s",

@@ -18,7 +18,7 @@ from penstock.control.request import Request
 from penstock.control.step import Step, Update
 from penstock.runtime.instance import IDLE, Instance
 from penstock.twin.twin import Row, Twin
-from penstock.twin.vidur import VidurPrice, VidurTables
+from penstock.twin.vidur import VidurPrice, VidurTables, read_predictions
 
 Array = NDArray[Any]
 TOLERANCE_S = 1e-9
@@ -57,17 +57,22 @@ class Golden:
     passes: Passes
 
     @classmethod
-    def read(cls, path: Path) -> Golden:
+    def read(cls, path: Path, cache: Path | None = None) -> Golden:
+        """`cache`: where Vidur left its tables; None: they are in the file."""
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays["about"].tobytes())
-        operators = {
-            name.removeprefix("ms "): dict(
-                zip(map(tuple, arrays["keys" + name[2:]].tolist()), arrays[name].tolist(), strict=True)
-            )
-            for name in arrays
-            if name.startswith("ms ")
-        }
+        operators = (
+            read_predictions(cache)
+            if cache is not None
+            else {
+                name.removeprefix("ms "): dict(
+                    zip(map(tuple, arrays["keys" + name[2:]].tolist()), arrays[name].tolist(), strict=True)
+                )
+                for name in arrays
+                if name.startswith("ms ")
+            }
+        )
         tables = VidurTables(
             operators, about["layers"], about["granularity"], about["decode_overhead"], about["prefill_overhead"],
             about["all_reduce_extra_ms"],

@@ -7,7 +7,7 @@ Sarathi scheduler, its predictor, its event loop; but for one condition in `pres
 batch when it ends, each restart, and for the goldens which table entries the predictor asks for.
 
     python tests/goldens/vidur/record.py --vidur CHECKOUT --setup ample       writes ample.npz anew; then the others
-    python tests/goldens/vidur/record.py --vidur CHECKOUT --setup ample --requests 10000 --out passes.npz --all-tables
+    python tests/goldens/vidur/record.py --vidur CHECKOUT --setup ample --requests 10000 --out passes.npz --full
 
 The model is CodeLlama-34B on two A100s: its attention (64 query and 8 KV heads, width 8,192, two ways) is what the only
 complete attention profile at hand was measured for; linear layers and all-reduce are Vidur's own files for that model
@@ -201,7 +201,7 @@ def stretches(prompts: list[int], batches, numbers: dict[int, int], evictions: l
     return chunks, sorted([*decodes, *open_at.values()])
 
 
-def record(predictor, scheduler, requests, lengths, batches, evictions, setup, seconds, *, all_tables: bool):
+def record(predictor, scheduler, requests, lengths, batches, evictions, setup, seconds, *, full: bool):
     """Everything as arrays (README.md says which)."""
     numbers = {request.id: number for number, request in enumerate(requests)}
     evictions = [(index, numbers[request_id]) for index, request_id in evictions]
@@ -217,7 +217,7 @@ def record(predictor, scheduler, requests, lengths, batches, evictions, setup, s
         "all_reduce_extra_ms": predictor._config.nccl_cpu_launch_overhead_ms
         + predictor._config.nccl_cpu_skew_overhead_per_device_ms * TENSOR_PARALLEL**1.25,
         "stretch": setup["stretch"],
-    } | ({"vidur_cpu_s": seconds} if all_tables else {})  # fmt: skip
+    } | ({"vidur_cpu_s": seconds} if full else {})  # fmt: skip
     arrays = {
         "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
         "arrival_s": np.array([float(request.arrived_at) for request in requests]),
@@ -236,15 +236,16 @@ def record(predictor, scheduler, requests, lengths, batches, evictions, setup, s
         "decodes": np.asfortranarray(decodes, np.int32),
         "evictions": np.array(evictions, np.int32).reshape(-1, 2),
     }
-    if all_tables:  # a file for one comparison may be large: times to the last bit
+    if full:  # for one comparison, not to be kept
         arrays |= {
             "first_token_s": np.array([float(request.prefill_completed_at) for request in requests]),
             "completed_s": np.array([float(request.completed_at) for request in requests]),
             "end_s": np.array([float(batch._completed_at) for batch in batches]),
             "begin_s": np.array([float(batch._scheduled_at) for batch in batches]),
         }
+        return arrays
     for name, table in predictor._predictions.items():
-        keys = sorted(tuple(int(part) for part in key) for key in table) if all_tables else sorted(table.used)
+        keys = sorted(table.used)
         arrays[f"keys {name}"] = np.asfortranarray(keys, np.int32)
         arrays[f"ms {name}"] = np.array([dict.__getitem__(table, key) for key in keys])
     return arrays
@@ -261,7 +262,7 @@ def main() -> None:
     parser.add_argument("--setup", choices=SETUPS, required=True, help="one a process: Vidur counts replicas for ever")
     parser.add_argument("--out", type=Path, help="file to write; default: the golden beside this script")
     parser.add_argument("--work", type=Path, help="keep Vidur's caches here, so that it trains only once")
-    parser.add_argument("--all-tables", action="store_true", help="whole tables, times to the last bit; unwatched")
+    parser.add_argument("--full", action="store_true", help="times to the last bit, no tables: they stay in WORK/cache")
     options = parser.parse_args()
     import_vidur(options.vidur)
     with tempfile.TemporaryDirectory() as temporary:
@@ -271,8 +272,8 @@ def main() -> None:
         name, setup = options.setup, SETUPS[options.setup]
         requests = options.requests or GOLDEN_REQUESTS[name]
         trace = write_trace(work, requests)
-        *ran, seconds = simulate(setup, trace, files, work, watch=not options.all_tables)
-        arrays = record(*ran, setup, seconds, all_tables=options.all_tables)
+        *ran, seconds = simulate(setup, trace, files, work, watch=not options.full)
+        arrays = record(*ran, setup, seconds, full=options.full)
         out = options.out or HERE / f"{name}.npz"
         np.savez_compressed(out, **arrays)
         print(
