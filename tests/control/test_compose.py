@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from penstock.compiled import in_use
 from penstock.control.compose.single_phase import DecodeOnly
 from penstock.control.request import Request
 from penstock.control.step import Chunk, Step
@@ -189,6 +190,7 @@ def test_a_decode_pool_brings_swapped_sequences_back() -> None:
     assert {name: len(tokens) for name, tokens in run.outputs.items()} == {"a": 14, "b": 14}
 
 
+@pytest.mark.skipif(in_use(), reason="compiled classes cannot be patched")
 def test_a_head_of_line_that_does_not_fit_is_not_matched_again_in_every_step() -> None:
     run = driver(blocks=12, policy="sarathi", token_budget=64)
     asked = 0

@@ -121,5 +121,6 @@ def grow(tables: dict[str, list[int]], memory: Memory) -> list[int]:
     """One more block for each block table. Returns the blocks, in order."""
     blocks = memory.take(len(tables))
     for at, table in enumerate(tables.values()):
-        table.append(blocks[at])
+        # A slice moves the number itself: compiled, an item would be taken out and made anew.
+        table += blocks[at : at + 1]
     return blocks

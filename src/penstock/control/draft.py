@@ -65,11 +65,15 @@ class Draft:
         """It has ended or given way: nothing makes it join or pause any more."""
         if not self.said:
             return
-        self._join_next.pop(request_id, None)
-        self._pause_next.pop(request_id, None)
-        for names in (self.step.join, self.step.pause):
-            if request_id in names:
-                names.remove(request_id)
+        if self._join_next:
+            self._join_next.pop(request_id, None)
+        if self._pause_next:
+            self._pause_next.pop(request_id, None)
+        step = self.step
+        if request_id in step.join:
+            step.join.remove(request_id)
+        if request_id in step.pause:
+            step.pause.remove(request_id)
 
     def release(self, request_id: str) -> None:
         """The executor may forget it with this step."""

@@ -52,8 +52,8 @@ class Sequence:
         """The memory's own mark: the deepest tree node this sequence holds on to."""
         self.shared_blocks = 0
         """How many of `blocks`, from the first on, belong to the tree."""
-        self.next_key: tuple[int, ...] | None = None
-        """The memory's note: tokens of the block after the shared ones, once they were looked for in vain."""
+        self.next_key: bytes | None = None
+        """The memory's note: key of the block after the shared ones, once they were looked for in vain."""
         self.join_clock = 0
 
     def apply(self, event: Event) -> None:

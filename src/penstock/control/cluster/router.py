@@ -46,11 +46,14 @@ class LeastLoaded:
 
     def choose(self, request: Request, targets: Sequence[Target]) -> int:
         count = len(targets)
-        self._last = (
-            min(range(self._last + 1, self._last + 1 + count), key=lambda number: targets[number % count].outstanding)
-            % count
-        )
-        return self._last
+        first = (self._last + 1) % count
+        fewest, chosen = targets[first].outstanding, first
+        for number in (*range(first + 1, count), *range(first)):
+            outstanding = targets[number].outstanding
+            if outstanding < fewest:
+                fewest, chosen = outstanding, number
+        self._last = chosen
+        return chosen
 
 
 class PrefixAware:

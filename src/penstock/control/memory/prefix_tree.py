@@ -13,6 +13,7 @@ costs O(nodes on its path), not O(blocks).
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Iterator
 from heapq import heapify, heappop, heappush
 
@@ -20,7 +21,8 @@ from penstock.control.memory.blocks import Memory, Occupancy, blocks_for, expect
 from penstock.control.sequence import Sequence, Tokens
 
 Border = tuple[str, str]
-BlockKey = tuple[int, ...]
+BlockKey = bytes
+"""A block's token ids, 8 bytes each: one small object that remembers its hash."""
 
 
 class Node:
@@ -51,7 +53,7 @@ class PrefixTree(Memory):
         super().__init__(blocks, block_tokens)
         self._free = list(range(blocks - 1, -1, -1))
         self._bite = max(1, blocks // 1024)
-        """Blocks trimmed at a time: a thousandth of all, so that what is cached hardly notices."""
+        """At least so many blocks are trimmed at a time: a thousandth of all, which the cache hardly notices."""
         self._roots: dict[Border, Node] = {}
         self._idle: list[tuple[int, int, Node]] = []
         self._ticks = 0
@@ -94,9 +96,7 @@ class PrefixTree(Memory):
     def take(self, count: int) -> list[int]:
         free = self._free
         while len(free) < count:
-            self._trim(max(count - len(free), self._bite))
-        if count == 1:
-            return [free.pop()]
+            self._trim(count - len(free))
         if count == 0:
             return []
         taken = free[-count:]
@@ -122,7 +122,7 @@ class PrefixTree(Memory):
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _key(self, tokens: Tokens, at: int = 0) -> BlockKey:
-        return tuple(tokens[at : at + self.block_tokens])
+        return array("q", tokens[at : at + self.block_tokens]).tobytes()
 
     def _match(self, root: Node, tokens: Tokens, most: int) -> tuple[Node, int, BlockKey | None]:
         """Deepest node that holds a prefix of `tokens`, its depth in blocks, and the key of the block after it if that
@@ -188,7 +188,7 @@ class PrefixTree(Memory):
             border = _border(sequence)
             node = self._roots.get(border)
             if node is None:
-                node = self._roots[border] = Node(None, (), (), [], border)
+                node = self._roots[border] = Node(None, b"", (), [], border)
             for step in _path(node):
                 self._enter(step)
         key, sequence.next_key = sequence.next_key, None
@@ -276,15 +276,17 @@ class PrefixTree(Memory):
         return not node.users and not node.children and node.stamp == stamp and node.parent is not None
 
     def _trim(self, wanted: int) -> None:
-        """Free up to `wanted` blocks at the end of the least recently used idle leaf."""
+        """Free `wanted` blocks or a bite at the end of the least recently used idle leaf, or all it has."""
         stamp, _, node = self._idle[0]
         parent = node.parent
         if parent is None or not self._trimmable(node, stamp):
             heappop(self._idle)
             return
         blocks = node.blocks
+        wanted = max(wanted, self._bite)
         kept = len(blocks) - wanted
-        if kept > 0:
+        # What is less than a bite goes with it.
+        if kept >= self._bite:
             # It stays the least recently used one.
             self._free += blocks[kept:]
             self._cached -= wanted
