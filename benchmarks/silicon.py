@@ -2,9 +2,9 @@
 
 Each row is simulated as it was measured: a closed loop of its concurrency over its engine's scheduler (or two pools of
 workers, where prefill and decode are apart), with operator prices of its GPU (penstock.twin.measured). Four constants
-per engine (time between steps, launches of steps that are no captured graph, per sequence, streaming) and two per engine
-and system (kernels inside an engine, the front) are fitted on the training half of the configurations, split by a hash
-of the configuration, and scored on the other. Beside it, with `--peer-python`, AIConfigurator's own estimate of
+per engine (time between steps, launches of steps that are no captured graph, per sequence, streaming) and two per
+engine and system (kernels inside an engine, the front) are fitted on the training half of the configurations, split by
+a hash of the configuration, and scored on the other. Beside it, with `--peer-python`, AIConfigurator's own estimate of
 aggregated rows among them.
 
     .venv/bin/python benchmarks/silicon.py                                   # all rows; minutes on two cores
