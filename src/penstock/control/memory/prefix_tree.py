@@ -13,9 +13,9 @@ costs O(nodes on its path), not O(blocks).
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection, Iterator
 from heapq import heapify, heappop, heappush
+from struct import Struct
 
 from penstock.control.memory.blocks import Memory, Occupancy, blocks_for, expect
 from penstock.control.sequence import Sequence, Tokens
@@ -52,10 +52,14 @@ class PrefixTree(Memory):
     def __init__(self, blocks: int, block_tokens: int) -> None:
         super().__init__(blocks, block_tokens)
         self._free = list(range(blocks - 1, -1, -1))
+        self._pack = Struct(f"{block_tokens}q").pack
         self._bite = max(1, blocks // 1024)
         """At least so many blocks are trimmed at a time: a thousandth of all, which the cache hardly notices."""
         self._roots: dict[Border, Node] = {}
-        self._idle: list[tuple[int, int, Node]] = []
+        self._idle: list[int] = []
+        """Heap of what may be trimmed, as stamp * 2**32 + the entry's number: ints are compared fastest."""
+        self._entry: dict[int, Node] = {}
+        """Entry of that heap to its node."""
         self._ticks = 0
         self._entries = 0
         self._cached = 0
@@ -122,7 +126,7 @@ class PrefixTree(Memory):
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _key(self, tokens: Tokens, at: int = 0) -> BlockKey:
-        return array("q", tokens[at : at + self.block_tokens]).tobytes()
+        return self._pack(*tokens[at : at + self.block_tokens])
 
     def _match(self, root: Node, tokens: Tokens, most: int) -> tuple[Node, int, BlockKey | None]:
         """Deepest node that holds a prefix of `tokens`, its depth in blocks, and the key of the block after it if that
@@ -266,21 +270,26 @@ class PrefixTree(Memory):
     def _push(self, node: Node) -> None:
         """Into the heap of what may be trimmed; an entry whose stamp is no longer the node's is ignored there."""
         self._entries += 1
-        heappush(self._idle, (node.stamp, self._entries, node))
+        entry = (node.stamp << 32) + self._entries
+        self._entry[entry] = node
+        heappush(self._idle, entry)
         if len(self._idle) > 64 + 2 * self._count:
-            self._idle = [entry for entry in self._idle if self._trimmable(entry[2], entry[0])]
+            self._entry = {entry: node for entry, node in self._entry.items() if self._trimmable(node, entry)}
+            self._idle = list(self._entry)
             heapify(self._idle)
 
     @staticmethod
-    def _trimmable(node: Node, stamp: int) -> bool:
-        return not node.users and not node.children and node.stamp == stamp and node.parent is not None
+    def _trimmable(node: Node, entry: int) -> bool:
+        return not node.users and not node.children and node.stamp == entry >> 32 and node.parent is not None
 
     def _trim(self, wanted: int) -> None:
         """Free `wanted` blocks or a bite at the end of the least recently used idle leaf, or all it has."""
-        stamp, _, node = self._idle[0]
+        entry = self._idle[0]
+        node = self._entry[entry]
         parent = node.parent
-        if parent is None or not self._trimmable(node, stamp):
+        if parent is None or not self._trimmable(node, entry):
             heappop(self._idle)
+            del self._entry[entry]
             return
         blocks = node.blocks
         wanted = max(wanted, self._bite)
@@ -293,6 +302,7 @@ class PrefixTree(Memory):
             del blocks[kept:]
             return
         heappop(self._idle)
+        del self._entry[entry]
         self._free += blocks
         self._cached -= len(blocks)
         del parent.children[node.key]
