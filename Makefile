@@ -67,9 +67,14 @@ schedule-identity: setup  ## Contract 3 on 2,000 requests of the Azure trace, ev
 fidelity: setup  ## calibrate, predict, then run the engine: the error of every cell; 20 minutes
 	$(BIN)/python benchmarks/fidelity.py
 
-bench-silicon: setup-measured  ## the twin against 5,221 published measurements of real GPUs, and four vLLM runs
+.venv-peer/.aiconfigurator:
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet --disable-pip-version-check 'aiconfigurator==0.12.0'
+	touch $@
+
+bench-silicon: setup-measured .venv-peer/.aiconfigurator  ## the twin and AIConfigurator against real GPUs; half an hour
 	$(BIN)/python benchmarks/llmservingsim.py
-	$(BIN)/python benchmarks/silicon.py
+	$(BIN)/python benchmarks/silicon.py --sample 1800 --peer-python .venv-peer/bin/python --peer-rows 200
 
 bench-vidur: setup-dev  ## Vidur's Sarathi schedule on Vidur's own tables
 	$(BIN)/python benchmarks/vidur_schedule.py
@@ -84,4 +89,4 @@ model-score: setup-dev  ## what the shipped weights can do, on held-out question
 	$(BIN)/python -m recipes.millrace.score src/penstock/catalog/models/millrace
 
 clean:
-	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-peer build dist runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
