@@ -152,3 +152,16 @@ def test_many_hits_on_one_prefix_leave_no_trail() -> None:
     for number in range(5000):
         keep(tree, number, (1,) * 12)
     assert len(tree._idle) <= 70
+
+
+def test_ids_of_any_size_are_told_apart() -> None:
+    tree = PrefixTree(16, 4)
+    big = tuple(range(1 << 70, (1 << 70) + 8))
+    first = Sequence(Request(id="a", prompt=big, max_tokens=1), 1, 0.0)
+    assert tree.admit(first, 8, 0) == 0
+    tree.publish(first, 8)
+    again = Sequence(Request(id="b", prompt=(*big[:4], 1, 2), max_tokens=1), 2, 0.0)
+    assert tree.admit(again, 6, 0) == 4
+    other = Sequence(Request(id="c", prompt=range(8), max_tokens=1), 3, 0.0)
+    assert tree.admit(other, 8, 0) == 0
+    tree.check([first, again, other])

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from heapq import heapify, heappop, heappush
 from struct import Struct
+from struct import error as StructError
 
 from penstock.control.memory.blocks import Memory, Occupancy, blocks_for, expect
 from penstock.control.sequence import Sequence, Tokens
@@ -126,7 +127,12 @@ class PrefixTree(Memory):
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _key(self, tokens: Tokens, at: int = 0) -> BlockKey:
-        return self._pack(*tokens[at : at + self.block_tokens])
+        block = tokens[at : at + self.block_tokens]
+        try:
+            return self._pack(*block)
+        except StructError:
+            # Ids of more than 8 bytes, which are hashes and no words; longer than any packed key.
+            return repr(tuple(block)).encode().ljust(8 * self.block_tokens + 1)
 
     def _match(self, root: Node, tokens: Tokens, most: int) -> tuple[Node, int, BlockKey | None]:
         """Deepest node that holds a prefix of `tokens`, its depth in blocks, and the key of the block after it if that
