@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from silicon_fit import START, fit, spread_out, training_sample
+from silicon_knee import knee_errors
 from silicon_loop import Costs
 from silicon_model import InvalidDeployment, Outcome, simulate, system_spec
 from silicon_rows import Point, contradicted, needs_more_than_peak, read_points, shape_of
@@ -89,7 +90,7 @@ def main() -> None:
         "seed": options.seed, "wall_s": round(time.perf_counter() - began, 1), "rows": len(ours),
         "all": _errors(ours), "clear": _errors(clear),
         "peer": _errors(theirs), "ours_on_peer_rows": _errors([pair for pair in ours if pair[0].id in same]),
-        "left_out": left, "constants": constants,
+        "knee": knee_errors(clear), "left_out": left, "constants": constants,
     }))  # fmt: skip
 
 
@@ -201,6 +202,8 @@ def _show(
     ):  # fmt: skip
         print(f"by {title}")
         _by(clear, key)
+    knee = knee_errors(clear)
+    print(f"knee of saturation: {knee.get('median', '-')} % off in the median of {knee['ladders']} ladders of loads")
     if theirs:
         print("\nthe same rows, both")
         _line("AIConfigurator, its estimate", theirs)
