@@ -148,6 +148,16 @@ def test_a_budget_ends_the_run_and_is_said(limits: Limits, why: str) -> None:
     assert (result.requests.outcome == UNFINISHED).any() or why == "wall time"
 
 
+def test_a_profile_file_prices_what_it_holds_and_says_so(tmp_path: Any) -> None:
+    profile = tmp_path / "mine.csv"
+    profile.write_text("operator,rows,us\ngate_up,1,400\ngate_up,2048,4000\nlm_head,1,900\nlm_head,512,1000\n")
+    plain = simulate(deployment())
+    result = simulate(deployment(twin__price="measured", twin__data=str(profile)))
+    assert 0 < result.basis_s["measured"] < sum(result.basis_s.values())
+    assert result.operator_s["gate_up"] > 1.5 * plain.operator_s["gate_up"]
+    assert any("mine.csv" in note for note in result.notes)
+
+
 def test_a_run_past_saturation_is_labelled() -> None:
     over = deployment(workload__rate=400.0, workload__requests=2000, workload__prompt_tokens="512")
     assert summary(simulate(over))["saturated"]
@@ -164,6 +174,7 @@ def test_a_run_past_saturation_is_labelled() -> None:
         ({"twin__price": "calibrated"}, "twin.price", "calibrate"),
         ({"memory__kv_bytes": 1000}, "memory.kv_bytes", "bytes hold"),
         ({"twin__price": "learned"}, "twin.data", "penstock.twin.learned"),
+        ({"twin__price": "measured", "twin__data": "nowhere"}, "twin.data", "no such file"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(overrides: dict[str, Any], field: str, said: str) -> None:

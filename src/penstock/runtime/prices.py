@@ -41,6 +41,8 @@ def _measured(deployment: Deployment, device: Device, roofline: Roofline) -> tup
     from penstock.twin.measured import Database, Measured
 
     twin, asked = deployment.twin, deployment.twin.price
+    if twin.data is not None and (profile := _profile(Path(twin.data).expanduser(), roofline)) is not None:
+        return profile, [f"priced by the profile {Path(twin.data).name}, whatever device it was measured on"]
     if device.measured_as is None:
         if asked == "measured":
             raise InvalidDeployment(
@@ -57,6 +59,22 @@ def _measured(deployment: Deployment, device: Device, roofline: Roofline) -> tup
             raise
         return roofline, [f"priced by the limits of the hardware: {error}"]
     return Measured(database, roofline), []
+
+
+def _profile(path: Path, roofline: Roofline) -> OperatorPrice | None:
+    """The price of a profile file, or of a folder of LLMServingSim's; None: a folder of databases."""
+    from penstock.twin.measured import read_profile, read_serving_sim
+
+    if path.is_file():
+        return read_profile(path, roofline)
+    if any(path.glob("dense.csv*")):
+        return read_serving_sim(path, roofline)
+    if not path.is_dir():
+        raise InvalidDeployment(
+            field="twin.data", value=str(path), why="there is no such file or directory",
+            remedy="a profile (CSV or Parquet), a folder of LLMServingSim's profiler, or one of operator databases",
+        )  # fmt: skip
+    return None
 
 
 def _learned(deployment: Deployment, roofline: Roofline) -> tuple[OperatorPrice, list[str]]:

@@ -28,7 +28,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 from penstock.errors import BadInput
 from penstock.twin.measured.curves import Curve, Products, Surface
@@ -84,7 +84,7 @@ class Profile:
     Source of the rule: LLMServingSim 2.0's profiler (MIT), skew.csv.
     """
 
-    name: ClassVar[str] = "measured"
+    name = "measured"
 
     def __init__(self, points: Points, fallback: OperatorPrice) -> None:
         self._rows = {kind: Curve(found) for kind, found in points.rows.items()}
