@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from penstock.calibrate.designed import DesignedSteps
-from penstock.calibrate.host import Host, fit, loads
+from penstock.calibrate.host import Host, fastest, fit, loads
 from penstock.calibrate.machine import copies, products
 from penstock.calibrate.operators import OperatorBench
 from penstock.calibrate.run import Calibration, Options
@@ -90,7 +90,9 @@ def test_steps_after_a_pause_tell_nothing_about_the_pace() -> None:
         Done(t=11, n=1, start=1, end=10), Done(t=26, n=2, start=10, end=25),
         Plan(t=100, n=3, decoding=1), Done(t=120, n=3, start=101, end=119),
     ]  # fmt: skip
-    [(load, seconds)] = list(loads(Schedule(header, list(events))))
+    schedule = Schedule(header, list(events))
+    [(load, seconds)] = list(loads(schedule))
+    assert not list(loads(schedule, (0.0, 10e-9)))
     assert (load.decoding, load.chunks, load.sampled) == (2, ((5, 7),), 3)
     assert seconds == pytest.approx(15e-9)
 
@@ -134,6 +136,15 @@ def test_what_calibrate_writes_is_what_simulate_takes(
     assert len(result.requests) == 5
     assert result.basis_s["measured"] > 0
     assert (result.requests.finish_s > result.requests.arrival_s).all()
+
+
+def test_of_several_runs_the_least_disturbed_one_counts() -> None:
+    calm, disturbed = (
+        [(StepLoad(decoding=n), 1.0 * n) for n in (1, 2)],
+        [(StepLoad(decoding=n), 1.7 * n) for n in (1, 9)],
+    )
+    assert fastest([disturbed, [], calm], lambda load: float(load.decoding)) == calm
+    assert fastest([[]], lambda load: 1.0) == []
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden"])

@@ -3,8 +3,8 @@
 The real worker process serves a designed load and records its schedule; each step's time, as control saw it, less what
 the table of operators says, is fitted by a fixed part, one per sequence and one per prompt token. The load is closed
 loops of synthetic users, of few and of many, with short and with long prompts, so that the three parts can be told
-apart; it has nothing of the workload that will be predicted. A part during which the machine was disturbed is served
-again, up to five times, and its calmest run counts.
+apart; it has nothing of the workload that will be predicted. Each part is served several times and its fastest run
+counts: whatever disturbs a machine makes it slower.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,16 +31,20 @@ from penstock.twin.load import StepLoad
 USERS: Final = (1, 2, 6, 16, 48)
 LENGTHS: Final = ((24, 32), (160, 16), (480, 6))
 """(prompt, output) tokens; a context of less takes what fits."""
-STEPS_EACH: Final = 24
+STEPS_EACH: Final = 20
 OUTLIERS: Final = 0.01
 """Share of steps left out: those that took longest for what they do."""
-ATTEMPTS: Final = 5
-MOST_S: Final = 0.8
+ATTEMPTS: Final = 4
+PATIENCE_S: Final = 1.5
+"""How long each waits for a calm machine."""
+MOST_S: Final = 0.6
 """A part that takes longer is cut off: short ones are more often undisturbed from start to end."""
 
 
 Window = tuple[float, float]
 """From and to, on the monotonic clock."""
+Steps = list[tuple[StepLoad, float]]
+"""Steps with their seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +61,20 @@ class Host:
     """(Sum of predicted - sum of measured) / sum of measured."""
 
 
-def loads(schedule: Schedule, windows: Sequence[Window] | None = None) -> Iterator[tuple[StepLoad, float]]:
+def loads(schedule: Schedule, window: Window = (0.0, float("inf"))) -> Iterator[tuple[StepLoad, float]]:
     """Load and seconds of every step of a recording that followed another without a pause: from end to end.
 
-    `windows`: only steps inside one of these.
+    `window`: only steps that ended inside it.
     """
     plans: dict[int, Plan] = {}
     before, origin = 0, schedule.header.origin_ns
-    spans = None if windows is None else [(first * NANOSECONDS, last * NANOSECONDS) for first, last in windows]
+    first, last = window[0] * NANOSECONDS, window[1] * NANOSECONDS
     for event in schedule.events:
         if isinstance(event, Plan):
             plans[event.n] = event
         elif isinstance(event, Done):
             plan = plans.pop(event.n)
-            end = event.end + origin
-            inside = spans is None or any(first <= end <= last for first, last in spans)
-            if inside and plan.t < before and (plan.decoding or plan.chunks):
+            if first <= event.end + origin <= last and plan.t < before and (plan.decoding or plan.chunks):
                 yield load_of(plan), (event.end - before) / NANOSECONDS
             before = event.end
 
@@ -128,9 +130,18 @@ def _not_negative(features: NDArray[np.float64], target: NDArray[np.float64]) ->
     return found
 
 
-async def record(deployment: Deployment, out: Path, windows: list[Window]) -> AsyncIterator[str]:
-    """Serve the designed load; yields after each part of it. The recording is in `out` when this is done, and in
-    `windows` when the machine was calm."""
+def fastest(attempts: Sequence[Steps], seconds_of: Callable[[StepLoad], float]) -> Steps:
+    """Of one part's runs the one that took least for what its steps had to do."""
+
+    def slowness(steps: Steps) -> float:
+        return sum(seconds for _, seconds in steps) / sum(seconds_of(load) for load, _ in steps)
+
+    return min((steps for steps in attempts if steps), key=slowness, default=[])
+
+
+async def record(deployment: Deployment, out: Path, parts: list[list[Window]]) -> AsyncIterator[str]:
+    """Serve the designed load; yields after each part of it. The recording is in `out` when this is done, and `parts`
+    says when each part's attempts ran."""
     with_record = deployment.model_copy(
         update={"server": deployment.server.model_copy(update={"record": str(out)})}
     )  # fmt: skip
@@ -162,26 +173,29 @@ async def record(deployment: Deployment, out: Path, windows: list[Window]) -> As
                 if users > info.max_seqs:
                     continue
                 each = max(2, -(-STEPS_EACH // output_tokens))
-                tries: list[tuple[float, Window]] = []
-                while len(tries) < ATTEMPTS and (not tries or min(tries)[0] > DISTURBED):
-                    before, started = probe.slowness(21), time.monotonic()
+                parts.append([])
+                for _ in range(ATTEMPTS):
+                    patience = time.monotonic() + PATIENCE_S
+                    while probe.slowness(21) > DISTURBED and time.monotonic() < patience:
+                        await asyncio.sleep(0.05)
+                    started = time.monotonic()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(MOST_S):
                             await asyncio.gather(*(user(prompt_tokens, output_tokens, each) for _ in range(users)))
-                    window = (started, time.monotonic())
-                    tries.append((max(before, probe.slowness(21)), window))
-                windows.append(min(tries)[1])
+                    parts[-1].append((started, time.monotonic()))
                 yield f"{users} users of {prompt_tokens} + {output_tokens} tokens"
     finally:
         await service.close()
 
 
-def recorded(deployment: Deployment) -> Iterator[str | list[tuple[StepLoad, float]]]:
-    """The designed load in an event loop of its own: what was served after each part, at last the calm steps."""
+def recorded(deployment: Deployment) -> Iterator[str | list[list[Steps]]]:
+    """The designed load in an event loop of its own: what was served after each part; at last, of each part, the steps
+    of its attempts."""
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
         out = Path(folder) / "host.jsonl"
-        windows: list[Window] = []
-        parts = record(deployment, out, windows)
-        while (part := runner.run(anext(parts, None))) is not None:
+        parts: list[list[Window]] = []
+        serving = record(deployment, out, parts)
+        while (part := runner.run(anext(serving, None))) is not None:
             yield part
-        yield list(loads(read_schedule(out), windows))
+        schedule = read_schedule(out)
+        yield [[list(loads(schedule, window)) for window in attempts] for attempts in parts]

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from penstock.calibrate.host import Host, fit, recorded
+from penstock.calibrate.host import Host, fastest, fit, recorded
 from penstock.calibrate.machine import Copies, copies, cpu_name, memory_bytes, peak_flop_per_s, products
 from penstock.calibrate.operators import BLOCK_TOKENS, PASSES, OperatorBench
 from penstock.calibrate.stream import StreamResult, run_stream
@@ -128,7 +128,8 @@ class Calibration:
                 yield Progress(f"host: {part}", done := min(done + 6, self._total - 1), self._total)
                 continue
             price = self._price(Roofline(self._device(HostTime())))
-            self.host = fit(part, [price.seconds(load) for load, _ in part])
+            steps = [step for attempts in part for step in fastest(attempts, price.seconds)]
+            self.host = fit(steps, [price.seconds(load) for load, _ in steps])
         self.disturbed = sum(bench.disturbed for bench in benches) / max(1, sum(bench.steps for bench in benches))
         yield Progress("done", self._total, self._total)
 
