@@ -63,6 +63,9 @@ MOVES: Final[dict[tuple[State, Event], State]] = {
     **{(state, Event.END): State.FINISHED for state in _LIVE},
 }
 
+_NEXT: Final = {state: {event: to for (at, event), to in MOVES.items() if at is state} for state in State}
+"""The table by state: found without making a pair first."""
+
 HOLDS_BLOCKS: Final = frozenset({State.PREFILLING, State.DECODING, State.STALLED, State.ENDING})
 
 ADMIT: Final = Event.ADMIT
@@ -83,6 +86,6 @@ def move(state: State, event: Event) -> State:
     <State.PREFILLING: 'prefilling'>
     """
     try:
-        return MOVES[state, event]
+        return _NEXT[state][event]
     except KeyError:
         raise ProtocolError(f"a sequence that is {state.value} cannot {event.value}") from None

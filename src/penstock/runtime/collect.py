@@ -19,8 +19,9 @@ from penstock.twin.twin import blocks_of
 
 Outcome = Literal["completed", "rejected", "failed", "cancelled", "unfinished"]
 _CODES: Final = {name: code for code, name in enumerate(OUTCOMES)}
-MOST_SAMPLES: Final = 2048
-"""Per replica."""
+MOST_SAMPLES: Final = 1024
+"""Of all replicas together; at least FEWEST of each. The distance doubles whenever there are more."""
+FEWEST: Final = 256
 FIRST_SAMPLE_S: Final = 0.05
 NEVER: Final = float("nan")
 
@@ -58,6 +59,7 @@ class Collector:
         """When the last step or request ended."""
         self.reasons: dict[str, int] = {}
         """Why requests were refused, and how many."""
+        self._most = max(FEWEST, MOST_SAMPLES // replicas)
         self._due = [0.0] * replicas
         self._distance = [FIRST_SAMPLE_S] * replicas
         self._on_step = on_step
@@ -145,7 +147,7 @@ class Collector:
             )  # fmt: skip
         samples = self.samples[number]
         samples.append(Sample(now, number, statistics, load, step_s))
-        if len(samples) >= MOST_SAMPLES:
+        if len(samples) >= self._most:
             del samples[1::2]
             self._distance[number] *= 2
         self._due[number] = now + self._distance[number]
