@@ -1,11 +1,11 @@
 """Vidur's schedule and this one, pass by pass, and what each costs: the same requests, tables and settings.
 
 Vidur (Agrawal et al., MLSys 2024) runs in a Python of its own, unchanged (tests/goldens/vidur/record.py): CodeLlama-34B
-on two A100s, the Azure conversation trace, Sarathi's scheduler; `ample` memory, where budget and batch bind, and
-`tight` memory, where admission waits for blocks. Then the control plane runs on the twin with Vidur's tables for a
-price. Both are timed in CPU seconds without reading files and training: Vidur's event loop with its metrics off, and
-ours from the making of the first request to the last end, the better of two runs, without the garbage collector as in
-`penstock simulate`.
+on two A100s, Sarathi's scheduler; `ample` memory, where budget and batch bind, and `tight` memory, where admission
+waits for blocks. The requests of the goldens are drawn; those of a run made here are the first of the Azure
+conversation trace. Then the control plane runs on the twin with Vidur's tables for a price. Both are timed in CPU
+seconds without reading files and training: Vidur's event loop with its metrics off, and ours from the making of the
+first request to the last end, the better of two runs, without the garbage collector as in `penstock simulate`.
 
 Prediction, written before the first run: no pass differs, times agree to the last bit; 10 times Vidur's requests a
 second or more, since Vidur touches every running request in every pass and we only those that change.
@@ -69,7 +69,7 @@ def vidur(options: argparse.Namespace, setup: str, work: Path) -> Path:
     """Let Vidur run; returns the file of its passes."""
     out = work / f"{setup}_{options.requests}.npz"
     command = [options.vidur_python, str(GOLDENS / "record.py"), "--vidur", str(options.vidur), "--setup", setup,
-               "--requests", str(options.requests), "--full", "--work", str(work), "--out", str(out)]  # fmt: skip
+               "--azure", str(options.requests), "--full", "--work", str(work), "--out", str(out)]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=None if options.verbose else subprocess.PIPE)
     return out
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vidur", type=Path, help="a checkout of microsoft/vidur")
     parser.add_argument("--vidur-python", default=sys.executable, help="interpreter for it; default: this one")
-    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--requests", type=int, default=10_000, help="so many of the Azure trace, through Vidur")
     parser.add_argument("--setup", choices=("ample", "tight"), action="append")
     parser.add_argument("--work", type=Path, help="keep Vidur's caches here, so that it trains only once")
     parser.add_argument("--verbose", action="store_true", help="show what Vidur says")

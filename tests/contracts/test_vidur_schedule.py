@@ -39,7 +39,7 @@ def test_same_passes_same_batches_same_times(name: str, coast: bool) -> None:
     said, most = differences(golden.passes, watch.passes())
     assert not said
     assert most <= TOLERANCE_S
-    assert len(watch.evictions) == {"ample": 0, "tight": 0, "pressed": 28}[name]
+    assert len(watch.evictions) == {"ample": 0, "tight": 0, "pressed": 25}[name]
 
 
 @pytest.mark.parametrize(

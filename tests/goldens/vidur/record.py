@@ -7,11 +7,13 @@ Sarathi scheduler, its predictor, its event loop; but for one condition in `pres
 batch when it ends, each restart, and for the goldens which table entries the predictor asks for.
 
     python tests/goldens/vidur/record.py --vidur CHECKOUT --setup ample       writes ample.npz anew; then the others
-    python tests/goldens/vidur/record.py --vidur CHECKOUT --setup ample --requests 10000 --out passes.npz --full
+    python tests/goldens/vidur/record.py --vidur CHECKOUT --setup ample --azure 10000 --out passes.npz --full
 
 The model is CodeLlama-34B on two A100s: its attention (64 query and 8 KV heads, width 8,192, two ways) is what the only
 complete attention profile at hand was measured for; linear layers and all-reduce are Vidur's own files for that model
-and pair. Requests: the Azure conversation trace of 2023 (CC-BY 4.0), arrival gaps stretched by `SETUPS`.
+and pair. Requests: drawn by penstock's own laws (`draw`; that needs pydantic and msgspec too), so that a golden holds
+nobody's trace. With --azure, for a comparison that is not kept: the first ones of the Azure conversation trace of 2023
+(CC-BY 4.0, read from shared/data), arrival gaps stretched.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import atexit
 import csv
 import gzip
+import itertools
 import json
 import sys
 import tempfile
@@ -34,15 +37,20 @@ HERE = Path(__file__).parent
 DATA = HERE.parents[3] / "shared" / "data"
 MODEL, DEVICE, NETWORK, TENSOR_PARALLEL = "codellama/CodeLlama-34b-Instruct-hf", "a100", "a100_pairwise_nvlink", 2
 MAX_TOKENS = 16_384
+SEED = 2023
 SETUPS = {
     # Blocks from Vidur's own memory planner: what binds is the token budget and the batch cap.
-    "ample": {"num_blocks": None, "watermark": 0.01, "cap": 40, "stretch": 2.4, "chunk": 512},
+    "ample": {"num_blocks": None, "watermark": 0.01, "cap": 40, "chunk": 512},
     # Few blocks, and a watermark wide enough that nobody is ever preempted: what binds is memory at admission.
-    "tight": {"num_blocks": 1801, "watermark": 0.25, "cap": 128, "stretch": 4.0, "chunk": 512},
+    "tight": {"num_blocks": 1801, "watermark": 0.25, "cap": 128, "chunk": 512},
     # Memory runs out, requests are evicted; one condition of Vidur's is lifted (README.md).
-    "pressed": {"num_blocks": 1201, "watermark": 0.01, "cap": 128, "stretch": 4.0, "chunk": 512, "full_memory": True},
+    "pressed": {"num_blocks": 1201, "watermark": 0.01, "cap": 128, "chunk": 512, "full_memory": True},
 }
-GOLDEN_REQUESTS = {"ample": 2000, "tight": 1000, "pressed": 600}
+DRAWN = {"ample": (1500, 2.4), "tight": (800, 1.5), "pressed": (500, 1.5)}
+"""Requests of each golden, and how many arrive a second."""
+AZURE_STRETCH = {"ample": 2.4, "tight": 4.0, "pressed": 4.0}
+Requests = list[tuple[float, int, int]]
+"""Arrival in seconds, tokens of the prompt, tokens of the output."""
 
 
 def import_vidur(checkout: Path) -> None:
@@ -71,18 +79,42 @@ def write_profiles(folder: Path) -> dict[str, str]:
     return files
 
 
-def write_trace(folder: Path, requests: int) -> str:
-    """The first requests of the Azure conversation trace in Vidur's format; seconds since the first of them."""
-    path = folder / f"trace_{requests}.csv"
+def draw(count: int, rate: float) -> Requests:
+    """Requests of penstock's own laws: Drifting arrivals, the quantiles named azure-conv for both lengths, drawn apart.
+
+    Whole microseconds: at most 15 digits, which every reader of numbers turns into the same float."""
+    sys.path.insert(0, str(HERE.parents[2] / "src"))
+    from penstock.workload.arrivals import Drifting
+    from penstock.workload.lengths import MEASURED
+    from penstock.workload.open_loop import open_loop_source
+
+    source = open_loop_source(Drifting(rate), *MEASURED["azure-conv"], count=count, seed=SEED)
+    return [(round(one.arrival_s, 6), one.prompt_tokens, one.output_tokens) for one in source.initial()]
+
+
+def azure(count: int, stretch: float) -> Requests:
+    """The first requests of the Azure conversation trace, since the first of them, stretched. Not for the goldens."""
     source = DATA / "azure-llm-2023" / "AzureLLMInferenceTrace_conv.csv.gz"
-    with gzip.open(source, "rt", encoding="utf-8") as lines, path.open("w", encoding="utf-8") as out:
-        out.write("arrived_at,num_prefill_tokens,num_decode_tokens\n")
-        first = None
-        for row in list(csv.DictReader(lines))[:requests]:
+    requests, first = [], None
+    with gzip.open(source, "rt", encoding="utf-8") as lines:
+        for row in itertools.islice(csv.DictReader(lines), count):
             stamp, fraction = row["TIMESTAMP"].split(".")
             ticks = int(datetime.fromisoformat(stamp + "+00:00").timestamp()) * 10**7 + int(fraction.ljust(7, "0"))
             first = ticks if first is None else first
-            out.write(f"{(ticks - first) / 1e7!r},{row['ContextTokens']},{row['GeneratedTokens']}\n")
+            arrival_s = (ticks - first) / 1e7 * stretch
+            requests.append((arrival_s, int(row["ContextTokens"]), int(row["GeneratedTokens"])))
+    return requests
+
+
+def write_trace(folder: Path, requests: Requests) -> str:
+    """The requests in Vidur's format. Raises ValueError on one that Vidur would shorten."""
+    path = folder / "trace.csv"
+    with path.open("w", encoding="utf-8") as out:
+        out.write("arrived_at,num_prefill_tokens,num_decode_tokens\n")
+        for number, (arrival_s, prompt, output) in enumerate(requests):
+            if not (prompt >= 1 and output >= 1 and prompt + output <= MAX_TOKENS):
+                raise ValueError(f"request {number}: {prompt} + {output} tokens, not within {MAX_TOKENS}")
+            out.write(f"{arrival_s!r},{prompt},{output}\n")
     return str(path)
 
 
@@ -129,7 +161,7 @@ def simulate(setup: dict[str, float], trace: str, files: dict[str, str], work: P
             ),
         ),
         request_generator_config=TraceRequestGeneratorConfig(
-            trace_file=trace, max_tokens=MAX_TOKENS, time_scale_factor=setup["stretch"]
+            trace_file=trace, max_tokens=MAX_TOKENS, time_scale_factor=1.0
         ),
         execution_time_predictor_config=RandomForrestExecutionTimePredictorConfig(
             **files, num_estimators=[250], max_depth=[16], min_samples_split=[2], k_fold_cv_splits=2,
@@ -201,7 +233,7 @@ def stretches(prompts: list[int], batches, numbers: dict[int, int], evictions: l
     return chunks, sorted([*decodes, *open_at.values()])
 
 
-def record(predictor, scheduler, requests, lengths, batches, evictions, setup, seconds, *, full: bool):
+def record(predictor, scheduler, requests, lengths, batches, evictions, seconds, *, full: bool):
     """Everything as arrays (README.md says which)."""
     numbers = {request.id: number for number, request in enumerate(requests)}
     evictions = [(index, numbers[request_id]) for index, request_id in evictions]
@@ -216,7 +248,6 @@ def record(predictor, scheduler, requests, lengths, batches, evictions, setup, s
         "prefill_overhead": predictor._attention_prefill_batching_overhead_fraction,
         "all_reduce_extra_ms": predictor._config.nccl_cpu_launch_overhead_ms
         + predictor._config.nccl_cpu_skew_overhead_per_device_ms * TENSOR_PARALLEL**1.25,
-        "stretch": setup["stretch"],
     } | ({"vidur_cpu_s": seconds} if full else {})  # fmt: skip
     arrays = {
         "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
@@ -258,26 +289,29 @@ def picoseconds(times) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vidur", type=Path, required=True, help="a checkout of microsoft/vidur")
-    parser.add_argument("--requests", type=int, help=f"default: {GOLDEN_REQUESTS}")
+    parser.add_argument("--azure", type=int, metavar="COUNT", help="so many requests of the Azure trace; needs --out")
     parser.add_argument("--setup", choices=SETUPS, required=True, help="one a process: Vidur counts replicas for ever")
     parser.add_argument("--out", type=Path, help="file to write; default: the golden beside this script")
     parser.add_argument("--work", type=Path, help="keep Vidur's caches here, so that it trains only once")
     parser.add_argument("--full", action="store_true", help="times to the last bit, no tables: they stay in WORK/cache")
     options = parser.parse_args()
+    if options.azure is not None and options.out is None:
+        parser.error("--azure needs --out: a golden holds no trace")
     import_vidur(options.vidur)
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         files = write_profiles(work)
         name, setup = options.setup, SETUPS[options.setup]
-        requests = options.requests or GOLDEN_REQUESTS[name]
-        trace = write_trace(work, requests)
-        *ran, seconds = simulate(setup, trace, files, work, watch=not options.full)
-        arrays = record(*ran, setup, seconds, full=options.full)
+        asked = draw(*DRAWN[name]) if options.azure is None else azure(options.azure, AZURE_STRETCH[name])
+        *ran, seconds = simulate(setup, write_trace(work, asked), files, work, watch=not options.full)
+        arrays = record(*ran, seconds, full=options.full)
+        if options.azure is None and arrays["arrival_s"].tolist() != [arrival_s for arrival_s, _, _ in asked]:
+            raise ValueError("Vidur read other arrivals than were drawn")
         out = options.out or HERE / f"{name}.npz"
         np.savez_compressed(out, **arrays)
         print(
-            f"{name}: {requests} requests, {len(ran[4])} passes, {len(ran[5])} evictions, {seconds:.1f} CPU s, "
+            f"{name}: {len(asked)} requests, {len(ran[4])} passes, {len(ran[5])} evictions, {seconds:.1f} CPU s, "
             f"{out.name} {out.stat().st_size} bytes",
             file=sys.stderr,
         )
