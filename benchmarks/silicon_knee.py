@@ -1,8 +1,8 @@
 """Where saturation begins, measured and predicted, apart from the error of single points.
 
-A ladder is one deployment and one pair of lengths at four loads or more. Of a closed loop the asymptotes are N / R0 under
-light load and the largest throughput under heavy load (Denning and Buzen 1978); they cross at N* = X_max x R0, the
-concurrency of the knee. X = N / R, R = TTFT + (o - 1) TPOT.
+A ladder is one deployment and one pair of lengths at four loads or more. Of a closed loop the asymptotes are N / R0
+under light load and the largest throughput under heavy load (Denning and Buzen 1978); they cross at N* = X_max x R0,
+the concurrency of the knee. X = N / R, R = TTFT + (o - 1) TPOT.
 """
 
 from __future__ import annotations
@@ -46,5 +46,7 @@ def knee_errors(pairs: Iterable[tuple[Point, float, float]]) -> dict[str, float 
     if not errors:
         return {"ladders": 0}
     return {
-        "ladders": len(errors), "median": round(statistics.median(errors), 1), "mean": round(statistics.fmean(errors), 1)
-    }  # fmt: skip
+        "ladders": len(errors),
+        "median": round(statistics.median(errors), 1),
+        "mean": round(statistics.fmean(errors), 1),
+    }

@@ -14,11 +14,11 @@ from penstock.catalog import model_shape
 from penstock.catalog.hardware_load import device
 from penstock.deployment import Deployment, merge
 from penstock.errors import BadInput, InvalidDeployment
-from penstock.report.simulation import COMPLETED, UNFINISHED, SimulationResult
+from penstock.report.simulation import COMPLETED, REJECTED, UNFINISHED, SimulationResult
 from penstock.report.summary import summary
 from penstock.runtime.modelled import model
 from penstock.runtime.simulate import simulate
-from penstock.runtime.virtual import Limits
+from penstock.runtime.virtual import Limits, Stuck
 from penstock.twin.load import StepLoad
 from penstock.twin.peak import Limits as Hardware
 from penstock.twin.peak import Peak
@@ -138,9 +138,75 @@ def test_a_later_turn_finds_the_history_with_its_answers() -> None:
     assert (columns.cached_tokens[~later] == 0).all()
 
 
+def test_a_refusal_in_the_middle_of_a_stretch_stops_nobody() -> None:
+    some_too_long = deployment(
+        cluster__replicas=4, cluster__router="round_robin", workload__rate=2.0, workload__requests=120,
+        workload__prompt_tokens="uniform:4000:9000", workload__output_tokens="200",
+    )  # fmt: skip
+    coasted, one_by_one = simulate(some_too_long), simulate(some_too_long, coast=False)
+    assert digest(coasted, samples=False) == digest(one_by_one, samples=False)
+    assert 0 < (coasted.requests.outcome == REJECTED).sum() < 120
+    assert (coasted.requests.outcome != UNFINISHED).all()
+
+
+def test_users_whose_every_request_is_refused_do_not_spin_for_ever() -> None:
+    hopeless = deployment(
+        workload__law="closed", workload__rate=None, workload__requests=None, workload__duration="10s",
+        workload__prompt_tokens="9000",
+    )  # fmt: skip
+    with pytest.raises(Stuck, match="refusal"):
+        simulate(hopeless)
+
+
+def test_longer_than_the_model_was_made_for_is_refused_as_a_server_does() -> None:
+    asked = deployment(workload__prompt_tokens="4000", workload__requests=5, model__max_sequence_tokens=1024)
+    result = simulate(asked)
+    assert (result.requests.outcome == REJECTED).all()
+    assert any("exceeds 1024 tokens" in note for note in result.notes)
+
+
+def test_where_the_time_goes_does_not_depend_on_coasting() -> None:
+    batch = deployment(workload__law="batch", workload__rate=None, workload__requests=64,
+                       workload__prompt_tokens="512", workload__output_tokens="1500")  # fmt: skip
+    shares = []
+    for coast in (True, False):
+        found = simulate(batch, coast=coast).operator_s
+        shares.append(found["attention_decode"] / sum(found.values()))
+    assert shares[0] == pytest.approx(shares[1], abs=0.02)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_a_limit_in_virtual_time_keeps_what_had_begun(seconds: float) -> None:
+    long = deployment(workload__law="batch", workload__rate=None, workload__requests=8, workload__output_tokens="2000")
+    cut = [simulate(long, limits=Limits(virtual_s=seconds), coast=coast) for coast in (True, False)]
+    assert cut[0].steps == cut[1].steps > 50
+    assert (cut[0].requests.output_tokens == cut[1].requests.output_tokens).all()
+
+
+def test_a_step_without_rows_runs_nothing_on_the_device() -> None:
+    """What has ended is told to the executor by such a step; only the host works."""
+    priced = model(deployment()).price
+    assert priced.seconds(StepLoad()) == priced.host.step_s
+
+
+def test_stages_of_a_pipeline_share_a_prompt_and_its_pairs() -> None:
+    whole = model(deployment(model__path="llama-3-70b", layout__tensor_parallel=4)).price
+    cut = model(deployment(model__path="llama-3-70b", layout__tensor_parallel=4, layout__pipeline_parallel=4)).price
+    pairs = [
+        sum(one.operator.work().flop * one.times for one in price.graph.prefill([price._piece(0, 16384)]))
+        for price in (whole, cut)
+    ]
+    assert pairs[1] == pytest.approx(pairs[0] / 4, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("limits", "why"),
-    [(Limits(virtual_s=2.0), "virtual time"), (Limits(events=200), "events"), (Limits(wall_s=0.0), "wall time")],
+    [
+        (Limits(virtual_s=2.0), "virtual time"),
+        (Limits(events=200), "events"),
+        (Limits(events=7), "events"),
+        (Limits(wall_s=0.0), "wall time"),
+    ],
 )
 def test_a_budget_ends_the_run_and_is_said(limits: Limits, why: str) -> None:
     result = simulate(deployment(workload__requests=5000), limits=limits)
@@ -173,6 +239,8 @@ def test_a_run_past_saturation_is_labelled() -> None:
         ({"layout__expert_parallel": 3}, "layout.expert_parallel", "divisor"),
         ({"twin__price": "calibrated"}, "twin.price", "calibrate"),
         ({"memory__kv_bytes": 1000}, "memory.kv_bytes", "bytes hold"),
+        ({"memory__kv_bytes": 100 * 2**30}, "memory.kv_bytes", "more devices"),
+        ({"layout__tensor_parallel": 3}, "layout.tensor_parallel", "32"),
         ({"twin__price": "learned"}, "twin.data", "penstock.twin.learned"),
         ({"twin__price": "measured", "twin__data": "nowhere"}, "twin.data", "no such file"),
     ],

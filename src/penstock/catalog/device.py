@@ -13,8 +13,8 @@ from typing import Literal
 FigureBasis = Literal["datasheet", "measured", "derived", "assumed"]
 Topology = Literal["switch", "mesh", "torus", "tree"]
 """switch: any device reaches any other at its full rate (NVSwitch, an Ethernet or InfiniBand fabric). mesh: a cable to
-each peer, so that one peer gets a share of the port (MI300X, Gaudi). torus: cables to neighbours only (TPU). tree: PCIe,
-where peers share the way through the host."""
+each peer, so that one peer gets a share of the port (MI300X, Gaudi). torus: cables to neighbours only (TPU). tree:
+PCIe, where peers share the way through the host."""
 
 
 @dataclass(frozen=True, slots=True)

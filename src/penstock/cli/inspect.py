@@ -28,12 +28,18 @@ def inspect(
     penstock inspect model llama-3.1-8b; penstock inspect hardware h100-sxm;
     penstock inspect fit llama-3.1-70b --hardware h100-sxm --tp 4 --context 32k
     """
+    from penstock.catalog.shape import DTYPE_BYTES
     from penstock.units import parse_count
 
     try:
         tokens = parse_count(context)
     except ValueError as error:
         raise BadInput(field="--context", value=context, why=str(error), remedy="such as 8192 or 32k") from None
+    if tokens < 1:
+        raise BadInput(field="--context", value=context, why="it holds no token", remedy="1 or more, such as 8192")
+    for flag, given in (("--dtype", dtype), ("--kv-dtype", kv_dtype)):
+        if given is not None and given not in DTYPE_BYTES:
+            raise BadInput(field=flag, value=given, why="no such type", remedy="one of " + ", ".join(DTYPE_BYTES))
     if what == "model":
         from penstock.cli.inspect_model import inspect_model, list_models
 

@@ -39,7 +39,7 @@ def inspect_fit(
     precision = Precision(weights=weights, experts=experts, kv=kv_dtype)
     room = fit(shape, layout, precision, device.memory_bytes.value, context=context)
     peak = Peak(
-        shape=shape, limits=Limits.of(device, "bfloat16", layout.devices), weights=weights, experts=experts, kv=kv_dtype
+        shape=shape, limits=Limits.of(device, weights, layout.devices), weights=weights, experts=experts, kv=kv_dtype
     )
     facts: dict[str, Any] = {
         "model": shape.name, "hardware": device.name, "devices": layout.devices, "weights": weights, "kv": kv_dtype,

@@ -73,7 +73,14 @@ def simulate(
             raise BadInput(
                 field=flag, value=str(value), why="a sweep has no single run to show", remedy="leave out --vary"
             )
-        _sweep(deployment, vary, _limits(limit).get("wall"), processes, ray, as_json)
+        budgets = _limits(limit)
+        for name in budgets:
+            if name != "wall":
+                raise BadInput(
+                    field="--limit", value=name, why="of a sweep only the wall time of each point is bounded",
+                    remedy="--limit wall=60s",
+                )  # fmt: skip
+        _sweep(deployment, vary, budgets.get("wall"), processes, ray, as_json)
         return
     _one(deployment, _limits(limit), as_json, report, timeline)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-
 from msgspec.structs import replace
 
 from penstock.control.request import Request

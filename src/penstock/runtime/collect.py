@@ -32,10 +32,14 @@ OnStep = Callable[[int, float, float, int, int, int], None]
 class Sample:
     """One replica at one moment, and the step that had just run."""
 
-    __slots__ = ("load", "replica", "statistics", "step_s", "t")
+    __slots__ = ("busy_s", "load", "replica", "statistics", "step_s", "t")
 
-    def __init__(self, t: float, replica: int, statistics: Statistics, load: StepLoad, step_s: float) -> None:
+    def __init__(
+        self, t: float, replica: int, statistics: Statistics, load: StepLoad, step_s: float, busy_s: float
+    ) -> None:
         self.t, self.replica, self.statistics, self.load, self.step_s = t, replica, statistics, load, step_s
+        self.busy_s = busy_s
+        """Of the replica until then."""
 
 
 class Collector:
@@ -112,6 +116,8 @@ class Collector:
         number = instance.number
         self.steps[number] += 1
         self.busy_s[number] += ended - started
+        if ended > self.last_s:
+            self.last_s = ended
         if ended >= self._due[number]:
             self._sample(instance, step, ended, ended - started)
         if self._on_step is not None:
@@ -123,21 +129,23 @@ class Collector:
         number = instance.number
         self.steps[number] += len(ends)
         self.busy_s[number] += ends[-1] - started
+        if ends[-1] > self.last_s:
+            self.last_s = ends[-1]
         if ends[-1] >= self._due[number]:
             before = ends[-2] if len(ends) > 1 else started
-            self._sample(instance, None, ends[-1], ends[-1] - before)
+            self._sample(instance, None, ends[-1], ends[-1] - before, len(ends) // 2)
         if self._on_step is not None:
-            decoding = instance.replica.statistics().decoding
+            decoding = instance.twin.decoding
             for end in ends:
                 self._on_step(number, started, end, decoding, 0, 0)
                 started = end
 
-    def _sample(self, instance: Instance, step: Step | None, now: float, step_s: float) -> None:
+    def _sample(self, instance: Instance, step: Step | None, now: float, step_s: float, back: int = 0) -> None:
         number = instance.number
         statistics = instance.replica.statistics()
         if step is None:
             twin = instance.twin
-            load = StepLoad(twin.decoding, twin.context, twin.squares, (), twin.decoding)
+            load = StepLoad(twin.decoding, twin.context - back * twin.decoding, twin.squares, (), twin.decoding)
         else:
             chunks = tuple([(chunk.start, chunk.tokens) for chunk in step.chunks])
             sampled = step.decoding + sum([chunk.last for chunk in step.chunks])
@@ -146,7 +154,7 @@ class Collector:
                 blocks_of(step.swap_in), blocks_of(step.swap_out),
             )  # fmt: skip
         samples = self.samples[number]
-        samples.append(Sample(now, number, statistics, load, step_s))
+        samples.append(Sample(now, number, statistics, load, step_s, self.busy_s[number]))
         if len(samples) >= self._most:
             del samples[1::2]
             self._distance[number] *= 2

@@ -130,6 +130,11 @@ class Instance:
         if self._coast:
             self._stretch()
 
+    def halt(self, now: float) -> None:
+        """The run ends at `now`: what has begun by then of a stretch has happened."""
+        if self._ends:
+            self._interrupt(now)
+
     def unfinished(self) -> Iterable[Row]:
         """Requests that have not ended."""
         return self._rows.values()

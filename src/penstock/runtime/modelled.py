@@ -15,18 +15,26 @@ from penstock.catalog.device import Device, Figure
 from penstock.catalog.hardware_load import device as catalog_device
 from penstock.catalog.hardware_load import devices
 from penstock.catalog.shape import ModelShape
-from penstock.control.policy import build_replica
 from penstock.control.replica import Replica
 from penstock.deployment import Deployment
 from penstock.errors import InvalidDeployment
+from penstock.runtime.build import replica_for
 from penstock.runtime.prices import operator_price
 from penstock.twin.energy import PowerModel
 from penstock.twin.host import HostTime
 from penstock.twin.layout import Layout, Precision
-from penstock.twin.memory import Fit, Reserve, fit
+from penstock.twin.memory import (
+    Fit,
+    Reserve,
+    check_layout,
+    fit,
+    kv_bytes_per_token_per_device,
+    weight_bytes_per_device,
+)
 from penstock.twin.step_graph import StepGraph
 from penstock.twin.step_price import CUDA_GRAPH_SIZES, StepPrice
 from penstock.twin.twin import Twin
+from penstock.units import format_bytes
 
 THIS_MACHINE: Final = "this-machine"
 """Name that `penstock calibrate` gives unless told otherwise."""
@@ -52,12 +60,9 @@ class Modelled:
 
     def replica(self) -> Replica:
         """A fresh brain, built as serving builds it."""
-        memory, policy = self.deployment.memory, self.deployment.policy
-        return build_replica(
-            blocks=self.blocks, block_tokens=memory.block_tokens, max_sequence_tokens=self.max_sequence_tokens,
-            policy=policy.name, order=policy.order, compose=policy.compose, evict=policy.evict, memory=memory.kind,
-            token_budget=policy.token_budget, max_seqs=policy.max_seqs, ageing_s=policy.ageing_s,
-            watermark=memory.watermark, host_blocks=self.host_blocks,
+        return replica_for(
+            self.deployment, blocks=self.blocks, max_sequence_tokens=self.max_sequence_tokens,
+            host_blocks=self.host_blocks,
         )  # fmt: skip
 
     def twin(self) -> Twin:
@@ -77,11 +82,11 @@ def model(deployment: Deployment) -> Modelled:
     context = min(wanted or shape.max_context or longest, longest)
     price, notes = operator_price(deployment, device, shape)
     graph = StepGraph(shape, layout, precision)
-    block_bytes = kv_bytes_per_token(shape, precision.kv) * deployment.memory.block_tokens / layout.tensor_parallel
+    block_bytes = kv_bytes_per_token_per_device(shape, layout, precision) * deployment.memory.block_tokens
     step_price = StepPrice(
         graph, price, _host(deployment, device), swap_block_bytes=block_bytes,
         graph_sizes=CUDA_GRAPH_SIZES if deployment.twin.cuda_graphs and device.kind == "gpu" else (),
-        power=PowerModel.of(device) if device.idle_watts and device.peak_watts else None,
+        power=PowerModel.of(device, dtype=precision.weights) if device.idle_watts and device.peak_watts else None,
     )  # fmt: skip
     return Modelled(
         deployment, shape, device, layout, precision, step_price, room, blocks, host_blocks, context, tuple(notes)
@@ -145,6 +150,7 @@ def _blocks(
 ) -> tuple[int, int, Fit | None]:
     """KV blocks of a replica (its attention groups together), host blocks, and the account if there is one."""
     memory, policy = deployment.memory, deployment.policy
+    check_layout(shape, layout)
     block_bytes = kv_bytes_per_token(shape, precision.kv) * memory.block_tokens
     host_blocks = int(memory.host_bytes // block_bytes) if block_bytes else 0
     if memory.kv_bytes is not None or device.kind == "cpu":
@@ -154,6 +160,15 @@ def _blocks(
                 field="memory.kv_bytes", value=memory.pool_bytes,
                 why=f"not one KV block fits: {memory.block_tokens} tokens need {block_bytes:,.0f} bytes",
                 remedy=f"{block_bytes * 64:,.0f} bytes hold {64 * memory.block_tokens} tokens",
+            )  # fmt: skip
+        weights = weight_bytes_per_device(shape, layout, precision)
+        needed = weights + memory.pool_bytes / layout.devices
+        if needed > device.memory_bytes.value:
+            raise InvalidDeployment(
+                field="memory.kv_bytes", value=memory.pool_bytes,
+                why=f"each device holds {format_bytes(weights)} of weights and {format_bytes(needed - weights)} of KV, "
+                f"and has {format_bytes(device.memory_bytes.value)}",
+                remedy="fewer bytes, more devices (layout.tensor_parallel), or a narrower precision.weights",
             )  # fmt: skip
         return blocks, host_blocks, None
     reserve = Reserve(fraction=memory.device_share, step_tokens=policy.token_budget, sampled=policy.max_seqs)
@@ -168,7 +183,8 @@ def _blocks(
 def _host(deployment: Deployment, device: Device) -> HostTime:
     asked = deployment.twin
     overlapped = deployment.policy.plan_ahead if asked.overlap_host is None else asked.overlap_host
-    host = HostTime.of(device, overlapped=overlapped and device.kind != "cpu")
+    # On a CPU the host is the device: nothing can be done beside it unless the file says so.
+    host = HostTime.of(device, overlapped=overlapped and (device.kind != "cpu" or asked.overlap_host is True))
     step, request, token = asked.host_step, asked.host_request, asked.host_token
     if step is None and request is None and token is None:
         return host

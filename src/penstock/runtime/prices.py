@@ -21,7 +21,7 @@ def operator_price(deployment: Deployment, device: Device, shape: ModelShape) ->
     roofline = Roofline(device)
     if asked == "roofline":
         return roofline, []
-    if asked in ("auto", "calibrated"):
+    if asked == "calibrated" or (asked == "auto" and deployment.twin.data is None):
         from penstock.twin.calibrated import calibration_of
 
         table = calibration_of(device)
@@ -52,7 +52,10 @@ def _measured(deployment: Deployment, device: Device, roofline: Roofline) -> tup
         return roofline, [f"no operator measurements of {device.name}: priced by the limits of the hardware"]
     try:
         database = Database(
-            device.measured_as, twin.backend, twin.backend_version, None if twin.data is None else Path(twin.data)
+            device.measured_as,
+            twin.backend,
+            twin.backend_version,
+            None if twin.data is None else Path(twin.data).expanduser(),
         )
     except InvalidDeployment as error:
         if asked == "measured" or twin.data is not None:

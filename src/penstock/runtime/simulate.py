@@ -56,8 +56,8 @@ def simulate(
     count = deployment.cluster.replicas
     collector = Collector(count, on_step)
     cluster = Cluster(
-        build_router(deployment.cluster.router), source, collector, max_tokens=stated_bound(deployment), limits=limits,
-        on_progress=on_progress,
+        build_router(deployment.cluster.router), source, collector, max_tokens=stated_bound(deployment),
+        max_sequence_tokens=modelled.max_sequence_tokens, limits=limits, on_progress=on_progress,
     )  # fmt: skip
     for number in range(count):
         cluster.instances.append(
@@ -128,10 +128,12 @@ def _explain(price: StepPrice, samples: Sequence[Sample], busy_s: float, parts: 
         return []
     stride = -(-len(samples) // EXPLAINED)
     chosen = samples[::stride]
-    # Samples are even in time: each stands for the same share of the busy time, whatever its own step's length.
-    each = busy_s / len(chosen)
+    # Each stands for the busy time since the one before; the last one for what came after it too.
+    ends = [*(sample.busy_s for sample in chosen[:-1]), busy_s]
+    before = 0.0
     watts = []
-    for sample in chosen:
+    for sample, end in zip(chosen, ends, strict=True):
+        each, before = end - before, end
         estimate = price.explain(sample.load)
         if estimate.seconds > 0:
             scale = each / estimate.seconds

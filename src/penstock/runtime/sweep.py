@@ -7,6 +7,7 @@ would alone. Results come as they end; order them by `Point.number`.
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,13 +66,14 @@ def parse_vary(text: str) -> tuple[str, tuple[str, ...]]:
             field="--vary", value=text, why="no values", remedy="such as rate=1:40 or policy.max_seqs=64,128"
         )
     key = full_key(name.strip())
-    if ":" not in values:
+    if "," in values or not _is_number(values.partition(":")[0]) or ":" not in values:
+        # A law such as lognormal:6.2:0.9 is a value, not a range.
         return key, tuple(part.strip() for part in values.split(","))
     parts = values.split(":")
     try:
         low, high = float(parts[0]), float(parts[1])
         count = int(parts[2]) if len(parts) == 3 else DEFAULT_POINTS
-        if len(parts) > 3 or count < 2 or low >= high:
+        if len(parts) > 3 or count < 2 or not -math.inf < low < high < math.inf:
             raise ValueError
     except ValueError:
         raise BadInput(
@@ -81,6 +83,14 @@ def parse_vary(text: str) -> tuple[str, tuple[str, ...]]:
     whole = low == int(low) and high == int(high) and key != "workload.rate"
     seen = dict.fromkeys(str(round(step)) if whole else f"{step:.6g}" for step in steps)
     return key, tuple(seen)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def points_of(varied: Sequence[tuple[str, tuple[str, ...]]]) -> list[dict[str, str]]:

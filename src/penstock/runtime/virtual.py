@@ -28,6 +28,8 @@ from penstock.workload.source import Source, TimedRequest
 Stop = Literal["done", "events", "wall time", "virtual time", "interrupted"]
 _CHECK_EVERY: Final = 4096
 """Events between two looks at the wall clock."""
+_MOST_AT_ONCE: Final = 100_000
+"""Requests of one moment, after which a replica that still has nothing to do has refused them all."""
 
 
 class Cluster:
@@ -38,15 +40,18 @@ class Cluster:
         router: who serves what.
         source: what arrives.
         collector: where results go.
+        max_sequence_tokens: longer ones are refused, as an engine refuses them; None: only what no memory holds.
         max_tokens: the bound a client states for an output of so many tokens; control sees it, not the length.
     """
 
     def __init__(
         self, router: Router, source: Source, collector: Collector, *, max_tokens: Callable[[TimedRequest], int],
-        limits: Limits | None = None, on_progress: Callable[[int, float], None] | None = None,
+        max_sequence_tokens: int | None = None, limits: Limits | None = None,
+        on_progress: Callable[[int, float], None] | None = None,
     ) -> None:  # fmt: skip
         self.instances: list[Instance] = []
         self._router, self._source, self._collector = router, source, collector
+        self._max_sequence_tokens = max_sequence_tokens
         self._max_tokens, self._limits, self._on_progress = max_tokens, limits or Limits(), on_progress
         self._later: list[tuple[float, int, TimedRequest]] = []
         """Heap of requests that ends have brought about."""
@@ -101,7 +106,7 @@ class Cluster:
         last = IDLE if limits.virtual_s is None else limits.virtual_s
         events = 0
         most_events = limits.events if limits.events is not None else 1 << 62
-        due = _CHECK_EVERY
+        due = min(_CHECK_EVERY, most_events + 1)
         while True:
             arrival = following
             if self._later and self._later[0][0] < arrival:
@@ -117,6 +122,8 @@ class Cluster:
             if now == IDLE:
                 break
             if now > last:
+                for instance in instances:
+                    instance.halt(last)
                 return "virtual time"
             events += 1
             if events >= due:
@@ -129,6 +136,7 @@ class Cluster:
                     self._on_progress(self._collector.ended_count, now)
             if arrival <= wake:
                 touched: dict[int, Instance] = {}
+                at_once = 0
                 while True:
                     if self._later and self._later[0][0] == now:
                         instance = self._submit(heappop(self._later)[2], now)
@@ -138,8 +146,11 @@ class Cluster:
                         following = IDLE if request is None else request.arrival_s
                     else:
                         break
-                    if instance is not None:
-                        touched[instance.number] = instance
+                    touched[instance.number] = instance
+                    at_once += 1
+                    if at_once > _MOST_AT_ONCE and not instance.outstanding:
+                        why = next(iter(self._collector.reasons), "")
+                        raise Stuck(f"{at_once} requests came at {now:.3f} s, each after a refusal: {why}")
                 for instance in touched.values():
                     instance.start(now)
                     if alone is None and instance.wake != IDLE:
@@ -167,8 +178,8 @@ class Cluster:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _submit(self, timed: TimedRequest, now: float) -> Instance | None:
-        """Route one request. None: it was refused, being larger than a replica's memory."""
+    def _submit(self, timed: TimedRequest, now: float) -> Instance:
+        """Route one request. Returns where it went, refused or not: either way its stretch may have been cut short."""
         index = timed.index
         output = timed.output_tokens
         prompt, said = token_ids(timed, self._source.block_tokens)
@@ -182,15 +193,21 @@ class Cluster:
         self._live[index] = timed
         if 0 < timed.cancel_tokens < output:
             output = timed.cancel_tokens
+        longest = self._max_sequence_tokens
         try:
+            # The last token is never an input, so it needs no position.
+            if longest is not None and timed.prompt_tokens + request.max_tokens - 1 > longest:
+                raise InvalidRequest(
+                    field="max_tokens", value=request.max_tokens, why=f"the sequence exceeds {longest} tokens",
+                    remedy="a shorter prompt, or fewer tokens",
+                )  # fmt: skip
             # Only a later turn of its session could find an answer's KV again.
             words = () if timed.session is None else said[:output]
             instance.submit(request, now, output_tokens=output, index=index, output=words)
         except InvalidRequest as error:
             del self._live[index]
-            self._collector.refused(index, now, str(error))
+            self._collector.refused(index, now, error.why)
             self._follow(timed, now)
-            return None
         return instance
 
     def _follow(self, request: TimedRequest, now: float) -> None:

@@ -23,9 +23,6 @@ class HostTime:
     scheduler): only what is longer than the device's time shows."""
     basis: Literal["measured", "extrapolated", "assumed"] = "assumed"
 
-    def seconds(self, sequences: int, prompt_tokens: int) -> float:
-        return self.step_s + self.request_s * sequences + self.token_s * prompt_tokens
-
     @staticmethod
     def of(device: Device, *, overlapped: bool = False) -> HostTime:
         """What the device's file says; zero where it says nothing."""

@@ -324,7 +324,7 @@ def _sequence_does_not_fit(room: Fit, context: int) -> InvalidDeployment:
         options.append("KV in fp8, half the bytes")
     options.append("a device with more memory")
     return InvalidDeployment(
-        field="memory.max_sequence_tokens", value=context,
+        field="model.max_sequence_tokens", value=context,
         why=f"one sequence needs {format_bytes(needed)} of KV on each device "
         f"({room.kv_bytes_per_token:,.0f} B per token); {format_bytes(room.kv_bytes)} are left ({_sum(room)})",
         remedy="; or ".join(option for option in options if option),

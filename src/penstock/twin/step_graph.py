@@ -58,7 +58,8 @@ class StepGraph:
             placed += self._feed_forward(group, tokens, local)
         stages = self.layout.pipeline_parallel
         if stages > 1:
-            placed.append(Placed(Collective("send", local * shape.hidden * self._element, 2), stages - 1))
+            nodes = 2 if self.layout.devices > self.layout.devices_per_node else 1
+            placed.append(Placed(Collective("send", local * shape.hidden * self._element, 2, nodes), stages - 1))
         return placed
 
     def head(self, sampled: int) -> list[Placed]:
@@ -117,14 +118,16 @@ class StepGraph:
     def prefill(self, chunks: Iterable[tuple[int, int]]) -> list[Placed]:
         """Attention of prompt chunks, each (past, tokens). Groups of `attention_dp` take them in turn: the busiest
         one has ceil(chunks / groups) of them, taken as the largest."""
-        ordered = sorted(chunks, key=lambda chunk: chunk[1] * (2 * chunk[0] + chunk[1]), reverse=True)
-        if self.layout.attention_dp > 1:
-            ordered = ordered[: -(-len(ordered) // self.layout.attention_dp)]
         placed = []
-        for past, tokens in ordered:
+        for past, tokens in self.busiest(chunks):
             for group in self.shape.groups:
                 placed += self._prefill_chunk(group, past, tokens)
         return placed
+
+    def busiest(self, chunks: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The chunks of the attention group that has most to do."""
+        ordered = sorted(chunks, key=lambda chunk: chunk[1] * (2 * chunk[0] + chunk[1]), reverse=True)
+        return ordered[: -(-len(ordered) // self.layout.attention_dp)]
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -79,11 +79,10 @@ class StepPrice:
         prompt = 0
         attention = 0.0
         if chunks:
-            for past, tokens in chunks:
+            for _, tokens in chunks:
                 prompt += tokens
+            for past, tokens in chunks if self._groups == 1 else self.graph.busiest(chunks):
                 attention += self._chunk(past, tokens)
-            if self._groups > 1:
-                attention /= min(self._groups, len(chunks))
         if decoding:
             context = load.decode_context
             bucket = self._bucket(decoding, context, load.decode_context_squares) if self._uses_spread else 0
@@ -130,7 +129,7 @@ class StepPrice:
     def base(self, decoding: int, prompt: int, sampled: int) -> float:
         """The parts that know no context: rows and head."""
         tokens = decoding + prompt
-        if not prompt and self._pad:
+        if decoding and not prompt and self._pad:
             tokens = sampled = self._padded(decoding)
         rows = self._rows.get(tokens)
         if rows is None:
@@ -175,14 +174,14 @@ class StepPrice:
         """The same step operator by operator. Agrees with `seconds` up to the grids above."""
         estimate = StepEstimate()
         prompt = sum(tokens for _, tokens in load.chunks)
-        padded = self._padded(load.decoding) if not prompt and self._pad else 0
+        padded = self._padded(load.decoding) if load.decoding and not prompt and self._pad else 0
         micro = self._micro
         spread = self._bucket(load.decoding, load.decode_context, load.decode_context_squares)
         placed = [
             *self.graph.rows(micro(padded or load.tokens)),
             *self.graph.head(micro(padded or load.sampled)),
             *self.graph.decode(micro(load.decoding), micro(load.decode_context + load.decoding), spread * SPREAD_GRAIN),
-            *self.graph.prefill((past, micro(tokens)) for past, tokens in load.chunks),
+            *self.graph.prefill([self._piece(past, tokens) for past, tokens in load.chunks]),
         ]
         if blocks := load.swap_in_blocks + load.swap_out_blocks:
             placed.append(Placed(self._copy(blocks), 1))
@@ -216,6 +215,12 @@ class StepPrice:
         through all stages, since in the steady state the others fill them meanwhile."""
         return -(-count // self._micro_batches)
 
+    def _piece(self, past: int, tokens: int) -> tuple[int, int]:
+        """The mean piece of a chunk that a pipeline's micro-batches share: later ones see what earlier ones made, so
+        that all together have the query-key pairs of the whole."""
+        piece = self._micro(tokens)
+        return past + (tokens - piece) // 2, piece
+
     def _padded(self, decoding: int) -> int:
         return self._pad[decoding] if decoding < len(self._pad) else decoding
 
@@ -240,7 +245,7 @@ class StepPrice:
             if len(self._chunks) >= _MEMORY:
                 for key in list(self._chunks)[: _MEMORY // 2]:
                     del self._chunks[key]
-            seconds = self._chunks[past, tokens] = self._sum(self.graph.prefill(((past, self._micro(tokens)),)))
+            seconds = self._chunks[past, tokens] = self._sum(self.graph.prefill((self._piece(past, tokens),)))
         return seconds
 
     def _swap(self, load: StepLoad) -> float:
