@@ -58,7 +58,8 @@ bench-life: setup-dev  ## start to first token, memory at rest, the pause when t
 setup-measured: setup-dev  ## operator databases of GPUs, 200 MB
 	$(PIP) --editable '.[measured]'
 
-bench-twin: setup  ## simulated requests per second: one replica, sixteen, a million requests
+bench-twin: setup-dev  ## compiles the hot modules, then: simulated requests per second: one replica, sixteen, a million requests
+	$(BIN)/python -m penstock.compiled.build
 	$(BIN)/python benchmarks/twin_speed.py
 
 schedule-identity: setup  ## Contract 3 on 2,000 requests of the Azure trace, every policy: minutes of real engine
@@ -74,7 +75,7 @@ fidelity: setup  ## calibrate, predict, then run the engine: the error of every 
 
 bench-silicon: setup-measured .venv-peer/.aiconfigurator  ## the twin and AIConfigurator against real GPUs; half an hour
 	$(BIN)/python benchmarks/llmservingsim.py
-	$(BIN)/python benchmarks/silicon.py --sample 1800 --peer-python .venv-peer/bin/python --peer-rows 200
+	$(BIN)/python benchmarks/silicon.py --sample 1800 --fit-rows 28 --peer-python .venv-peer/bin/python --peer-rows 200
 
 bench-vidur: setup-dev  ## Vidur's Sarathi schedule on Vidur's own tables
 	$(BIN)/python benchmarks/vidur_schedule.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -120,3 +121,16 @@ def test_ctrl_c_gives_the_partial_result_marked_and_130(file: Path) -> None:
     found: dict[str, Any] = json.loads(out)
     assert found["interrupted"] == "interrupted"
     assert found["completed"] > 0
+
+
+def test_ctrl_c_ends_a_sweep_with_what_is_done(file: Path) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "penstock", "simulate", "-f", str(file), "--json", "--set", "requests=50000000",
+         "--vary", "rate=10,20,30", "--processes", "2"],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(5)
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert json.loads(out) == {"points": [], "interrupted": True}

@@ -138,7 +138,7 @@ def test_a_sequence_that_does_not_fit_is_refused_with_the_longest_that_does() ->
     shape, memory = model_shape("yi-34b-200k"), 80e9
     with pytest.raises(InvalidDeployment) as caught:
         fit(shape, Layout(), Precision(), memory, context=200_000)
-    assert caught.value.field == "memory.max_sequence_tokens"
+    assert caught.value.field == "model.max_sequence_tokens"
     assert "245,760 B per token" in caught.value.why
     found = re.match(r"(\d+) or less", caught.value.remedy)
     assert found is not None

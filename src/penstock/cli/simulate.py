@@ -107,12 +107,10 @@ def _one(
             writer.add_result(result)
             writer.close()
     numbers = summary(result)
+    # The result first: a report that cannot be written must not lose it.
+    print(json.dumps(numbers, allow_nan=False) if as_json else console_table(numbers))
     if report is not None:
         write_text(report, html_report(result, numbers), field="--report")
-    if as_json:
-        print(json.dumps(numbers, allow_nan=False))
-    else:
-        print(console_table(numbers))
     raise typer.Exit(130 if result.interrupted == "interrupted" else 0)
 
 
@@ -168,7 +166,7 @@ def _table(points: list[Any]) -> Table:
             ("p99_ttft_ms", 1), ("p50_tpot_ms", 2), ("p99_tpot_ms", 2), ("utilisation", 2), ("preemptions", 0),
         )  # fmt: skip
         shown = ["-" if found.get(key) is None else f"{found[key]:,.{digits}f}" for key, digits in keys]
-        table.add_row(*values, *shown, "past saturation" if found.get("saturated") else "")
+        table.add_row(*values, *shown, "past saturation" if found["saturated"] else found["interrupted"] or "")
     return table
 
 

@@ -95,7 +95,7 @@ def _forget_old(kept: Path) -> None:
 
 
 def main() -> int:
-    """For `make setup`. 0 also where it cannot be done: nothing depends on it."""
+    """0 also where it cannot be done: nothing depends on it."""
     try:
         print(f"compiled: {build()}")
     except CannotCompile as error:

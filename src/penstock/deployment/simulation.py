@@ -92,6 +92,7 @@ class Workload(Section):
         "auto", description="auto: found from the content."
     )
     speed: float = Field(1.0, gt=0, description="A trace's time runs this many times as fast.")
+    begin: Seconds = Field(0.0, ge=0, description="ServeGen: where in its days the run begins.")
     dequantise: bool = Field(False, description="Mooncake: spread requests that share a time stamp over its 3 s tick.")
     scale_to: Count | None = Field(
         None, ge=2, description="One factor for all lengths of a trace, so that prompt + output fit this context."
@@ -113,6 +114,9 @@ class Workload(Section):
     duration: Seconds | None = Field(None, gt=0, description="Nothing arrives later.")
     shared_prefix: SharedPrefix = SharedPrefix()
     tenants: int = Field(1, ge=1, description="Requests are of so many tenants, each with an equal share.")
+    priorities: int = Field(
+        1, ge=1, description="Requests are of so many priorities, each with an equal share; lower goes first."
+    )
     cancel_fraction: float = Field(0.0, ge=0, le=1, description="Share of users who leave in mid-answer.")
     max_tokens: Count | None = Field(
         None, gt=0, description="Bound on output that clients state; default: each output's true length."

@@ -28,9 +28,10 @@ def operator_price(deployment: Deployment, device: Device, shape: ModelShape) ->
         if table is not None:
             return table, []
         if asked == "calibrated":
+            own = f"penstock calibrate --out {device.name}" if device.kind == "cpu" else "penstock calibrate"
             raise InvalidDeployment(
                 field="twin.price", value="calibrated", why=f"{device.name} has no measurements of its own",
-                remedy=f"penstock calibrate --out {device.name}, on that machine; or twin.price: roofline",
+                remedy=f"hardware.name: a machine that `{own}` measured; or twin.price: roofline",
             )  # fmt: skip
     if asked == "learned":
         return _learned(deployment, roofline)

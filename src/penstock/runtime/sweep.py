@@ -10,6 +10,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -119,7 +120,10 @@ def sweep(
     count = max(1, min(processes or os.cpu_count() or 1, len(jobs)))
     # Fresh interpreters: a fork would copy whatever threads the caller has.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=count, mp_context=context) as pool:
+    # Ctrl-C reaches the whole group: the points leave it to this process to end them.
+    with ProcessPoolExecutor(
+        max_workers=count, mp_context=context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
         try:
             under_way: set[Future[Point]] = {pool.submit(run_point, *job) for job in jobs}
             while under_way:
@@ -127,8 +131,9 @@ def sweep(
                 for future in done:
                     yield future.result()
         except BaseException:
+            running = list((pool._processes or {}).values())  # shutdown forgets them
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
+            for process in running:
                 process.terminate()
             raise
 

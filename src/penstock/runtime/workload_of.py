@@ -15,10 +15,11 @@ def source_of(deployment: Deployment) -> Source:
     """What arrives. Raises BadInput: values that contradict each other, or a trace that cannot be read."""
     asked = deployment.workload
     tenants = {f"tenant-{number}": 1.0 for number in range(asked.tenants)} if asked.tenants > 1 else {}
+    priorities = dict.fromkeys(range(asked.priorities), 1.0) if asked.priorities > 1 else {}
     return build_source(
         WorkloadSettings(
             trace=None if asked.trace is None else Path(asked.trace).expanduser(), trace_format=asked.trace_format,
-            speed=asked.speed, dequantise=asked.dequantise, scale_to=asked.scale_to,
+            speed=asked.speed, begin_s=asked.begin, dequantise=asked.dequantise, scale_to=asked.scale_to,
             arrivals=ArrivalSettings(
                 law=asked.law, rate=asked.rate, cv=asked.cv, concurrency=asked.concurrency, think_s=asked.think,
                 turns=asked.turns,
@@ -28,7 +29,7 @@ def source_of(deployment: Deployment) -> Source:
             shared_prefix=SharedPrefixSettings(
                 tokens=asked.shared_prefix.tokens, share=asked.shared_prefix.share, groups=asked.shared_prefix.groups
             ),
-            tenants=tenants, cancel_fraction=asked.cancel_fraction, seed=asked.seed,
+            tenants=tenants, priorities=priorities, cancel_fraction=asked.cancel_fraction, seed=asked.seed,
         )
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ def installed_folder() -> Path:
     spec = importlib.util.find_spec("aiconfigurator_core")
     if spec is None or spec.origin is None:
         raise InvalidDeployment(
-            field="hardware.price",
+            field="twin.price",
             value="measured",
             why="the operator databases of the package aiconfigurator-core are not installed",
             remedy=REMEDY,
@@ -57,7 +57,7 @@ def read_table(path: Path, columns: list[str] | None = None, where: dict[str, An
         import pyarrow.parquet as pq
     except ImportError as missing:
         raise InvalidDeployment(
-            field="hardware.price", value="measured", why="reading parquet files needs pyarrow", remedy=REMEDY
+            field="twin.price", value="measured", why="reading parquet files needs pyarrow", remedy=REMEDY
         ) from missing
     try:
         known = pq.read_schema(path).names
@@ -66,7 +66,7 @@ def read_table(path: Path, columns: list[str] | None = None, where: dict[str, An
         table = pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowInvalid) as broken:
         raise InvalidDeployment(
-            field="hardware.price", value=str(path), why=f"not a readable parquet file ({broken})", remedy=REMEDY
+            field="twin.price", value=str(path), why=f"not a readable parquet file ({broken})", remedy=REMEDY
         ) from broken
     for name, value in (where or {}).items():
         if name in table.column_names:
@@ -97,14 +97,14 @@ class Database:
         if not self._root.is_dir():
             there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
             raise InvalidDeployment(
-                field="hardware.device",
+                field="hardware.name",
                 value=system,
                 why="no operators were measured on it" if there else f"{root} holds no operator data",
                 remedy=f"one of {', '.join(there)}, or the price roofline" if there else REMEDY,
             )
         if backend not in BACKENDS:
             raise InvalidDeployment(
-                field="hardware.backend", value=backend, why="no engine of that name was measured",
+                field="twin.backend", value=backend, why="no engine of that name was measured",
                 remedy=f"one of {', '.join(BACKENDS)}",
             )  # fmt: skip
 

@@ -106,7 +106,7 @@ def read_vidur(
                 points.rows[kind].append((float(row["num_tokens"]), float(found) * 1e-3))
     if not points.rows:
         raise InvalidProfile(
-            field="hardware.profile", value=str(mlp), why=f"no rows of {model} on {device or 'any device'} with "
+            field="twin.data", value=str(mlp), why=f"no rows of {model} on {device or 'any device'} with "
             f"{tensor_parallel} tensor-parallel workers", remedy="a model and device that the file holds",
         )  # fmt: skip
     for row in _load(attention) if attention is not None else ():
@@ -129,7 +129,7 @@ def _table(folder: Path, name: str, columns: tuple[str, ...]) -> list[dict[str, 
     found = sorted(folder.glob(f"{name}.csv*"))
     if not found:
         raise InvalidProfile(
-            field="hardware.profile", value=str(folder), why=f"holds no {name}.csv", remedy="a folder of the profiler"
+            field="twin.data", value=str(folder), why=f"holds no {name}.csv", remedy="a folder of the profiler"
         )
     rows = _load(found[0])
     missing = [column for column in columns if rows and column not in rows[0]]

@@ -176,7 +176,7 @@ def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
         return list(csv.DictReader(io.StringIO(raw.decode())))
     except (OSError, UnicodeDecodeError, csv.Error) as broken:
         raise InvalidProfile(
-            field="hardware.profile", value=str(path), why=str(broken), remedy="a CSV or Parquet file"
+            field="twin.data", value=str(path), why=str(broken), remedy="a CSV or Parquet file"
         ) from broken
 
 
