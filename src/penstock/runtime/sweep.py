@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from penstock.deployment import Deployment, keys
 from penstock.errors import BadInput, InvalidDeployment, PenstockError
+from penstock.runtime.parent import die_with_parent
 
 DEFAULT_POINTS: Final = 8
 """Of a range without a count."""
@@ -120,9 +121,8 @@ def sweep(
     count = max(1, min(processes or os.cpu_count() or 1, len(jobs)))
     # Fresh interpreters: a fork would copy whatever threads the caller has.
     context = multiprocessing.get_context("spawn")
-    # Ctrl-C reaches the whole group: the points leave it to this process to end them.
     with ProcessPoolExecutor(
-        max_workers=count, mp_context=context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        max_workers=count, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
     ) as pool:
         try:
             under_way: set[Future[Point]] = {pool.submit(run_point, *job) for job in jobs}
@@ -136,6 +136,12 @@ def sweep(
             for process in running:
                 process.terminate()
             raise
+
+
+def _begin(parent: int) -> None:
+    """In the process of a point. Ctrl-C reaches the whole group: points leave it to the sweep to end them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(parent)
 
 
 def run_point(number: int, data: dict[str, Any], varied: dict[str, Any], wall_s: float | None) -> Point:

@@ -13,7 +13,6 @@ Requests that the engine can tell apart fail alone, in the step's result. When t
 from __future__ import annotations
 
 import argparse
-import ctypes
 import faulthandler
 import logging
 import os
@@ -37,6 +36,7 @@ from penstock.runtime.build import Built, OnPhase, build
 from penstock.runtime.facts import StepReport
 from penstock.runtime.failures import describe
 from penstock.runtime.local import Loop, Turn
+from penstock.runtime.parent import die_with_parent
 from penstock.runtime.record import Recorder, free_name, recorder_for
 
 STATISTICS_EVERY_S: Final = 0.25
@@ -219,19 +219,13 @@ def _last_words(send: Callable[[wire.FromWorker], None], error: BaseException) -
         os._exit(1)
 
 
-def _die_with_parent() -> None:
-    """Ask Linux for SIGKILL when the parent ends; elsewhere, end of file on the socket does it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 def main(arguments: Sequence[str] | None = None, builder: Builder = build) -> None:
     """Entry point; `builder` makes replica and executor. Signals for the group are the front end's to handle."""
     parser = argparse.ArgumentParser(prog="penstock.runtime.worker", description="Started by the front end.")
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the front end")
     link = socket.socket(fileno=parser.parse_args(arguments).fd)
     link.set_inheritable(False)
-    _die_with_parent()
+    die_with_parent()  # Elsewhere than on Linux, end of file on the socket does it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
