@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -23,3 +24,16 @@ def penstock(
     )  # fmt: skip
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def children(parent: int) -> set[int]:
+    """Processes that `parent` has started and that have not ended."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, of = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # It ended meanwhile.
+            continue
+        if int(of) == parent and state != "Z":
+            found.add(int(path.parent.name))
+    return found

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.program import environment
+from tests.cli.program import children, environment
 from tests.cli.program import penstock as run_program
 
 FILE = """
@@ -108,13 +109,22 @@ def test_the_examples_run(example: str) -> None:
     assert found["completed"] == 60
 
 
-def test_ctrl_c_gives_the_partial_result_marked_and_130(file: Path) -> None:
+def wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_ctrl_c_gives_the_partial_result_marked_and_130(file: Path, tmp_path: Path) -> None:
+    steps = tmp_path / "steps.json"
     run = subprocess.Popen(
-        [sys.executable, "-m", "penstock", "simulate", "-f", str(file), "--json", "--set", "requests=50000000"],
+        [sys.executable, "-m", "penstock", "simulate", "-f", str(file), "--json", "--set", "requests=50000000",
+         "--timeline", str(steps)],
         env=environment(), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(6)
+    wait_for(lambda: steps.exists() and steps.stat().st_size > 1_000_000)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 130, err
@@ -129,8 +139,9 @@ def test_ctrl_c_ends_a_sweep_with_what_is_done(file: Path) -> None:
          "--vary", "rate=10,20,30", "--processes", "2"],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    time.sleep(5)
+    wait_for(lambda: len(children(run.pid)) >= 2)
     os.killpg(run.pid, signal.SIGINT)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 130, err
     assert json.loads(out) == {"points": [], "interrupted": True}
+    assert "Traceback" not in err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import environment
+from tests.cli.program import children, environment
 
 ENDLESS = """
 from penstock.runtime.sweep import sweep
@@ -20,19 +20,6 @@ data = {"model": {"path": "llama-3-8b"}, "hardware": {"name": "h100-sxm"}, "twin
 for point in sweep(data, [{"workload.requests": 5}, {"workload.requests": 10**9}], processes=2):
     print(point.number, flush=True)
 """
-
-
-def children(parent: int) -> set[int]:
-    """Processes that `parent` has started and that have not ended."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, of = path.read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # It ended meanwhile.
-            continue
-        if int(of) == parent and state != "Z":
-            found.add(int(path.parent.name))
-    return found
 
 
 def ended(process: int) -> bool:

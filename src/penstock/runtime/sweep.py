@@ -122,10 +122,16 @@ def sweep(
     # Fresh interpreters: a fork would copy whatever threads the caller has.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        max_workers=count, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
+        max_workers=count, mp_context=context, initializer=die_with_parent, initargs=(os.getpid(),)
     ) as pool:
         try:
-            under_way: set[Future[Point]] = {pool.submit(run_point, *job) for job in jobs}
+            # Ctrl-C reaches the whole group. Points leave it to the sweep to end them, from their first moment on: they
+            # are started here, and signals that are blocked stay so in what is started.
+            signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                under_way: set[Future[Point]] = {pool.submit(run_point, *job) for job in jobs}
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, signals)
             while under_way:
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -136,12 +142,6 @@ def sweep(
             for process in running:
                 process.terminate()
             raise
-
-
-def _begin(parent: int) -> None:
-    """In the process of a point. Ctrl-C reaches the whole group: points leave it to the sweep to end them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent(parent)
 
 
 def run_point(number: int, data: dict[str, Any], varied: dict[str, Any], wall_s: float | None) -> Point:
