@@ -18,6 +18,18 @@ class TokenLogprobs(Struct, frozen=True):
     """(token id, logprob), most likely first."""
 
 
+class PromptLogprobs(Struct, frozen=True):
+    """Of prompt tokens [start, start + len(chosen)), each given the tokens before it: three parallel lists."""
+
+    start: int
+    """At least 1: nothing comes before the first token."""
+    chosen: list[float]
+    """The prompt's own tokens' log-probabilities, as in TokenLogprobs."""
+    ranks: list[int]
+    """1: the token was the most likely one."""
+    top: list[tuple[tuple[int, float], ...]]
+
+
 class NewTokens(Struct, frozen=True):
     """All tokens of one step, of sequences that are still wanted."""
 

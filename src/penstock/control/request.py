@@ -31,6 +31,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
     """With a seed, token i of a request depends on (seed, i) and the logits alone, whatever else is in the batch."""
     logprobs: int | None = None
     """None: none. k >= 0: the chosen token's, and those of the k most likely."""
+    prompt_logprobs: int | None = None
+    """As `logprobs`, for the prompt's tokens: none of it is then taken from the cache, for that has no logits."""
     stop_ids: tuple[int, ...] = ()
     """End-of-sequence ids and the client's stop_token_ids; empty when ignore_eos was asked for."""
     min_tokens: int = 0

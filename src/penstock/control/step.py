@@ -24,6 +24,9 @@ from penstock.control.news import (
     NewTokens as NewTokens,
 )
 from penstock.control.news import (
+    PromptLogprobs as PromptLogprobs,
+)
+from penstock.control.news import (
     TokenLogprobs as TokenLogprobs,
 )
 from penstock.control.news import (
@@ -175,14 +178,14 @@ class Finish(Record):
 
 
 class StepResult(Record):
-    """What an executor found out. Control reads `finished` and `failed`; `tokens` and `logprobs` pass through."""
+    """What an executor found out. Control reads `finished` and `failed`; the rest passes through."""
 
-    __slots__ = ("failed", "finished", "logprobs", "number", "seconds", "tokens")
+    __slots__ = ("failed", "finished", "logprobs", "number", "prompt_logprobs", "seconds", "tokens")
 
     def __init__(
         self, number: int, seconds: float = 0.0, tokens: dict[str, int] | None = None,
         logprobs: dict[str, TokenLogprobs] | None = None, finished: dict[str, Finish] | None = None,
-        failed: dict[str, str] | None = None,
+        failed: dict[str, str] | None = None, prompt_logprobs: dict[str, PromptLogprobs] | None = None,
     ) -> None:  # fmt: skip
         self.number = number
         self.seconds = seconds
@@ -193,6 +196,10 @@ class StepResult(Record):
         self.finished: dict[str, Finish] = {} if finished is None else finished
         self.failed: dict[str, str] = {} if failed is None else failed
         """Sequences that could not be computed, with the reason. They fail alone."""
+        self.prompt_logprobs: dict[str, PromptLogprobs] | None = prompt_logprobs
+        """Of this step's chunks, where asked for; None: nobody asked. An evicted prompt's come once more."""
 
     def fields(self) -> tuple[object, ...]:
-        return (self.number, self.seconds, self.tokens, self.logprobs, self.finished, self.failed)
+        return (
+            self.number, self.seconds, self.tokens, self.logprobs, self.finished, self.failed, self.prompt_logprobs,
+        )  # fmt: skip

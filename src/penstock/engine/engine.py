@@ -25,6 +25,7 @@ from penstock.engine.loader import LoadedModel, load_model
 from penstock.engine.ops.kernels import Kernels, kernels_for
 from penstock.engine.ops.rope import RopeAngles
 from penstock.engine.pool import KVPool
+from penstock.engine.prompt_logprobs import ScoredRows, score, scored_rows
 from penstock.engine.sampling import Sampler
 from penstock.engine.sequences import DecodeSet, Sequence, Slots
 from penstock.errors import InvalidRequest, ProtocolError
@@ -109,9 +110,9 @@ class Engine:
         result = StepResult(step.number)
         with torch.inference_mode():
             self._apply(step)
-            rows, slots, ids = self._rows(step)
+            rows, slots, ids, scored = self._rows(step)
             if rows is not None:
-                self._compute(rows, slots, ids, result)
+                self._compute(rows, slots, ids, scored, result)
         result.seconds = perf_counter() - started
         return result
 
@@ -168,8 +169,11 @@ class Engine:
             self._check_blocks(request_id, (block,))
             self._slots.grow(self._slot_of(request_id), block)
 
-    def _rows(self, step: Step) -> tuple[Rows | None, np.ndarray, list[str]]:
-        """The step's rows, with slot and id of each one that yields a token; None when there are no rows."""
+    def _rows(self, step: Step) -> tuple[Rows | None, np.ndarray, list[str], list[ScoredRows]]:
+        """The step's rows, with slot and id of each one that yields a token; None when there are no rows.
+
+        `logit_rows` are first those that yield a token, then those of the prompts whose log-probabilities are wanted.
+        """
         slots = self._slots
         decoding = len(self._decoding) if step.decoding else 0
         mine = self._decoding.slots.copy() if decoding else np.zeros(0, np.int64)
@@ -180,6 +184,7 @@ class Engine:
         counts = np.ones(decoding, np.int64)
         chunks = [chunk for chunk in step.chunks if not self._known(chunk.id).done] if step.chunks else []
         logit_rows: np.ndarray | None = None
+        scored: list[ScoredRows] = []
         yielding = mine
         if chunks:
             row = decoding
@@ -201,9 +206,10 @@ class Engine:
             counts = np.concatenate([counts, np.array([chunk.tokens for chunk in chunks], np.int64)])
             length = np.concatenate([length, np.array([b for _, b in starts_and_ends], np.int64)])
             yielding = np.concatenate([yielding, np.array(last_slots, np.int64)])
-            logit_rows = np.array(last_rows, np.int64)
+            scored = scored_rows(chunks, self._sequences, slots, decoding)
+            logit_rows = np.concatenate([np.array(last_rows, np.int64), *(one.rows for one in scored)])
         if not len(token_ids):
-            return None, yielding, ids
+            return None, yielding, ids, scored
         if self._max_step_tokens is not None and len(token_ids) > self._max_step_tokens:
             raise ProtocolError(f"step of {len(token_ids)} rows; {self._max_step_tokens} were agreed")
         if (length > slots.blocks_held[mine] * self._pool.block_tokens).any():
@@ -219,9 +225,11 @@ class Engine:
             prompt_lengths=slots.prompt_length[mine],
             logit_rows=logit_rows,
         )
-        return rows, yielding, ids
+        return rows, yielding, ids, scored
 
-    def _compute(self, rows: Rows, slots: np.ndarray, ids: list[str], result: StepResult) -> None:
+    def _compute(
+        self, rows: Rows, slots: np.ndarray, ids: list[str], scored: list[ScoredRows], result: StepResult
+    ) -> None:
         """Model, sampling, and what ends with it."""
         batch: Batch = make_batch(
             rows,
@@ -232,6 +240,12 @@ class Engine:
             self._by_length,
         )
         hidden = self._model.hidden(batch, self._pool.device, self._kernels, self._rope)
+        if scored:
+            result.prompt_logprobs = score(
+                scored, hidden[len(ids) :], lambda some: self._model.logits(some, self._kernels),
+                self.architecture.vocab_size,
+            )  # fmt: skip
+            hidden = hidden[: len(ids)]
         if not ids:
             return
         logits = self._model.logits(hidden, self._kernels)

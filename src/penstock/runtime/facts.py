@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock.control.step import FinishReason, TokenLogprobs
+from penstock.control.step import FinishReason, PromptLogprobs, TokenLogprobs
 
 State = Literal["starting", "ready", "restarting", "draining", "stopped"]
 
@@ -63,6 +63,8 @@ class Output:
     """Prompt tokens that were not computed. On every output: a reader may leave before the last."""
     timings: Timings | None = None
     """So far."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """On the first output, if asked for: of all prompt tokens but the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +84,5 @@ class StepReport:
     """Tokens that requests received."""
     preemptions: int
     """Sequences that lost their blocks or were swapped out."""
+    host_seconds: float = 0.0
+    """Of the worker's control since the step before: taking that one in and planning; it may overlap the engine."""

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
-from penstock.control.request import Request
+from penstock.control.request import Request, Sampling
 from penstock.control.statistics import Statistics
 from penstock.control.step import Step, StepResult
 from penstock.deployment import Deployment
@@ -214,6 +214,7 @@ class _Replay:
         request = Request(
             id=submit.id, prompt=prompt, max_tokens=submit.max_tokens, output=output[: submit.output_tokens],
             tenant=submit.tenant, salt=submit.salt, priority=submit.priority,
+            sampling=Sampling(prompt_logprobs=0 if submit.uncached else None),
         )  # fmt: skip
         return request, output
 

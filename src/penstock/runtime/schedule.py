@@ -66,6 +66,8 @@ class Submit(Event):
     priority: int = 0
     joined: bool = False
     """It had arrived when the event before was handled: nothing was planned between the two."""
+    uncached: bool = False
+    """Log-probabilities of its prompt were wanted: nothing of it came from the cache."""
 
 
 class Cancel(Event):

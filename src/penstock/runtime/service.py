@@ -64,6 +64,8 @@ class Service:
         """Admitted by `reserve` and not yet run."""
         self._suspects_wait = False
         self._draining = False
+        self.recovered = 0
+        """Requests that went on in another worker, each counted once per death."""
 
     @classmethod
     async def start(
@@ -311,6 +313,9 @@ class Service:
             for id, cached_tokens in message.admitted.items():
                 if (stream := streams.get(id)) is not None:
                     stream.admitted(cached_tokens, message.report.started)
+        for id, some in (message.prompt_logprobs or {}).items():
+            if (stream := streams.get(id)) is not None and stream.sent:
+                stream.score(some)
         for id, token in message.tokens.items():
             if (stream := streams.get(id)) is not None and stream.sent:
                 if not stream.output:
@@ -348,6 +353,7 @@ class Service:
                 given_up += 1
                 why = f"{stream.deaths} workers ended while they computed request {stream.request.id}"
                 stream.fail(RequestFailed(why))
+        self.recovered += len(orphans) - given_up
         return len(orphans), given_up
 
     def gave_up(self, error: PenstockError) -> None:

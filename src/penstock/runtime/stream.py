@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from penstock.control.request import Request
-from penstock.control.step import Finished, TokenLogprobs
+from penstock.control.step import Finished, PromptLogprobs, TokenLogprobs
 from penstock.errors import PenstockError
 from penstock.runtime.facts import Output, Timings
 
@@ -30,6 +30,10 @@ class Stream:
         """Set when it has ended or its reader has left."""
         self._taken = len(self.output)
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: PromptLogprobs | None = None
+        """All so far; None: nobody wants them, or the reader has them."""
+        if request.sampling.prompt_logprobs is not None:
+            self._prompt_logprobs = PromptLogprobs(1, [], [], [])
         self._finished: Finished | None = None
         self._error: PenstockError | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -48,6 +52,15 @@ class Stream:
         """It got KV blocks; only the first time counts, since what follows is recomputation."""
         if self._started is None:
             self._started, self._cached_tokens = now, cached_tokens
+
+    def score(self, some: PromptLogprobs) -> None:
+        """Log-probabilities of a part of the prompt. Parts come again where the prompt is computed again."""
+        have = self._prompt_logprobs
+        if have is not None and not self.output:
+            known = len(have.chosen) + have.start - some.start
+            have.chosen.extend(some.chosen[known:])
+            have.ranks.extend(some.ranks[known:])
+            have.top.extend(some.top[known:])
 
     def push(self, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
         """A new token, and its logprobs if the request asked for them."""
@@ -85,10 +98,11 @@ class Stream:
             raise self._error
         logprobs = tuple(self._logprobs) if self.request.sampling.logprobs is not None else None
         self._logprobs.clear()
+        scored, self._prompt_logprobs = self._prompt_logprobs, None
         reason, stop_id = (self._finished.reason, self._finished.stop_id) if self._finished else (None, None)
         return Output(
             tokens, logprobs, finished=reason, stop_id=stop_id, cached_tokens=self._cached_tokens,
-            timings=self._timings(),
+            timings=self._timings(), prompt_logprobs=scored,
         )  # fmt: skip
 
     def _timings(self) -> Timings:

@@ -17,7 +17,7 @@ import msgspec
 
 from penstock.control.request import Request
 from penstock.control.statistics import Statistics
-from penstock.control.step import Failed, Finished, TokenLogprobs
+from penstock.control.step import Failed, Finished, PromptLogprobs, TokenLogprobs
 from penstock.errors import ProtocolError
 from penstock.runtime.facts import ModelInfo, StepReport
 
@@ -80,6 +80,8 @@ class Stepped(Message, frozen=True):
     logprobs: dict[str, TokenLogprobs] = {}
     finished: list[Finished] = []
     failed: list[Failed] = []
+    prompt_logprobs: dict[str, PromptLogprobs] | None = None
+    """Of prompts that this step computed, where asked for."""
     statistics: Statistics | None = None
     """Right after Ready, a few times per second, and whenever the worker goes idle."""
 

@@ -66,6 +66,8 @@ class Worker:
         self.steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
         self.recorder: Recorder | None = None
         self._statistics_due = 0.0
+        self._host_s = 0.0
+        """Spent in the loop since the last report of a step."""
 
     def send(self, message: wire.FromWorker) -> None:
         """Blocks while the front end does not read: better than collecting without bound."""
@@ -102,7 +104,9 @@ class Worker:
                     event = self.events.get_nowait()
                 except queue.Empty:
                     break
+            began = time.monotonic()
             loop.advance()
+            self._host_s += time.monotonic() - began
             if not loop.busy and (updates := loop.replica.take_updates()):
                 self._report(loop, None, updates)
 
@@ -114,7 +118,9 @@ class Worker:
     def _handle(self, loop: Loop, event: Event) -> None:
         match event:
             case Ran(result, started, ended):
+                began = time.monotonic()
                 turn = loop.done(result, started, ended)
+                self._host_s += time.monotonic() - began
                 self._report(loop, turn, turn.updates)
             case wire.Submit(request):
                 try:
@@ -147,19 +153,22 @@ class Worker:
             self._statistics_due = time.monotonic() + STATISTICS_EVERY_S
         self.send(
             wire.Stepped(
-                report=_step_report(turn, len(tokens)) if turn is not None else None,
+                report=_step_report(turn, len(tokens), self._host_s) if turn is not None else None,
                 admitted={one.id: one.cached_tokens for one in turn.step.admit} if turn is not None else {},
                 tokens=tokens, logprobs=logprobs, finished=finished, failed=failed, statistics=statistics,
+                prompt_logprobs=turn.result.prompt_logprobs if turn is not None else None,
             )
         )  # fmt: skip
+        if turn is not None:
+            self._host_s = 0.0
 
 
-def _step_report(turn: Turn, new_tokens: int) -> StepReport:
+def _step_report(turn: Turn, new_tokens: int, host_s: float) -> StepReport:
     step = turn.step
     return StepReport(
         number=step.number, started=turn.started, seconds=turn.ended - turn.started, tokens=step.tokens,
         decoding=step.decoding, prefill_tokens=step.tokens - step.decoding, new_tokens=new_tokens,
-        preemptions=len(step.evict) + len(step.swap_out),
+        preemptions=len(step.evict) + len(step.swap_out), host_seconds=host_s,
     )  # fmt: skip
 
 

@@ -30,6 +30,8 @@ def check_request(request: Request, vocab_size: int) -> None:
     _in_range("min_tokens", sampling.min_tokens, 0, math.inf)
     if sampling.logprobs is not None:
         _in_range("logprobs", sampling.logprobs, 0, vocab_size)
+    if sampling.prompt_logprobs is not None:
+        _in_range("prompt_logprobs", sampling.prompt_logprobs, 0, vocab_size)
     _ids("logit_bias", [token for token, _ in sampling.logit_bias], vocab_size)
     for _, bias in sampling.logit_bias:
         _in_range("logit_bias", bias, -math.inf, math.inf)
