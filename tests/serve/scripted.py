@@ -105,7 +105,8 @@ class ScriptedService:
     def __init__(self, deployment: Deployment, info: ModelInfo = INFO) -> None:
         self.deployment, self.info = deployment, info
         self.state: State = "ready"
-        self.restarts = 0
+        self.restarts = self.recovered = 0
+        self.recovery_s: float | None = None
         self.stalled_s = 0.0
         self.failure: PenstockError | None = None
         self.statistics = Statistics(total_blocks=10, held_blocks=4, free_blocks=5, cached_blocks=1)

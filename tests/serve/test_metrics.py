@@ -8,11 +8,13 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.deployment import Deployment
+from penstock.errors import Overloaded, RequestFailed
+from penstock.observe.definitions import NATIVE
 from penstock.serve.histogram import Histogram
-from penstock.serve.metrics import MAX_FIELD_NAMES, Metrics
+from penstock.serve.metrics import MAX_FIELD_NAMES, MAX_TENANTS, Metrics
 
 from .conftest import Scripted
-from .scripted import ScriptedService, say
+from .scripted import ScriptedService, raising, say
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "metrics.txt"
 TTFT = "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160 640 2560"
@@ -78,6 +80,10 @@ def test_one_request_is_counted_everywhere_it_should_be(scripted: Scripted) -> N
     assert grown(f"vllm:request_queue_time_seconds_count{label}") == 2
     assert abs(grown(f"vllm:request_inference_time_seconds_sum{label}") - 0.01) < 1e-9
     assert after["penstock_requests_in_flight"] == 0
+    assert grown('penstock_tenant_prompt_tokens_total{tenant="anonymous"}') == 8
+    assert grown('penstock_tenant_output_tokens_total{tenant="anonymous"}') == 12
+    assert after['penstock_tenant_requests_waiting{tenant="anonymous"}'] == 0
+    assert after['penstock_tenant_requests_running{tenant="anonymous"}'] == 0
     assert grown('penstock_http_responses_total{route="/v1/completions",status="200"}') == 1
 
 
@@ -98,6 +104,45 @@ def test_refusals_are_counted_by_code(scripted: Scripted) -> None:
     before = scrape(scripted).get(name, 0)
     scripted.complete(model="other")
     assert scrape(scripted)[name] == before + 1
+
+
+def test_what_was_right_and_not_taken_is_a_rejection_and_what_was_wrong_is_not(scripted: Scripted) -> None:
+    def rejected() -> dict[str, float]:
+        return {name: value for name, value in scrape(scripted).items() if name.startswith("penstock_rejections_total")}
+
+    before = rejected()
+    scripted.complete(temperature=9)
+    assert rejected() == before
+    scripted.service.script = raising(Overloaded("full", retry_after_s=1.0))
+    assert scripted.complete().status_code == 429
+    name = 'penstock_rejections_total{reason="server_overloaded"}'
+    assert rejected() == before | {name: before[name] + 1}
+
+
+def test_a_sequence_that_failed_leaves_no_trace_in_its_tenants_gauges(scripted: Scripted) -> None:
+    for after in (b"", b"ab"):
+        scripted.service.script = raising(RequestFailed("no"), after)
+        scripted.complete()
+    now = scrape(scripted)
+    assert now['penstock_tenant_requests_waiting{tenant="anonymous"}'] == 0
+    assert now['penstock_tenant_requests_running{tenant="anonymous"}'] == 0
+
+
+def test_tenants_beyond_the_bound_share_one_label() -> None:
+    metrics = Metrics(ScriptedService(Deployment()), "0")  # type: ignore[arg-type]
+    for number in range(MAX_TENANTS + 50):
+        metrics.entered(f"tenant {number}")
+    assert len(metrics.tenants) == MAX_TENANTS + 1
+    assert metrics.tenants["other"].waiting == 50
+    assert sum(one.waiting for one in metrics.tenants.values()) == MAX_TENANTS + 50
+
+
+def test_native_names_follow_the_rules_of_prometheus() -> None:
+    for one in NATIVE:
+        assert re.fullmatch(r"penstock_[a-z_]+", one.name), one.name
+        assert not one.name.endswith(("_total", "_count", "_sum", "_bucket", "_ms", "_percent")), one.name
+        assert one.text.endswith("."), one.name
+        assert "le" not in one.labels
 
 
 def test_names_that_clients_make_up_cannot_flood_the_labels() -> None:

@@ -2,6 +2,6 @@
 
 Read in this order: `app.py` (what is connected to what), `chat.py` (one endpoint from body to bytes), `generation.py`
 (a prompt becoming tokens becoming text), `answer.py` (one ASGI answer, streamed or whole). The rest is small:
-`schema.py` what may be asked, `errors.py` how refusals look, `edge.py` and `auth.py` who gets in, `metrics.py` what is
+`schema.py` what may be asked, `errors.py` how refusals look, `edge.py` and `auth.py` who gets in, `metrics/` what is
 counted, `server.py` the process around it.
 """

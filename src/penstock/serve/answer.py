@@ -126,7 +126,7 @@ class Answer(Response):
         if error is None:
             return ",".join(sorted({choice.finish_reason or "" for choice in self._generation.choices}))
         answer = wire(error)
-        self._generation.metrics.failed(answer.reason)
+        self._generation.metrics.failed(answer.reason, answer.status)
         if not self._started:
             await _send_json(self._send, answer.status, answer.headers, answer.body)
         else:

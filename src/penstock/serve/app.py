@@ -146,7 +146,7 @@ def _error_handler(metrics: Metrics) -> Callable[[Request, Exception], Awaitable
         if isinstance(error, HTTPException):
             error = _from_routing(request, error)
         answer = wire(error)
-        metrics.failed(answer.reason)
+        metrics.failed(answer.reason, answer.status)
         level = logging.ERROR if answer.status >= 500 else logging.INFO
         log.log(level, "request_id=%s refused %d %s", request.scope.get("request_id"), answer.status, answer.reason)
         response = Response(answer.body, status_code=answer.status)

@@ -26,12 +26,12 @@ class Edge:
     scope['penstock.send'] is the way out past the layers between here and a route: each costs a coroutine per write,
     and an answer that streams writes once per token.
 
-    `on_answer` hears the route's pattern ("" if none matched) and the status of every answer, `on_error` the code of
-    every error that nobody below answered.
+    `on_answer` hears the route's pattern ("" if none matched) and the status of every answer, `on_error` the code
+    and the status of every error that nobody below answered.
     """
 
     def __init__(
-        self, app: ASGIApp, on_answer: Callable[[str, int], None], on_error: Callable[[str], None], *,
+        self, app: ASGIApp, on_answer: Callable[[str, int], None], on_error: Callable[[str, int], None], *,
         local_only: bool = False,
     ) -> None:  # fmt: skip
         """`local_only`: take no Host but loopback names. A server that is open to its own machine must not be open to
@@ -76,7 +76,7 @@ class Edge:
             answer = wire(error)
             if answer.status >= 500:
                 log.error("request_id=%s answered %d %s", scope["request_id"], answer.status, answer.reason)
-            self.on_error(answer.reason)
+            self.on_error(answer.reason, answer.status)
             if not started:
                 headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close")]
                 await send_with_id({"type": "http.response.start", "status": answer.status, "headers": headers})

@@ -75,7 +75,7 @@ class Generation:
     async def _follow(self, choice: Choice, emit: Emit, flush: Flush) -> None:
         """One sequence from submission to its end, counted."""
         metrics = self.metrics
-        metrics.entered()
+        metrics.entered(choice.request.tenant)
         outcome = "failed"
         try:
             async with aclosing(self._outputs(choice.request)) as outputs:
@@ -85,8 +85,8 @@ class Generation:
                         metrics.itl.observe(now - choice.last_at)
                     elif output.tokens:
                         choice.first_at = now
-                        metrics.ttft.observe(now - choice.arrived)
-                        metrics.prompt_tokens += len(choice.request.prompt)
+                        prompt_tokens = len(choice.request.prompt)
+                        metrics.first_token(choice.request.tenant, prompt_tokens, now - choice.arrived)
                     choice.last_at = now
                     piece = choice.take(output)
                     metrics.generated_tokens += len(piece.tokens)
@@ -109,7 +109,7 @@ class Generation:
             outcome, prompt_tokens=len(choice.request.prompt), output_tokens=len(choice.token_ids),
             cached_tokens=choice.cached_tokens, max_tokens=choice.request.max_tokens,
             ttft_s=None if choice.first_at is None else choice.first_at - choice.arrived,
-            total_s=choice.last_at - choice.arrived, timings=choice.timings,
+            total_s=choice.last_at - choice.arrived, timings=choice.timings, tenant=choice.request.tenant,
         )  # fmt: skip
 
     def _outputs(self, request: Request) -> AsyncGenerator[Output, None]:
@@ -124,7 +124,7 @@ class Generation:
                 reserved.enter_context(self.service.reserve(requests, field="n" if self.n > 1 else "prompt"))
             except (Overloaded, Unavailable, InvalidRequest):
                 for choice in self.choices:
-                    self.metrics.entered()
+                    self.metrics.entered(choice.request.tenant)
                     self._left(choice, "refused")
                 raise
             await self._side_by_side(emit, flush)
