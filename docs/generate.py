@@ -1,7 +1,7 @@
-"""Writes the parts of docs/ that follow from the code: the table of keys in deployment.md.
+"""Writes what follows from the code: tables in the pages, the Grafana dashboard and the alert rules under deploy/.
 
 python docs/generate.py          write
-python docs/generate.py --check  exit 1 if a page is out of date
+python docs/generate.py --check  exit 1 if a file is out of date
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from penstock.deployment import keys
+from penstock.observe.alerts import rules
+from penstock.observe.grafana import dashboard
+from penstock.observe.reference import reference
 
-PAGE = Path(__file__).with_name("deployment.md")
-BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
+DOCS = Path(__file__).parent
+DEPLOY = DOCS.parent / "deploy"
 
 
 def table() -> str:
@@ -36,14 +39,30 @@ def takes(kind: object) -> str:
     return names.get(kind, "list" if get_origin(kind) is tuple else str(kind))  # type: ignore[call-overload,no-any-return]
 
 
+def within(page: Path, mark: str, made: str) -> str:
+    """The page with `made` between its marks `<!-- mark: begin -->` and `<!-- mark: end -->`."""
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    return f"{before}{begin}\n{made}\n{end}{rest.split(end)[1]}"
+
+
+def files() -> dict[Path, str]:
+    """Every file that is generated, in whole or in part, as it should be."""
+    return {
+        DOCS / "deployment.md": within(DOCS / "deployment.md", "keys", table()),
+        DOCS / "metrics.md": within(DOCS / "metrics.md", "metrics", reference()),
+        DEPLOY / "grafana-dashboard.json": dashboard(),
+        DEPLOY / "prometheus-alerts.yaml": rules(),
+    }
+
+
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    made = f"{before}{BEGIN}\n{table()}\n{END}{after}"
-    if "--check" in sys.argv:
-        sys.exit(0 if made == text else f"{PAGE.name} is out of date: python docs/generate.py")
-    PAGE.write_text(made, encoding="utf-8")
+    for path, made in files().items():
+        if path.exists() and path.read_text(encoding="utf-8") == made:
+            continue
+        if "--check" in sys.argv:
+            sys.exit(f"{path.name} is out of date: python docs/generate.py")
+        path.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":

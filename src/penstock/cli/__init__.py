@@ -22,6 +22,8 @@ VERBS: Final[dict[str, str]] = {
     "record": "Run a trace through the engine and write down its schedule.",
     "replay": "Run a recorded schedule again in the twin; show the first step that differs.",
     "reproduce": "A paper's numbers beside ours, with tolerance and verdict.",
+    "metrics": "What a server exposes: reference, Grafana dashboard, alert rules.",
+    "doctor": "What is here, what is missing, and whether the model in the box runs.",
     "version": "Print versions of Penstock and of what it runs on.",
 }
 """Verb to summary. The function `verb` in penstock/cli/<verb>.py is the command."""
