@@ -1,15 +1,20 @@
 """From bytes to a checked struct, or a 400 (413, 415) that names the field.
 
-Two passes: JSON to plain data, plain data to the struct. The second knows the bounds, the first is where unknown names
-are seen and where an offending value can be looked up for the message.
+Two passes over the bytes: the first finds the top-level fields and makes nothing of them (unknown names are seen there,
+and an offending value is looked up there for the message); the second makes the struct and knows the bounds. So what
+no field of the struct holds is never made into objects, however large. The cost is bounded by `server.max_body_bytes`:
+8 MB made to be slow take some 0.3 s (tests/serve/test_body.py says which).
 """
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -24,7 +29,13 @@ SomeBody = TypeVar("SomeBody", bound=Body)
 
 MAX_UNKNOWN_NAMES: Final = 64
 """Of one body; those after are ignored uncounted."""
-_MAX_SEARCHED: Final = 10_000
+_MAX_READ_BYTES: Final = 64 * 2**10
+"""Of one field, where it is read beside the struct."""
+_LONG_LISTS: Final = {"messages": 4096, "prompt": 2**20}
+_READ_FIRST: Final = frozenset({*UNSUPPORTED, "n", "tools", "tool_choice"})
+"""What `refuse_unsupported` looks at."""
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_items: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _NUL: Final = b"\\u0000"
 
 _IN_BACKTICKS = re.compile(r"`\$(\[\.\.\.\]|[^`]*)`$")
@@ -69,32 +80,82 @@ def parse_body(raw: bytes, kind: type[SomeBody], on_unknown: Callable[[str], Non
         InvalidRequest: not JSON, a wrong type, a value out of bounds, NUL, half a surrogate pair, or an option that is
             known but not supported.
     """
+    with _no_collection():
+        return _parse(raw, kind, on_unknown)
+
+
+def _parse(raw: bytes, kind: type[SomeBody], on_unknown: Callable[[str], None]) -> SomeBody:
     try:
-        data = msgspec.json.decode(raw)
+        raw.decode()  # what is skipped below has to be text, too
+        fields = _fields.decode(raw)
+        for name in _LONG_LISTS.keys() & fields.keys():
+            _check_length(name, fields[name])
+    except msgspec.ValidationError:
+        raise _no_json(raw, "the top level is not an object") from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise InvalidRequest(
-            field="body", value=raw[:60], why=f"not valid JSON ({error})", remedy="send one JSON object in UTF-8",
-            code="invalid_json",
-        ) from None  # fmt: skip
-    if not isinstance(data, dict):
-        raise InvalidRequest(
-            field="body",
-            value=data,
-            why="the top level is not an object",
-            remedy="send one JSON object",
-            code="invalid_json",
-        )
+        raise _no_json(raw, f"not valid JSON ({error})") from None
     # Without the escaped backslashes, what is left of the escape is one, and not a text that spells it.
     if _NUL in raw and _NUL in raw.replace(b"\\\\", b""):
-        _refuse_nul(data)
-    refuse_unsupported(data)
+        _refuse_nul(fields)
+    refuse_unsupported({name: _value(fields[name]) for name in _READ_FIRST & fields.keys()})
     known = {*kind.__struct_fields__, *UNSUPPORTED}
-    for name in islice((name for name in data if name not in known), MAX_UNKNOWN_NAMES):
+    for name in islice((name for name in fields if name not in known), MAX_UNKNOWN_NAMES):
         on_unknown(name)
     try:
-        return msgspec.convert(data, kind, str_keys=True)
-    except (msgspec.ValidationError, ValueError, OverflowError, RecursionError) as error:
-        raise _explain(str(error), data) from None
+        return cast("SomeBody", _decoder(kind).decode(raw))
+    except msgspec.ValidationError as error:
+        raise _explain(str(error), fields) from None
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+        raise _no_json(raw, f"not valid JSON ({error})") from None
+
+
+def _no_json(raw: bytes, why: str) -> InvalidRequest:
+    return InvalidRequest(
+        field="body", value=raw[:60], why=why, remedy="send one JSON object in UTF-8", code="invalid_json"
+    )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A hostile body is a million small lists, and the collector would walk over all of them again and again."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@cache
+def _decoder(kind: type[Body]) -> msgspec.json.Decoder[Body]:
+    return msgspec.json.Decoder(kind)
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    """A field as plain data; of a large one only how large it is."""
+    if len(memoryview(raw)) > _MAX_READ_BYTES:
+        return f"<{len(memoryview(raw)):,} bytes of JSON>"
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return bytes(memoryview(raw)[:60]).decode("utf-8", "replace")
+
+
+def _check_length(name: str, raw: msgspec.Raw) -> None:
+    """Refuse a list of far too many items while it is still text: made into objects it is twenty times as large."""
+    if len(memoryview(raw)) <= _MAX_READ_BYTES or not (data := bytes(raw)).startswith(b"["):
+        return
+    most, commas = _LONG_LISTS[name], data.count(b",")
+    if commas < most:
+        return
+    flat = b'"' not in data and data.count(b"[") == 1
+    count = commas + 1 if flat else len(_items.decode(data))
+    if count > most:
+        raise InvalidRequest(
+            field=name, value=f"a list of {count}", why=f"at most {most} items are allowed", remedy="fewer items"
+        )
 
 
 def _check_content_type(scope: Scope) -> None:
@@ -124,29 +185,17 @@ def _too_large(size: int, max_bytes: int) -> Refusal:
     )  # fmt: skip
 
 
-def _refuse_nul(data: dict[str, Any]) -> None:
-    """Name the field that holds NUL. There is one: the search is for its name only, and so need not go on for long."""
-    left = _MAX_SEARCHED
-    for name, value in data.items():
-        rest: list[Any] = [name, value]
-        while rest:
-            one = rest.pop()
-            left -= 1
-            if isinstance(one, str) and "\0" in one:
-                raise InvalidRequest(
-                    field=name, value=value, why="it contains NUL", remedy="remove the character U+0000"
-                )
-            if left < 0:
-                raise InvalidRequest(
-                    field="body", value="", why="it contains NUL", remedy="remove the character U+0000"
-                )
-            if isinstance(one, dict):
-                rest += [*islice(one, left + 1), *islice(one.values(), left + 1)]
-            elif isinstance(one, list):
-                rest += islice(one, left + 1)
+def _refuse_nul(fields: dict[str, msgspec.Raw]) -> None:
+    """Name the field that holds NUL; there is one."""
+    for name, raw in fields.items():
+        if "\0" in name or _NUL in bytes(raw).replace(b"\\\\", b""):
+            raise InvalidRequest(
+                field=name, value=_value(raw), why="it contains NUL", remedy="remove the character U+0000"
+            )
+    raise InvalidRequest(field="body", value="", why="it contains NUL", remedy="remove the character U+0000")
 
 
-def _explain(message: str, data: dict[str, Any]) -> InvalidRequest:
+def _explain(message: str, fields: dict[str, msgspec.Raw]) -> InvalidRequest:
     """msgspec says "Expected `int` <= 16 - at `$.n`"; clients get the field, the value they sent and the bound."""
     where = _IN_BACKTICKS.search(message)
     why = (message[: message.rfind(" - at ")] if where else message)[:300]
@@ -161,11 +210,15 @@ def _explain(message: str, data: dict[str, Any]) -> InvalidRequest:
             remedy="give it a value",
             code="missing_required_parameter",
         )
-    value: Any = data
-    for name, index, dots in _STEP.findall(where.group(1) if where else ""):
+    first, *steps = _STEP.findall(where.group(1)) if where else [("", "", "")]
+    value: Any = _value(fields[first[0]]) if first[0] in fields else None
+    for name, index, dots in steps:
         if dots or not isinstance(value, dict | list):
             break
-        value = value.get(name) if name and isinstance(value, dict) else value[int(index)] if index else None
+        if name:
+            value = value.get(name) if isinstance(value, dict) else None
+        else:
+            value = value[int(index)] if isinstance(value, list) and int(index) < len(value) else None
     expected = _EXPECTED.fullmatch(why)
     if expected is None:
         return InvalidRequest(field=path or "body", value=value, why=why, remedy="a value that the API documents")
