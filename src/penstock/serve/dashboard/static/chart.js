@@ -21,8 +21,8 @@ export function ticks(largest, count = 4) {
 
 export class Chart {
   /** series: [{ name, value(sample) -> number or null }]; format: number -> text; floor: smallest top of the y axis. */
-  constructor(parent, { title, unit, series, format, floor, window, top = null, empty = "Waiting for the first request" }) {
-    Object.assign(this, { series, format, floor, window, top, empty, samples: [], at: null });
+  constructor(parent, { title, unit, series, format, floor, windows, top = null, empty = "Waiting for the first request" }) {
+    Object.assign(this, { series, format, floor, windows, top, empty, samples: [], at: null });
     const card = document.createElement("figure");
     card.className = "card chart";
     const head = document.createElement("div");
@@ -81,15 +81,19 @@ export class Chart {
     const levels = ticks(this.top ?? Math.max(this.floor, ...known), 4);
     const largest = levels.at(-1);
     const now = rows.length ? rows.at(-1)[0] : 0;
-    const x = (time) => LEFT + (1 - (now - time) / this.window) * (width - LEFT - RIGHT);
+    const span = rows.length ? now - rows[0][0] : 0;
+    const window = this.windows.find((one) => one >= span) ?? this.windows.at(-1);
+    const mark = window / 4 >= 60 ? 60 : window / 4;
+    const x = (time) => LEFT + (1 - (now - time) / window) * (width - LEFT - RIGHT);
     const y = (value) => HEIGHT - BOTTOM - (value / largest) * (HEIGHT - TOP - BOTTOM);
     for (const level of levels) {
       svg("line", { class: level ? "grid" : "axis", x1: LEFT, x2: width - RIGHT, y1: y(level), y2: y(level) }, this.svg);
       svg("text", { x: LEFT - 7, y: y(level) + 4, "text-anchor": "end" }, this.svg, this.format(level));
     }
-    for (let back = 0; back <= this.window; back += 60) {
+    for (let back = 0; back < window; back += mark) {
       const place = { x: x(now - back), y: HEIGHT - 6, "text-anchor": back === 0 ? "end" : "middle" };
-      if (back < this.window) svg("text", place, this.svg, back === 0 ? "now" : `−${back / 60} min`);
+      const text = back % 60 === 0 ? `−${back / 60} min` : `−${back} s`;
+      svg("text", place, this.svg, back === 0 ? "now" : text);
     }
     if (!known.length) {
       svg("text", { class: "waiting", x: (width + LEFT) / 2, y: HEIGHT / 2 }, this.svg, this.empty);

@@ -10,6 +10,11 @@ export function short(value) {
   return trim(value);
 }
 
+/** 2048 -> "2,048"; from 100,000 on as `short` */
+export function count(value) {
+  return value < 1e5 ? Math.round(value).toLocaleString("en") : short(value);
+}
+
 /** Seconds -> "850 µs", "12 ms", "1.5 s", "3 min" */
 export function seconds(value) {
   if (value === 0) return "0 s";

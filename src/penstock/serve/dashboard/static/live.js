@@ -2,10 +2,10 @@
 
 import { call } from "/dashboard/api.js";
 import { Chart } from "/dashboard/chart.js";
-import { percent, seconds, short } from "/dashboard/format.js";
+import { count, percent, seconds, short } from "/dashboard/format.js";
 
 const EVERY_MS = 1000;
-const WINDOW_S = 300;
+const WINDOWS_S = [60, 120, 300]; // what is drawn: the shortest that holds all samples, else the longest
 const RATE_S = 5; // rates are over the last 5 s
 const QUANTILE_S = 30; // quantiles over the answers of the last 30 s
 
@@ -59,7 +59,7 @@ function sample() {
 }
 
 function makeCharts(parent) {
-  const common = { window: WINDOW_S, format: short };
+  const common = { windows: WINDOWS_S, format: short };
   return [
     new Chart(parent, { ...common, title: "Throughput", unit: "tokens/s", floor: 10, series: [
       { name: "output", value: (one) => one.output }, { name: "prompt", value: (one) => one.prompt }] }),
@@ -80,11 +80,10 @@ function showTiles(now, last) {
   const cachedShare = now.totals.prompt_tokens ? now.totals.cached_tokens / now.totals.prompt_tokens : 0;
   const tiles = [
     ["Output", last.output === null ? "–" : short(last.output), "tokens/s"],
-    ["Running", String(now.running), `of ${now.model.max_seqs}`],
-    ["Waiting", String(now.queue.requests), `of ${short(now.queue.max_requests)}`],
-    ["KV in use", percent(last.held), `of ${short(now.kv.total * now.kv.block_tokens)} tokens`],
-    ["First token", last.ttft[0] === null ? "–" : seconds(last.ttft[0]), "median"],
-    ["Answered", short(now.totals.finished), "sequences"],
+    ["Running", count(now.running), `of ${count(now.model.max_seqs)}`],
+    ["Waiting", count(now.queue.requests), `of ${count(now.queue.max_requests)}`],
+    ["KV in use", percent(last.held), `of ${count(now.kv.total * now.kv.block_tokens)} tokens`],
+    ["First token", last.ttft[0] === null ? "–" : seconds(last.ttft[0]), "median of 30 s"],
     ["From cache", percent(cachedShare), "of prompt tokens"],
   ];
   byId("tiles").replaceChildren(
@@ -93,7 +92,7 @@ function showTiles(now, last) {
       tile.className = "tile";
       const [term, figure, small] = ["dt", "dd", "small"].map((tag) => document.createElement(tag));
       term.textContent = name;
-      small.textContent = ` ${unit}`;
+      small.textContent = unit;
       figure.append(value, small);
       tile.append(term, figure);
       return tile;
@@ -111,8 +110,8 @@ function showTenants(now) {
   byId("tenants-empty").hidden = now.tenants.length > 0;
   byId("tenants").hidden = now.tenants.length === 0;
   byId("queue-bound").textContent =
-    `${now.queue.requests} of ${short(now.queue.max_requests)} requests, ` +
-    `${short(now.queue.prompt_tokens)} of ${short(now.queue.max_prompt_tokens)} prompt tokens wait`;
+    `${count(now.queue.requests)} of ${count(now.queue.max_requests)} requests, ` +
+    `${count(now.queue.prompt_tokens)} of ${short(now.queue.max_prompt_tokens)} prompt tokens wait`;
   byId("tenants").tBodies[0].replaceChildren(
     ...now.tenants.map((one, index) => {
       const row = document.createElement("tr");
@@ -135,7 +134,7 @@ function showState(state, model) {
   pill.textContent = state;
   if (model) {
     byId("model").textContent =
-      `${model.name} · ${short(model.parameters)} parameters · ${model.dtype} · ${short(model.context)} tokens of context`;
+      `${model.name} · ${short(model.parameters)} parameters · ${model.dtype} · ${count(model.context)} tokens of context`;
     document.title = `${model.name} · Penstock`;
   }
 }
@@ -156,7 +155,7 @@ export async function watch() {
       history.push(now);
       history = history.filter((one) => now.time - one.time <= QUANTILE_S + 5);
       samples.push(sample());
-      samples = samples.filter((one) => now.time - one.time <= WINDOW_S && one.time <= now.time);
+      samples = samples.filter((one) => now.time - one.time <= WINDOWS_S.at(-1) && one.time <= now.time);
       showState(now.state, now.model);
       showTiles(now, samples.at(-1));
       showTenants(now);
