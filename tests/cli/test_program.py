@@ -156,8 +156,8 @@ def test_the_start_log_accounts_for_each_phase_and_ends_with_the_url_and_a_curl(
 def test_an_idle_server_with_the_model_in_the_box_stays_below_700_megabytes(server: Serving) -> None:
     front_end = psutil.Process(server.process.pid)
     processes = [front_end, *front_end.children(recursive=True)]
-    assert len(processes) == 2
-    assert sum(process.memory_info().rss for process in processes) < 700e6
+    assert len(processes) == 3  # the worker is a fork of one that holds no more than it shares
+    assert sum(process.memory_full_info().pss for process in processes) < 700e6
 
 
 def test_the_printed_curl_body_is_answered(server: Serving) -> None:

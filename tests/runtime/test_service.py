@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -80,7 +79,7 @@ def test_phases_and_steps_and_statistics_are_told(deployment: Make, worker: Make
         steps: list[int] = []
         service.on_step.append(lambda report: steps.append(report.number))
         await tokens(service, request(max_tokens=5))
-        assert phases == ["start worker", "script"]
+        assert phases == ["start worker", "script", "take up work"]
         assert steps == sorted(set(steps))
         assert len(steps) >= 5
         assert service.statistics.finished == 1
@@ -254,11 +253,11 @@ def test_a_request_that_arrives_while_the_worker_is_replaced_waits_for_it(deploy
 def test_nothing_is_sent_to_a_worker_whose_socket_has_ended(
     deployment: Make, worker: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reap, may_reap = WorkerProcess._reap, threading.Event()
+    reap, may_reap = WorkerProcess._reap, asyncio.Event()
 
-    def reap_later(process: WorkerProcess) -> str:
-        may_reap.wait(30)
-        return reap(process)
+    async def reap_later(process: WorkerProcess) -> None:
+        await may_reap.wait()
+        await reap(process)
 
     monkeypatch.setattr(WorkerProcess, "_reap", reap_later)
 

@@ -33,7 +33,7 @@ def calibrate(
     ~/.config/penstock/hardware, or to PENSTOCK_HARDWARE_DIR. Nothing else should run meanwhile.
     """
     from penstock.errors import BadInput
-    from penstock.runtime.process import environment
+    from penstock.runtime.launch import environment
 
     if dtype not in ("float32", "bfloat16"):
         raise BadInput(field="--dtype", value=dtype, why="the engine computes in two types", remedy="float32, bfloat16")

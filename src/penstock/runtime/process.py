@@ -1,4 +1,4 @@
-"""One worker process and its socket, as the front end holds them. Supervision is the service's (runtime/service.py).
+"""One worker process and its socket, as the front end holds them. Supervision is the supervisor's (supervisor.py).
 
 The worker inherits one end of a socket pair and nothing else, so end of file on ours means that it is gone, however it
 died; and it ends itself when it sees end of file on its own. No port, no file, no name that another user could open.
@@ -9,75 +9,59 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from penstock.errors import ProtocolError
 from penstock.runtime import wire
+from penstock.runtime.launch import Child, Launcher, OnMark
+
+REAP_S: Final = 2.0
+"""A worker whose socket has ended gets this long to end itself."""
 
 _log = logging.getLogger("penstock.runtime")
-
-COMMAND: Final = (sys.executable, "-m", "penstock.runtime.worker")
-
-# How OpenMP's threads wait between the parts of a step: spin for some 10 us, then sleep. Asleep at once, every part
-# pays a wake-up; spinning on, they take the cores that front end and control need. Model in the box over HTTP on two
-# cores that nobody else uses, 1 and 32 clients, total tokens/s: asleep 1,638 and 7,806; this 3,563 and 9,023; spinning
-# 3,775 and 10,048. On two busy cores, 16 sequences: spinning 57 to 159 output tokens/s, asleep 775 to 2,236.
-_WAITING: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
-
-
-def environment() -> dict[str, str]:
-    """The worker's: ours, unless the user has said how threads wait."""
-    mine = dict(os.environ)
-    return mine if mine.keys() & _WAITING.keys() else mine | _WAITING
 
 
 class WorkerProcess:
     """A running worker. Make one with `spawn`; `exited` is done when it is gone."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], on_message: Callable[[wire.FromWorker], None],
-        on_lost: Callable[[], None],
-    ) -> None:  # fmt: skip
+        self, child: Child, on_message: Callable[[wire.FromWorker], None], on_lost: Callable[[], None]
+    ) -> None:
         self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Result: how it ended, in words."""
-        self._process = process
+        self._child = child
         self._on_message, self._on_lost = on_message, on_lost
         self._transport: asyncio.WriteTransport | None = None
 
     @classmethod
     async def spawn(
-        cls, command: Sequence[str], on_message: Callable[[wire.FromWorker], None], on_lost: Callable[[], None]
-    ) -> WorkerProcess:
-        """Start `command --fd N`. `on_message` is called in this event loop with each message, in order.
+        cls, launcher: Launcher, on_message: Callable[[wire.FromWorker], None], on_lost: Callable[[], None],
+        on_mark: OnMark,
+    ) -> WorkerProcess:  # fmt: skip
+        """Start one. `on_message` is called in this event loop with each message, in order.
 
         `on_lost` is called when the socket has ended: nothing reaches it any more; how it ended, `exited` tells later.
 
-        Raises OSError if the command cannot be run.
+        Raises OSError if it cannot be started.
         """
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                process = subprocess.Popen(
-                    [*command, "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                    env=environment(),
-                )  # fmt: skip
-            except OSError:
-                ours.close()
-                raise
-        worker = cls(process, on_message, on_lost)
+        try:
+            with theirs:
+                child = await launcher.launch(theirs, on_mark)
+        except BaseException:
+            ours.close()
+            raise
+        worker = cls(child, on_message, on_lost)
         transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: _Link(worker), sock=ours)
         worker._transport = transport
         return worker
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._child.pid
 
     def send(self, message: wire.ToWorker) -> None:
         """Queue a message; a worker that is gone gets none, as `exited` will tell. Raises ProtocolError: too long."""
@@ -87,8 +71,7 @@ class WorkerProcess:
 
     def signal(self, number: signal.Signals) -> None:
         """To a worker that is gone already, this does nothing."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+        self._child.signal(number)
 
     def kill(self) -> None:
         """Now, and without reading what it still has to say."""
@@ -110,20 +93,20 @@ class WorkerProcess:
 
     def _lost(self) -> None:
         self._on_lost()
-        reaping = asyncio.get_running_loop().run_in_executor(None, self._reap)
-        reaping.add_done_callback(lambda reaped: self.exited.set_result(reaped.result()))
+        self._reaping = asyncio.create_task(self._reap(), name="penstock worker reaper")
 
-    def _reap(self) -> str:
-        try:
-            code = self._process.wait(timeout=2.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()  # it closed its socket, or sent nonsense, and lives on
-            code = self._process.wait()
-        if code >= 0:
-            return f"exit code {code}"
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(-code).name}"
-        return f"killed by signal {-code}"
+    async def _reap(self) -> None:
+        code = await self._child.reap(REAP_S)
+        if not self.exited.done():
+            self.exited.set_result(_in_words(code))
+
+
+def _in_words(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(-code).name}"
+    return f"killed by signal {-code}"
 
 
 class _Link(asyncio.Protocol):

@@ -28,7 +28,7 @@ from penstock.errors import InvalidRequest, PenstockError, RequestFailed, Unavai
 from penstock.runtime import wire
 from penstock.runtime.admission import Admission
 from penstock.runtime.facts import ModelInfo, Output, State, StepReport, Timings
-from penstock.runtime.process import COMMAND
+from penstock.runtime.launch import Launcher, launcher_for
 from penstock.runtime.stream import Stream
 from penstock.runtime.supervisor import OnPhase, Supervisor
 
@@ -46,7 +46,7 @@ _log = logging.getLogger("penstock.runtime")
 class Service:
     """One replica, served. Make one with `start`; all methods belong to that event loop."""
 
-    def __init__(self, deployment: Deployment, on_phase: OnPhase | None, command: Sequence[str]) -> None:
+    def __init__(self, deployment: Deployment, on_phase: OnPhase | None, launcher: Launcher) -> None:
         self.deployment = deployment
         self.on_step: list[OnStep] = []
         """Called with each step's report."""
@@ -56,7 +56,7 @@ class Service:
         """Set when the service has given up or was closed."""
         queue = deployment.server.queue
         self.admission = Admission(max_requests=queue.max_requests, max_prompt_tokens=queue.max_prompt_tokens)
-        self._supervisor = Supervisor(deployment, command, self, on_phase)
+        self._supervisor = Supervisor(deployment, launcher, self, on_phase)
         self._streams: dict[str, Stream] = {}
         self._leaving: set[str] = set()
         """Cancelled here, and the worker has not said so yet: these ids are still taken."""
@@ -69,19 +69,21 @@ class Service:
 
     @classmethod
     async def start(
-        cls, deployment: Deployment, on_phase: OnPhase | None = None, *, command: Sequence[str] = COMMAND
-    ) -> Self:
+        cls, deployment: Deployment, on_phase: OnPhase | None = None, *, command: Sequence[str] | None = None,
+        launcher: Launcher | None = None,
+    ) -> Self:  # fmt: skip
         """Start the worker and return when it can take requests.
 
         Args:
             on_phase: called with (name, seconds, detail) as each phase of starting ends, also on later restarts.
-            command: what to run as the worker; `--fd N` is appended.
+            command: what to run as the worker, with `--fd N` appended; None: the engine's.
+            launcher: starts workers in place of that; closed with the service.
 
         Raises:
             BadInput: the worker refused the deployment or the model, as its own error says.
             PenstockError: the worker could not start.
         """
-        service = cls(deployment, on_phase, command)
+        service = cls(deployment, on_phase, launcher or launcher_for(command))
         try:
             await service._supervisor.start()
         except BaseException:
@@ -173,6 +175,18 @@ class Service:
             for id in ids & self._reserved:
                 self.admission.gone(id, time.monotonic())
             self._reserved -= ids
+
+    def reset_prefix_cache(self) -> None:
+        """Requests that come later find no KV of those before. A worker that is being replaced has none anyway.
+
+        Raises InvalidRequest: the schedule is being recorded, and a replay of it would not know of this.
+        """
+        if self.deployment.server.record is not None:
+            raise InvalidRequest(
+                field="server.record", value=self.deployment.server.record, why="a recorded schedule has no such event",
+                remedy="a server that records nothing",
+            )  # fmt: skip
+        self._supervisor.send(wire.ForgetPrefixes())
 
     async def drain(self, timeout_s: float) -> int:
         """Refuse new requests, let the running ones finish within `timeout_s`, end the rest with Unavailable.

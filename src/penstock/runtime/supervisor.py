@@ -2,9 +2,10 @@
 
     starting -> ready <-> restarting -> stopped
 
-A worker ends by itself, by a signal, or here, when requests are in flight and no step was made for
-`server.step_deadline`. Another is started at once, with a back-off only while workers end before their first step.
-What happens to the requests is their owner's business (`Owner`, which is runtime/service.py).
+A worker ends by itself, by a signal, or here, when it is stuck: requests are in flight and no step was made for
+`server.step_deadline`, or for far longer than any step took while the process did not even compute. Another is started
+at once, with a back-off only while workers get nothing done. What happens to the requests is their owner's business
+(`Owner`, which is runtime/service.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
 from penstock.deployment import Deployment
@@ -22,11 +22,16 @@ from penstock.runtime import wire
 from penstock.runtime.facts import ModelInfo
 from penstock.runtime.facts import OnPhase as OnPhase
 from penstock.runtime.failures import revive
+from penstock.runtime.launch import Launcher
+from penstock.runtime.liveness import QUIET_S, SLOWEST_STEPS, Liveness
 from penstock.runtime.process import WorkerProcess
 
 MAX_FRUITLESS_WORKERS: Final = 5
-"""This many in a row that ended before their first step, and no other is started."""
+"""This many in a row that got nothing done, and no other is started."""
+SETTLED_S: Final = 1.0
+"""A worker that had nothing to do and was ready for this long did its work."""
 BACK_OFF_S: Final = (0.0, 0.5, 1.0, 2.0, 4.0)
+POLL_S: Final = 1.0
 MIN_PATIENCE_S: Final = 60.0
 """A replacement may take this long to start, or ten times what the last one took."""
 LAST_DUMP_S: Final = 0.5
@@ -58,7 +63,7 @@ class Supervisor:
     """One worker at a time. Make it in an event loop, then `start`."""
 
     def __init__(
-        self, deployment: Deployment, command: Sequence[str], owner: Owner, on_phase: OnPhase | None = None
+        self, deployment: Deployment, launcher: Launcher, owner: Owner, on_phase: OnPhase | None = None
     ) -> None:
         self.state: Literal["starting", "ready", "restarting", "stopped"] = "starting"
         self.info: ModelInfo | None = None
@@ -72,12 +77,17 @@ class Supervisor:
         """Why it gave up."""
         self.progress = time.monotonic()
         """When the worker was last known to be alive and advancing; the owner moves it on when work begins."""
-        self._deployment, self._command, self._owner, self._on_phase = deployment, command, owner, on_phase
+        self._deployment, self._launcher, self._owner, self._on_phase = deployment, launcher, owner, on_phase
         self._worker: WorkerProcess | None = None
         self._ready = asyncio.Event()
         self._last_words: PenstockError | None = None
         self._steps = 0
-        self._spawned: float | None = None
+        self._slowest_s = 0.0
+        """The longest step so far, of any worker."""
+        self._ready_at: float | None = None
+        """Of this worker."""
+        self._untold = 0.0
+        """Up to when the time of starting has been told in phases."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -101,6 +111,7 @@ class Supervisor:
         if self._worker is not None:
             await self._worker.stop()
             self._worker = None
+        await self._launcher.close()
 
     @property
     def pid(self) -> int | None:
@@ -116,21 +127,16 @@ class Supervisor:
         fruitless = 0
         died = time.monotonic()
         while True:
-            self._ready.clear()
-            self._last_words, self._steps, self._spawned = None, 0, time.monotonic()
-            try:
-                self._worker = await WorkerProcess.spawn(self._command, self._received, self._lost)
-            except OSError as error:
-                return self._give_up(PenstockError(f"the worker process cannot be started: {error}"))
-            ending = await self._attend(self._worker, died)
+            ending = await self._one_worker(died)
             died = time.monotonic()
-            pid, self._worker = self._worker.pid, None
+            pid, self._worker = self._worker.pid if self._worker is not None else 0, None
             cause = f"{ending}; {self._last_words}" if self._last_words is not None else ending
             if self.info is None:
                 return self._give_up(self._last_words or PenstockError(f"the worker ended while it started: {ending}"))
             self.state = "restarting"
             requests, given_up = self._owner.worker_gone()
-            fruitless = 0 if self._steps or given_up else fruitless + 1
+            idle = not requests and self._ready_at is not None and died - self._ready_at >= SETTLED_S
+            fruitless = 0 if self._steps or given_up or idle else fruitless + 1
             if fruitless >= MAX_FRUITLESS_WORKERS:
                 return self._give_up(
                     PenstockError(f"{fruitless} workers in a row ended before their first step, the last by: {cause}")
@@ -142,20 +148,28 @@ class Supervisor:
             )  # fmt: skip
             await asyncio.sleep(BACK_OFF_S[min(fruitless, len(BACK_OFF_S) - 1)])
 
-    async def _attend(self, worker: WorkerProcess, died: float) -> str:
-        """Let the worker load its engine and watch its steps until it ends. Returns how it ended."""
-        began = time.monotonic()
-        worker.send(wire.Start(self._deployment.model_dump(mode="json")))
-        ready: asyncio.Future[bool] = asyncio.create_task(self._ready.wait())
-        futures: set[asyncio.Future[bool] | asyncio.Future[str]] = {ready, worker.exited}
+    async def _one_worker(self, died: float) -> str:
+        """Start one and watch it to its end. Returns how it ended."""
+        self._ready.clear()
+        self._last_words, self._steps, self._ready_at = None, 0, None
+        began = self._untold = time.monotonic()
         patience_s = max(MIN_PATIENCE_S, 10 * self.start_s) if self.restarts else None
         try:
-            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED, timeout=patience_s)
-        finally:
-            ready.cancel()
-        if not self._ready.is_set():
-            worker.signal(signal.SIGKILL)
-            return await worker.exited
+            async with asyncio.timeout(patience_s):
+                self._worker = worker = await WorkerProcess.spawn(
+                    self._launcher, self._received, self._lost, self._phase
+                )
+                self._phase("start worker", time.monotonic(), "a process of its own")
+                worker.send(wire.Start(self._deployment.model_dump(mode="json"), restart=self.info is not None))
+                if not await self._is_ready(worker):
+                    return await worker.exited
+        except OSError as error:
+            return f"it cannot be started: {error}"
+        except TimeoutError:
+            if self._worker is not None:
+                self._worker.signal(signal.SIGKILL)
+                await self._worker.exited
+            return f"it was not ready within {patience_s:g} s"
         self.start_s = time.monotonic() - began
         if self.restarts:
             self.recovery_s = time.monotonic() - died
@@ -164,12 +178,35 @@ class Supervisor:
                 self.recovery_s, len(self._owner.in_worker()),
                 extra={"worker_pid": worker.pid, "seconds": self.recovery_s},
             )  # fmt: skip
+        await self._watch(worker)
+        return await worker.exited
+
+    async def _is_ready(self, worker: WorkerProcess) -> bool:
+        """Wait until it is ready (True) or gone."""
+        ready: asyncio.Future[bool] = asyncio.create_task(self._ready.wait())
+        futures: set[asyncio.Future[bool] | asyncio.Future[str]] = {ready, worker.exited}
+        try:
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        return self._ready.is_set()
+
+    async def _watch(self, worker: WorkerProcess) -> None:
+        """Return when it has ended, which is arranged here if it is stuck."""
         deadline_s = self._deployment.server.step_deadline
+        poll_s = min(max(deadline_s / 4, 0.05), POLL_S)
+        alive = Liveness(worker.pid)
         while not worker.exited.done():
-            await asyncio.wait({worker.exited}, timeout=min(max(deadline_s / 4, 0.05), 5.0))
-            if time.monotonic() - self.progress > deadline_s and (ids := self._owner.in_worker()):
+            looked = time.monotonic()
+            await asyncio.wait({worker.exited}, timeout=poll_s)
+            now = time.monotonic()
+            if now - looked > poll_s + POLL_S:
+                self.progress = now  # this process stood still: what the worker sent meanwhile is still to be read
+            quiet_s = now - self.progress
+            ids = self._owner.in_worker() if quiet_s > poll_s else []
+            rests = alive.rests_for(now, working=bool(ids))
+            if ids and (quiet_s > deadline_s or min(quiet_s, rests) > max(QUIET_S, SLOWEST_STEPS * self._slowest_s)):
                 await self._end_stuck(worker, ids)
-        return worker.exited.result()
 
     async def _end_stuck(self, worker: WorkerProcess, ids: list[str]) -> None:
         _log.error(
@@ -179,6 +216,7 @@ class Supervisor:
             extra={"worker_pid": worker.pid, "request_ids": ids, "step": self._steps},
         )  # fmt: skip
         worker.signal(signal.SIGUSR1)
+        worker.signal(signal.SIGCONT)  # one that was stopped cannot write them either
         await asyncio.wait({worker.exited}, timeout=LAST_DUMP_S)
         worker.signal(signal.SIGKILL)
         await worker.exited
@@ -194,25 +232,26 @@ class Supervisor:
                 if message.report is not None:
                     self.progress = time.monotonic()
                     self._steps += 1
+                    self._slowest_s = max(self._slowest_s, message.report.seconds)
                 self._owner.received(message)
             case wire.Refused() | wire.Admitted():
                 self._owner.received(message)
-            case wire.Phase(name, seconds, detail):
-                self._phase(name, seconds, detail)
+            case wire.Phase(name, ended, detail):
+                self._phase(name, ended, detail)
             case wire.Ready(info):
-                self.info, self.state, self.progress = info, "ready", time.monotonic()
+                self.info, self.state = info, "ready"
+                self.progress = self._ready_at = time.monotonic()
+                self._phase("take up work", self.progress, "")
                 self._owner.worker_ready()
                 self._ready.set()
             case wire.Failure():
                 self._last_words = revive(message)
 
-    def _phase(self, name: str, seconds: float, detail: str) -> None:
-        if self._on_phase is None:
-            return
-        if self._spawned is not None:
-            self._on_phase("start worker", time.monotonic() - self._spawned - seconds, "a process of its own")
-            self._spawned = None
-        self._on_phase(name, seconds, detail)
+    def _phase(self, name: str, ended: float, detail: str) -> None:
+        """`ended`: on the monotonic clock. It began when the last one ended."""
+        seconds, self._untold = ended - self._untold, ended
+        if self._on_phase is not None:
+            self._on_phase(name, seconds, detail)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -1,6 +1,6 @@
 """What front end and worker say to each other: typed messages in length-prefixed msgpack frames.
 
-    front end -> worker    Start, Submit, Cancel
+    front end -> worker    Start, Submit, Cancel, ForgetPrefixes
     worker -> front end    Phase, Ready, Admitted, Stepped, Refused, Failure
 
 A frame is 4 bytes of length (big-endian), then that many bytes of msgpack. Bytes become exactly the types below or a
@@ -36,6 +36,8 @@ class Start(Message, frozen=True):
 
     deployment: dict[str, Any]
     """As `Deployment.model_dump(mode="json")` writes it."""
+    restart: bool = False
+    """It takes the place of another."""
 
 
 class Submit(Message, frozen=True):
@@ -50,11 +52,16 @@ class Cancel(Message, frozen=True):
     id: str
 
 
+class ForgetPrefixes(Message, frozen=True):
+    """Requests that come later find no KV of those before."""
+
+
 class Phase(Message, frozen=True):
-    """One phase of starting is done."""
+    """One phase of starting is done. It began where the one before ended, so that no time goes unlogged."""
 
     name: str
-    seconds: float
+    ended: float
+    """Of the monotonic clock, which all processes of a machine share."""
     detail: str
 
 
@@ -108,7 +115,7 @@ class Failure(Message, frozen=True):
     remedy: str = ""
 
 
-ToWorker = Start | Submit | Cancel
+ToWorker = Start | Submit | Cancel | ForgetPrefixes
 FromWorker = Phase | Ready | Admitted | Stepped | Refused | Failure
 
 Incoming = TypeVar("Incoming")

@@ -35,6 +35,7 @@ from penstock.runtime import wire
 from penstock.runtime.build import Built, OnPhase, build
 from penstock.runtime.facts import StepReport
 from penstock.runtime.failures import describe
+from penstock.runtime.forkserver import serve_forks
 from penstock.runtime.local import Loop, Turn
 from penstock.runtime.parent import die_with_parent
 from penstock.runtime.record import Recorder, free_name, recorder_for
@@ -130,6 +131,8 @@ class Worker:
                     self.send(wire.Refused(request.id, error.field, value, error.why, error.remedy, error.code))
             case wire.Cancel(id):
                 loop.cancel(id)
+            case wire.ForgetPrefixes():
+                loop.replica.forget_prefixes()
             case wire.Start():
                 raise ProtocolError("a worker is started once")
 
@@ -182,7 +185,7 @@ def serve(link: socket.socket, builder: Builder) -> None:
     deployment = Deployment.parse(start.deployment)
     built = builder(
         deployment,
-        lambda name, seconds, detail: worker.send(wire.Phase(name, seconds, detail)),
+        lambda name, seconds, detail: worker.send(wire.Phase(name, time.monotonic(), detail)),
     )
     if deployment.server.record is not None:
         worker.recorder = _recorder(deployment, built)
@@ -229,20 +232,38 @@ def _last_words(send: Callable[[wire.FromWorker], None], error: BaseException) -
 
 
 def main(arguments: Sequence[str] | None = None, builder: Builder = build) -> None:
-    """Entry point; `builder` makes replica and executor. Signals for the group are the front end's to handle."""
+    """Entry point; `builder` makes replica and executor."""
     parser = argparse.ArgumentParser(prog="penstock.runtime.worker", description="Started by the front end.")
-    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the front end")
-    link = socket.socket(fileno=parser.parse_args(arguments).fd)
-    link.set_inheritable(False)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--fd", type=int, help="inherited socket to the front end")
+    how.add_argument("--fork-server", type=int, help="inherited socket on which forks are asked for")
+    given = parser.parse_args(arguments)
     die_with_parent()  # Elsewhere than on Linux, end of file on the socket does it.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    if given.fd is not None:
+        work(given.fd, builder)
+    else:
+        _ignore_signals()
+        serve_forks(socket.socket(fileno=given.fork_server), lambda fd: work(fd, builder))
+
+
+def work(fd: int, builder: Builder = build) -> None:
+    """Be a worker until the process ends, which is this call's end."""
+    link = socket.socket(fileno=fd)
+    link.set_inheritable(False)
+    die_with_parent()
+    _ignore_signals()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         serve(link, builder)
     except BaseException as error:  # noqa: BLE001 - last words, then the process ends
         _last_words(lambda message: link.sendall(wire.encode(message)), error)
+
+
+def _ignore_signals() -> None:
+    """Signals for the group are the front end's to handle."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
