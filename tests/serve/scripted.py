@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from penstock.control.request import Request
 from penstock.control.statistics import Statistics
-from penstock.control.step import TokenLogprobs
+from penstock.control.step import PromptLogprobs, TokenLogprobs
 from penstock.deployment import Deployment
 from penstock.engine.token_settings import TokenSettings
 from penstock.errors import PenstockError
@@ -69,7 +69,11 @@ def say(text: str | bytes, *, tokens_per_output: int = 1, stop_id: int | None = 
         stop = stop_id if len(ids) < request.max_tokens and stop_id in request.sampling.stop_ids else None
         if stop is not None:
             ids.append(stop)
-        wanted = request.sampling.logprobs
+        wanted, scored = request.sampling.logprobs, None
+        if (top := request.sampling.prompt_logprobs) is not None:
+            rest = list(request.prompt)[1:]
+            likely = [tuple(((id + k) % 257, -0.25 - k) for k in range(1, top + 1)) for id in rest]
+            scored = PromptLogprobs(1, [-0.25] * len(rest), [1] * len(rest), likely)
         for first in range(0, len(ids), tokens_per_output):
             await asyncio.sleep(0)
             some = tuple(ids[first : first + tokens_per_output])
@@ -82,7 +86,7 @@ def say(text: str | bytes, *, tokens_per_output: int = 1, stop_id: int | None = 
             yield Output(
                 some, logprobs, finished=("stop" if stop is not None else "length") if last else None,
                 stop_id=stop if last else None, cached_tokens=min(3, len(request.prompt)),
-                timings=Timings(0.001, 0.002, 0.003),
+                timings=Timings(0.001, 0.002, 0.003), prompt_logprobs=None if first else scored,
             )  # fmt: skip
 
     return script
@@ -116,6 +120,9 @@ class ScriptedService:
         self.script: Script = say("hello")
         self.calls: list[Request] = []
         self.cancelled: list[str] = []
+        self.resets = 0
+        self.worker_pid: int | None = None
+        self.recovery_s: float | None = None
         self.running = 0
         self.someone_left = threading.Event()
         self.all_left = threading.Event()
@@ -148,6 +155,13 @@ class ScriptedService:
         finally:
             for one in requests:
                 self.admission.gone(one.id, 0.0)
+
+    @property
+    def in_flight(self) -> int:
+        return self.running
+
+    def reset_prefix_cache(self) -> None:
+        self.resets += 1
 
     def step(self, number: int, tokens: int) -> None:
         """Report a step to whoever listens."""

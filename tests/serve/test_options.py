@@ -105,10 +105,100 @@ def test_echo_streams_the_prompt_first(scripted: Scripted) -> None:
     assert stream.choices[0].text == "abchello"
 
 
-def test_echo_with_logprobs_is_refused_for_now(scripted: Scripted) -> None:
-    reply = scripted.complete(echo=True, logprobs=1)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_echo_with_logprobs_scores_the_prompt_too(scripted: Scripted, stream: bool, max_tokens: int) -> None:
+    """As evaluation harnesses read it: four lists over prompt and answer, nothing known of the first token."""
+    reply = scripted.complete(prompt=["é!", [97, EOS, 98]], echo=True, logprobs=1, max_tokens=max_tokens, stream=stream)
+    answer = "hel"[:max_tokens]
+    if stream:
+        read = read_stream(reply.content, n=2, chat=False).choices
+        texts = [read[index].text for index in range(2)]
+        lists = [
+            {
+                key: list(chain.from_iterable(part[key] for part in read[index].logprobs))
+                for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+            }
+            for index in range(2)
+        ]
+    else:
+        choices = reply.json()["choices"]
+        texts, lists = [one["text"] for one in choices], [one["logprobs"] for one in choices]
+        assert reply.json()["usage"]["completion_tokens"] == 2 * max_tokens
+        assert {one["finish_reason"] for one in choices} == {"length"}
+    assert texts == ["é!" + answer, "ab" + answer]
+    assert lists[0]["tokens"] == ["\ufffd", "\ufffd", "!", *answer]
+    assert lists[1]["tokens"] == ["a", "<|end|>", "b", *answer]
+    assert lists[0]["token_logprobs"] == [None, -0.25, -0.25, *[-0.5] * max_tokens]
+    assert lists[0]["top_logprobs"][0] is None
+    assert lists[1]["top_logprobs"][2] == {"c": -1.25, "b": -0.25}
+    assert lists[0]["text_offset"] == [0, 0, 1, 2, 3, 4][: 3 + max_tokens]
+    assert lists[1]["text_offset"] == [0, 1, 1, 2, 3, 4][: 3 + max_tokens]
+    assert {one.sampling.prompt_logprobs for one in scripted.service.calls} == {1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompt_logprobs_by_token_id_with_rank(scripted: Scripted, stream: bool) -> None:
+    expected = [
+        None,
+        {
+            "106": {"logprob": -1.25, "rank": 1, "decoded_token": "j"},
+            "105": {"logprob": -0.25, "rank": 1, "decoded_token": "i"},
+        },
+    ]  # fmt: skip
+    reply = scripted.complete(prompt="hi", prompt_logprobs=1, stream=stream, n=2)
+    if stream:
+        chunks = read_stream(reply.content, n=2, chat=False).chunks
+        shown = [one["prompt_logprobs"] for chunk in chunks for one in chunk["choices"] if "prompt_logprobs" in one]
+    else:
+        shown = [one["prompt_logprobs"] for one in reply.json()["choices"]]
+    assert shown == [expected, expected]
+    reply = scripted.chat(prompt_logprobs=0, stream=stream)
+    body = read_stream(reply.content).chunks[0] if stream else reply.json()
+    assert body["prompt_logprobs"][1] == {"115": {"logprob": -0.25, "rank": 1, "decoded_token": "s"}}
+    assert "prompt_logprobs" not in scripted.chat().json()
+
+
+def test_log_probabilities_of_a_prompt_are_bounded(scripted: Scripted) -> None:
+    reply = scripted.complete(prompt=["x" * 2000] * 10, prompt_logprobs=20)
     assert reply.status_code == 400
-    assert reply.json()["error"]["param"] == "logprobs"
+    assert reply.json()["error"]["param"] == "prompt_logprobs"
+    assert scripted.complete(prompt="x" * 2000, prompt_logprobs=5, stream=True).status_code == 400
+    assert scripted.complete(prompt="x" * 2000, prompt_logprobs=5).status_code == 200
+
+
+def test_nothing_to_generate_needs_an_echo(scripted: Scripted) -> None:
+    assert scripted.complete(max_tokens=0).json()["error"]["param"] == "max_tokens"
+    assert scripted.chat(max_tokens=0).status_code == 400
+    assert scripted.complete(max_tokens=-1, echo=True).status_code == 400
+
+
+def test_special_tokens_are_shown_if_asked_for(scripted: Scripted) -> None:
+    scripted.service.script = say(b"ab", stop_id=None)
+    assert scripted.complete(max_tokens=2).json()["choices"][0]["text"] == "ab"
+
+    async def script(request: Request) -> AsyncIterator[Output]:
+        yield Output((97, EOS, 98), finished="length")
+
+    scripted.service.script = script
+    body = {"ignore_eos": True, "max_tokens": 3}
+    assert scripted.complete(**body).json()["choices"][0]["text"] == "ab"
+    assert scripted.complete(**body, skip_special_tokens=False).json()["choices"][0]["text"] == "a<|end|>b"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_timings_are_in_the_body_on_request(scripted: Scripted, stream: bool) -> None:
+    for reply, chat in (
+        (scripted.complete(timings=True, stream=stream), False),
+        (scripted.chat(timings=True, stream=stream), True),
+    ):
+        body = read_stream(reply.content, chat=chat).chunks[-1] if stream else reply.json()
+        timings = body["timings"]
+        assert (timings["queue_s"], timings["prefill_s"], timings["decode_s"]) == (0.001, 0.002, 0.003)
+        assert timings["mean_gap_s"] == pytest.approx(0.003 / 5)
+        assert timings["first_token_s"] > 0
+        assert (timings["cached_tokens"], timings["completion_tokens"]) == (min(3, timings["prompt_tokens"]), 6)
+    assert "timings" not in scripted.complete().json()
 
 
 def test_an_ordinary_stop_id_ends_the_text_before_it_and_is_named(scripted: Scripted) -> None:

@@ -87,7 +87,10 @@ class Answer(Response):
 
     async def _whole(self) -> None:
         await self._generation.run(_nothing, _pause)
-        body = self._form.whole(self._generation)
+        if any(choice.prompt_logprobs is not None for choice in self._generation.choices):
+            body = await asyncio.to_thread(self._form.whole, self._generation)  # may be megabytes
+        else:
+            body = self._form.whole(self._generation)
         await _send_json(self._send, 200, ((b"content-type", b"application/json"),), body)
 
     def _emit(self, choice: Choice, piece: Piece) -> None:

@@ -15,7 +15,7 @@ from penstock.serve.choice import Choice, Piece
 from penstock.serve.events import ChunkFrame, json_bytes, json_text
 from penstock.serve.front import Call, Front
 from penstock.serve.generation import Generation, Prompt
-from penstock.serve.logprobs import chat_logprobs
+from penstock.serve.logprobs import chat_logprobs, prompt_logprobs
 from penstock.serve.schema import ChatBody, Message
 
 TEMPLATE_KWARGS: Final = frozenset({"enable_thinking", "thinking", "reasoning_effort"})
@@ -39,13 +39,14 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
         call, body, [prompt],
         max_tokens=body.max_completion_tokens if newer else body.max_tokens,
         max_field="max_completion_tokens" if newer else "max_tokens", prompt_field="messages",
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None, prompt_logprobs=body.prompt_logprobs,
     )  # fmt: skip
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     form = ChatFormat(
         front.frame(call, "chatcmpl-", kind, usage=usage), front.tokenizer, choices=len(generation.choices),
         logprobs=bool(body.logprobs), prompt_ids=prompt.ids if body.return_token_ids else None,
+        prompt_top=body.prompt_logprobs, timings=bool(body.timings),
     )  # fmt: skip
     return Answer(generation, form, stream=bool(body.stream), tenant=tenant)
 
@@ -129,11 +130,16 @@ def _content(message: Message, where: str) -> str | None:
 
 
 class ChatFormat:
-    """The chunks of a chat answer, and the whole of one. `prompt_ids` is set if token ids are to be returned."""
+    """The chunks of a chat answer, and the whole of one.
+
+    `prompt_ids` is set if token ids are to be returned, `prompt_top` if log-probabilities of the prompt are.
+    """
 
     def __init__(
-        self, frame: ChunkFrame, tokenizer: Tokenizer, *, choices: int, logprobs: bool, prompt_ids: Sequence[int] | None
-    ) -> None:
+        self, frame: ChunkFrame, tokenizer: Tokenizer, *, choices: int, logprobs: bool,
+        prompt_ids: Sequence[int] | None, prompt_top: int | None = None, timings: bool = False,
+    ) -> None:  # fmt: skip
+        self._prompt_top, self._timings = prompt_top, timings
         self._frame, self._tokenizer, self._logprobs, self._prompt_ids = frame, tokenizer, logprobs, prompt_ids
         self._content = [frame.prefix(index, b',"delta":{"content":') for index in range(choices)]
         self._plain_tail = b'},"logprobs":null,"finish_reason":null' + frame.close
@@ -142,10 +148,10 @@ class ChatFormat:
     def opening(self, choice: Choice) -> bytes:
         """The role, with the first token and not before."""
         role = b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
-        start = self._frame.prefix(choice.index, role)
-        if self._prompt_ids is None:
-            return start + self._frame.close
-        return start + self._frame.close_with(b"prompt_token_ids", self._prompt_ids)
+        fields: dict[str, Any] = {} if self._prompt_ids is None else {"prompt_token_ids": self._prompt_ids}
+        if choice.index == 0:
+            fields |= self._prompt_logprobs(choice)
+        return self._frame.prefix(choice.index, role) + self._frame.close_with(fields)
 
     def piece(self, choice: Choice, piece: Piece) -> bytes:
         """One event; nothing while the text is held back, unless ids or logprobs of the tokens were asked for."""
@@ -162,7 +168,8 @@ class ChatFormat:
         """The finish chunk: an empty delta."""
         reasons = json_bytes(choice.finish_reason) + b',"stop_reason":' + json_bytes(choice.stop_reason)
         start = self._frame.prefix(choice.index, b',"delta":{},"logprobs":null,"finish_reason":')
-        return start + reasons + self._frame.close
+        timings = {"timings": choice.shown_timings()} if self._timings else {}
+        return start + reasons + self._frame.close_with(timings)
 
     def ending(self, generation: Generation) -> bytes:
         return self._frame.ending(generation.usage())
@@ -171,6 +178,9 @@ class ChatFormat:
         fields: dict[str, Any] = {"choices": [self._choice(choice) for choice in generation.choices]}
         if self._prompt_ids is not None:
             fields["prompt_token_ids"] = self._prompt_ids
+        fields |= self._prompt_logprobs(generation.choices[0])
+        if self._timings:
+            fields["timings"] = generation.slowest().shown_timings()
         return self._frame.whole(fields | {"usage": generation.usage()})
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
@@ -182,6 +192,12 @@ class ChatFormat:
             "stop_reason": choice.stop_reason,
         }
         return shown if self._prompt_ids is None else shown | {"token_ids": choice.token_ids}
+
+    def _prompt_logprobs(self, choice: Choice) -> dict[str, Any]:
+        if self._prompt_top is None or choice.prompt_logprobs is None:
+            return {}
+        shown = prompt_logprobs(self._tokenizer, choice.request.prompt, choice.prompt_logprobs, self._prompt_top)
+        return {"prompt_logprobs": shown}
 
     def _logprobs_of(self, piece: Piece) -> dict[str, Any] | None:
         if not self._logprobs:

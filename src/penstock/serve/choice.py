@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.control.request import Request
-from penstock.control.step import TokenLogprobs
+from penstock.control.step import PromptLogprobs, TokenLogprobs
 from penstock.errors import Unavailable
 from penstock.runtime import Detokenizer
 from penstock.runtime.facts import Output, Timings
@@ -30,14 +30,15 @@ class Choice:
 
     __slots__ = (
         "_client_stop_ids", "_detokenizer", "_include_stop", "arrived", "cached_tokens", "finish_reason", "first_at",
-        "index", "last_at", "logprobs", "opened", "prompt_index", "request", "stop_reason", "texts", "timings",
-        "token_ids",
+        "index", "last_at", "logprobs", "opened", "prompt_index", "prompt_logprobs", "request", "silent", "stop_reason",
+        "texts", "timings", "token_ids",
     )  # fmt: skip
 
     def __init__(
         self, *, index: int, prompt_index: int, request: Request, detokenizer: Detokenizer, arrived: float,
-        client_stop_ids: Sequence[int] = (), include_stop: bool = False,
+        client_stop_ids: Sequence[int] = (), include_stop: bool = False, silent: bool = False,
     ) -> None:  # fmt: skip
+        """`silent`: only the prompt is of interest; what the engine makes is dropped."""
         self.index, self.prompt_index, self.request = index, prompt_index, request
         self.arrived = arrived
         self.first_at: float | None = None
@@ -49,7 +50,9 @@ class Choice:
         self.stop_reason: str | int | None = None
         self.cached_tokens = 0
         self.timings: Timings | None = None
+        self.prompt_logprobs: PromptLogprobs | None = None
         self.opened = False
+        self.silent = silent
         self._detokenizer = detokenizer
         self._client_stop_ids = client_stop_ids
         self._include_stop = include_stop
@@ -58,6 +61,21 @@ class Choice:
     def text(self) -> str:
         """All of it so far."""
         return "".join(self.texts)
+
+    def shown_timings(self) -> dict[str, float | int | None]:
+        """Where its time went, in seconds, as the answer tells it; null where nothing is known."""
+        of, first = self.timings, self.first_at
+        gaps = len(self.token_ids) - 1
+        return {
+            "queue_s": None if of is None else round(of.queue_s, 6),
+            "prefill_s": None if of is None else round(of.prefill_s, 6),
+            "first_token_s": None if first is None else round(first - self.arrived, 6),
+            "decode_s": None if of is None else round(of.decode_s, 6),
+            "mean_gap_s": None if of is None or gaps < 1 else round(of.decode_s / gaps, 6),
+            "prompt_tokens": len(self.request.prompt),
+            "cached_tokens": self.cached_tokens,
+            "completion_tokens": len(self.token_ids),
+        }
 
     def take(self, output: Output) -> Piece:
         """Add one output. After it, `finish_reason` says whether the choice is over.
@@ -69,9 +87,14 @@ class Choice:
         logprobs: Sequence[TokenLogprobs] = output.logprobs or ()
         visible = tokens
         self.cached_tokens, self.timings = output.cached_tokens, output.timings
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
         if output.finished is not None:
             if output.finished == "cancelled":
                 raise Unavailable("the request was ended because the server is shutting down", retry_after_s=1.0)
+            if self.silent:
+                self.finish_reason = "length"
+                return Piece("", (), ())
             if output.stop_id is not None and not self._include_stop:
                 visible = tokens[:-1]
         text, used = self._read(visible)

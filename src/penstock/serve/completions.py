@@ -14,7 +14,7 @@ from penstock.serve.choice import Choice, Piece
 from penstock.serve.events import ChunkFrame, json_bytes, json_text
 from penstock.serve.front import Call, Front
 from penstock.serve.generation import Generation, Prompt
-from penstock.serve.logprobs import LegacyLogprobs
+from penstock.serve.logprobs import LegacyLogprobs, prompt_logprobs
 from penstock.serve.schema import CompletionBody
 
 DEFAULT_MAX_TOKENS: Final = 16
@@ -25,20 +25,21 @@ async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer
     """From the body to an answer that runs when it is sent. Raises InvalidRequest, Refusal, Overloaded."""
     call = Call(tenant)
     body, _ = await front.body(request, CompletionBody)
-    if body.echo and body.logprobs is not None:
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
         raise InvalidRequest(
-            field="logprobs", value=body.logprobs, why="log-probabilities of the prompt (echo) are not supported yet",
-            remedy="leave out echo or logprobs", code="unsupported_parameter",
-        )  # fmt: skip
+            field="max_tokens", value=0, why="nothing would be generated", remedy="1 or more, or echo: true"
+        )
     prompts = await _prompts(front, body)
+    scored = [body.prompt_logprobs, body.logprobs if body.echo else None]
     generation = front.generation(
-        call, body, prompts, max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS, max_field="max_tokens",
-        prompt_field="prompt", logprobs=body.logprobs,
+        call, body, prompts, max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        max_field="max_tokens", prompt_field="prompt", logprobs=body.logprobs,
+        prompt_logprobs=max((top for top in scored if top is not None), default=None),
     )  # fmt: skip
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     form = CompletionFormat(
         front.frame(call, "cmpl-", "text_completion", usage=usage), front.tokenizer, generation,
-        echo=bool(body.echo), logprobs=body.logprobs is not None, ids=bool(body.return_token_ids),
+        body=body,
     )  # fmt: skip
     return Answer(generation, form, stream=bool(body.stream), tenant=tenant)
 
@@ -106,21 +107,27 @@ class CompletionFormat:
     """The chunks of a completion, and the whole of one."""
 
     def __init__(
-        self, frame: ChunkFrame, tokenizer: Tokenizer, generation: Generation, *, echo: bool, logprobs: bool, ids: bool
+        self, frame: ChunkFrame, tokenizer: Tokenizer, generation: Generation, *, body: CompletionBody
     ) -> None:
-        self._frame, self._prompts = frame, generation.prompts
-        self._echo, self._ids = echo, ids
+        self._frame, self._tokenizer, self._prompts = frame, tokenizer, generation.prompts
+        self._echo, self._ids, self._timings = bool(body.echo), bool(body.return_token_ids), bool(body.timings)
+        self._top, self._prompt_top = body.logprobs, body.prompt_logprobs
         self._text = [frame.prefix(choice.index, b',"text":') for choice in generation.choices]
-        self._legacy = [LegacyLogprobs(tokenizer) for _ in generation.choices] if logprobs else []
+        self._legacy: list[LegacyLogprobs] = []
+        if body.logprobs is not None:
+            skips = body.skip_special_tokens is not False
+            self._legacy = [LegacyLogprobs(tokenizer, skip_special_tokens=skips) for _ in generation.choices]
         self._plain_tail = b',"logprobs":null,"finish_reason":null' + frame.close
 
     def opening(self, choice: Choice) -> bytes:
-        """With `echo` or `return_token_ids`, the prompt; else nothing."""
-        if not self._echo and not self._ids:
+        """With `echo`, `return_token_ids` or `prompt_logprobs`, what concerns the prompt; else nothing."""
+        if not self._echo and not self._ids and self._prompt_top is None:
             return b""
-        tail = b',"logprobs":null,"finish_reason":null'
+        tail = b',"logprobs":' + json_bytes(self._echoed_logprobs(choice)) + b',"finish_reason":null'
         if self._ids:
             tail += b',"prompt_token_ids":' + json_bytes(choice.request.prompt) + b',"token_ids":[]'
+        if self._prompt_top is not None:
+            tail += b',"prompt_logprobs":' + json_bytes(self._prompt_logprobs(choice))
         return self._text[choice.index] + json_text(self._before(choice)) + tail + self._frame.close
 
     def piece(self, choice: Choice, piece: Piece) -> bytes:
@@ -137,26 +144,48 @@ class CompletionFormat:
     def closing(self, choice: Choice) -> bytes:
         """The finish chunk: empty text."""
         reasons = json_bytes(choice.finish_reason) + b',"stop_reason":' + json_bytes(choice.stop_reason)
-        return self._text[choice.index] + b'"","logprobs":null,"finish_reason":' + reasons + self._frame.close
+        timings = {"timings": choice.shown_timings()} if self._timings else {}
+        start = self._text[choice.index] + b'"","logprobs":null,"finish_reason":'
+        return start + reasons + self._frame.close_with(timings)
 
     def ending(self, generation: Generation) -> bytes:
         return self._frame.ending(generation.usage())
 
     def whole(self, generation: Generation) -> bytes:
         choices = [self._choice(choice) for choice in generation.choices]
-        return self._frame.whole({"choices": choices, "usage": generation.usage()})
+        timings = {"timings": generation.slowest().shown_timings()} if self._timings else {}
+        return self._frame.whole({"choices": choices, "usage": generation.usage()} | timings)
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
+        before = self._echoed_logprobs(choice)
+        logprobs = self._logprobs_of(choice, Piece("", choice.token_ids, choice.logprobs))
+        if before is not None and logprobs is not None:
+            logprobs = {name: before[name] + logprobs[name] for name in before}
         shown: dict[str, Any] = {
             "index": choice.index,
             "text": self._before(choice) + choice.text,
-            "logprobs": self._logprobs_of(choice, Piece("", choice.token_ids, choice.logprobs)),
+            "logprobs": logprobs,
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
         }
         if self._ids:
             shown |= {"prompt_token_ids": choice.request.prompt, "token_ids": choice.token_ids}
+        if self._prompt_top is not None:
+            shown["prompt_logprobs"] = self._prompt_logprobs(choice)
         return shown
+
+    def _echoed_logprobs(self, choice: Choice) -> dict[str, Any] | None:
+        """Of the prompt, where it is echoed and log-probabilities are wanted."""
+        found = choice.prompt_logprobs
+        if not self._echo or self._top is None or found is None:
+            return None
+        return self._legacy[choice.index].of_prompt(choice.request.prompt, self._before(choice), found, self._top)
+
+    def _prompt_logprobs(self, choice: Choice) -> list[dict[str, dict[str, Any]] | None] | None:
+        found = choice.prompt_logprobs
+        if found is None or self._prompt_top is None:
+            return None
+        return prompt_logprobs(self._tokenizer, choice.request.prompt, found, self._prompt_top)
 
     def _before(self, choice: Choice) -> str:
         return self._prompts[choice.prompt_index].text if self._echo else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -12,20 +11,24 @@ _encode = msgspec.json.Encoder().encode
 
 
 def json_bytes(value: Any) -> bytes:
-    """Compact JSON."""
-    return _encode(value)
-
-
-def json_text(text: str) -> bytes:
-    r"""A JSON string that no line-splitting reader cuts in two.
+    r"""Compact JSON that no line-splitting reader cuts in two.
 
     JSON allows U+0085, U+2028 and U+2029 as they are, but some clients split the stream there.
 
-    >>> json_text("a\u2028b")
-    b'"a\\u2028b"'
+    >>> json_bytes(["a\u2028b"])
+    b'["a\\u2028b"]'
     """
+    return _in_one_line(_encode(value))
+
+
+def json_text(text: str) -> bytes:
+    """The same for a string: this is called for every token."""
     encoded = _encode(text)
-    if not text.isascii():
+    return encoded if text.isascii() else _in_one_line(encoded)
+
+
+def _in_one_line(encoded: bytes) -> bytes:
+    if not encoded.isascii():
         for raw, escaped in ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029")):
             if raw in encoded:
                 encoded = encoded.replace(raw, escaped)
@@ -51,9 +54,9 @@ class ChunkFrame:
         """Up to the point where a choice's own text begins; keep it per choice."""
         return self._head + b"%d" % index + opening
 
-    def close_with(self, name: bytes, value: Sequence[int]) -> bytes:
-        """As `close`, with one more field at the top level."""
-        return self.close[:2] + b',"' + name + b'":' + _encode(value) + self.close[2:]
+    def close_with(self, fields: dict[str, Any]) -> bytes:
+        """As `close`, with more fields at the top level."""
+        return self.close[:2] + b"," + json_bytes(fields)[1:-1] + self.close[2:] if fields else self.close
 
     def ending(self, usage: dict[str, Any]) -> bytes:
         """The usage chunk if it was asked for, and [DONE]."""

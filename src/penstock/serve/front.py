@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec.structs import replace
 from starlette.requests import Request as HttpRequest
@@ -15,6 +15,7 @@ from penstock.control.request import Request, Sampling
 from penstock.deployment import Deployment
 from penstock.errors import InvalidRequest
 from penstock.runtime import Detokenizer
+from penstock.serve.auth import KeyRing
 from penstock.serve.body import parse_body, read_body
 from penstock.serve.choice import Choice
 from penstock.serve.errors import Refusal
@@ -28,6 +29,11 @@ from penstock.serve.schema import Body
 if TYPE_CHECKING:
     from penstock.runtime import ChatTemplate, Tokenizer
     from penstock.runtime.service import Service
+
+MAX_ENTRIES: Final = 2**18
+"""Log-probabilities of prompt tokens in one answer: 30 MB of JSON, made off the event loop."""
+MAX_STREAMED_ENTRIES: Final = 2**13
+"""In one stream, where a chunk is made on the loop: some 20 ms."""
 
 SomeBody = TypeVar("SomeBody", bound=Body)
 
@@ -52,9 +58,10 @@ class Front:
         metrics: Metrics,
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
+        keys: KeyRing,
     ) -> None:
         self.service, self.deployment, self.metrics = service, deployment, metrics
-        self.tokenizer, self.template = tokenizer, template
+        self.tokenizer, self.template, self.keys = tokenizer, template, keys
         self.offload = Offload(max_pending=deployment.server.queue.max_requests)
 
     async def body(self, request: HttpRequest, kind: type[SomeBody]) -> tuple[SomeBody, int]:
@@ -90,28 +97,34 @@ class Front:
 
     def generation(
         self, call: Call, body: Body, prompts: Sequence[Prompt], *, max_tokens: int | None, max_field: str,
-        prompt_field: str, logprobs: int | None,
+        prompt_field: str, logprobs: int | None, prompt_logprobs: int | None = None,
     ) -> Generation:  # fmt: skip
         """n sequences for each prompt, checked against the context and ready to run.
 
-        `max_tokens` None: to the end of the context.
+        `max_tokens` None: to the end of the context; 0: only the prompts are looked at.
 
         Raises:
             InvalidRequest: too long, a token id that does not exist, or fields that contradict each other.
         """
         info, n = self.service.info, body.n or 1
         stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        self._check_entries(body, prompts, prompt_logprobs)
+        silent, max_tokens = max_tokens == 0, max_tokens or (None if max_tokens is None else 1)
+        key = self.keys.entitlement(call.tenant)
+        group = "" if key.sharing_group is None else f"group:{key.sharing_group}"
         choices: list[Choice] = []
         for number, prompt in enumerate(prompts):
             bound = self._bound(prompt, max_tokens, max_field, prompt_field)
             sampling = make_sampling(
                 body, defaults=self.tokenizer.sampling_defaults, eos_ids=self.tokenizer.eos_ids,
                 vocab_size=info.vocab_size, max_tokens=bound, logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
             )  # fmt: skip
             for one in range(n):
                 index = number * n + one
                 request = Request(
                     id=f"{call.id}-{index}", prompt=prompt.ids, max_tokens=bound, tenant=call.tenant,
+                    prefix_group=group, weight=key.weight,
                     salt=body.cache_salt or "", priority=body.priority or 0,
                     sampling=_with_seed(sampling, seed_of_choice(sampling.seed, one)),
                 )  # fmt: skip
@@ -120,12 +133,27 @@ class Front:
                         index=index, prompt_index=number, request=request, arrived=call.arrived,
                         detokenizer=Detokenizer(
                             self.tokenizer, stop=stops, include_stop=bool(body.include_stop_str_in_output),
-                            min_tokens=sampling.min_tokens,
+                            min_tokens=sampling.min_tokens, skip_special_tokens=body.skip_special_tokens is not False,
                         ),
                         client_stop_ids=body.stop_token_ids or (), include_stop=bool(body.include_stop_str_in_output),
+                        silent=silent,
                     )
                 )  # fmt: skip
         return Generation(self.service, self.metrics, prompts, choices, n)
+
+    def _check_entries(self, body: Body, prompts: Sequence[Prompt], top: int | None) -> None:
+        """Raises InvalidRequest where log-probabilities of so many prompt tokens would be an answer without bound."""
+        if top is None:
+            return
+        entries = (body.n or 1) * sum(len(prompt.ids) for prompt in prompts) * (top + 1)
+        most = MAX_STREAMED_ENTRIES if body.stream else MAX_ENTRIES
+        if entries > most:
+            raise InvalidRequest(
+                field="prompt_logprobs", value=top,
+                why=f"that is {entries} log-probabilities of the prompt; {most} fit into one "
+                + ("stream" if body.stream else "answer"),
+                remedy="fewer of them, a shorter prompt" + (", or stream: false" if body.stream else ""),
+            )  # fmt: skip
 
     def _bound(self, prompt: Prompt, asked: int | None, max_field: str, prompt_field: str) -> int:
         context, length = self.service.info.max_sequence_tokens, len(prompt.ids)

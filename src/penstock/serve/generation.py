@@ -72,6 +72,10 @@ class Generation:
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
 
+    def slowest(self) -> Choice:
+        """The choice that ended last."""
+        return max(self.choices, key=lambda choice: choice.last_at)
+
     async def _follow(self, choice: Choice, emit: Emit, flush: Flush) -> None:
         """One sequence from submission to its end, counted."""
         metrics = self.metrics

@@ -51,7 +51,11 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     return_token_ids: bool | None = None
+    timings: bool | None = None
+    """Tell where this request's time went."""
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
@@ -63,6 +67,8 @@ class CompletionBody(Body, frozen=True, kw_only=True):
 
     prompt: Text | Annotated[list[TokenId | Text | list[TokenId]], Meta(min_length=1)]
     """A string, token ids, or up to 64 of either."""
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    """0 with `echo`: the prompt's own log-probabilities, and nothing new."""
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     best_of: Annotated[int, Meta(ge=1, le=16)] | None = None

@@ -37,10 +37,6 @@ def _only_text(value: Any, body: Mapping[str, Any]) -> bool:
     return value in (None, ["text"])
 
 
-def _default_true(value: Any, body: Mapping[str, Any]) -> bool:
-    return value is None or value is True
-
-
 _LEAVE_OUT = "leave the field out"
 _NO_CONSTRAINT = "leave the field out and check the text yourself"
 
@@ -55,11 +51,9 @@ UNSUPPORTED: Final[dict[str, tuple[Harmless, str]]] = {
     "best_of": (_one_of_n, "the same value as n, or leave the field out"),
     "suffix": (_empty, _LEAVE_OUT),
     "use_beam_search": (_empty, _LEAVE_OUT),
-    "prompt_logprobs": (_empty, _LEAVE_OUT),
     "truncate_prompt_tokens": (_empty, "shorten the prompt yourself"),
     "allowed_token_ids": (_empty, _LEAVE_OUT),
     "bad_words": (_empty, "logit_bias of -100 for the ids to avoid"),
-    "skip_special_tokens": (_default_true, "leave the field out; return_token_ids gives every id"),
     "chat_template": (_empty, "leave the field out; the model's own template is used"),
     "documents": (_empty, "put the text into a message"),
     "continue_final_message": (_empty, "/v1/completions with the rendered prompt"),
