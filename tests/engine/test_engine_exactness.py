@@ -228,6 +228,28 @@ VARIANTS = {
     ),
     "experts in every second layer": ("qwen3_moe", {"decoder_sparse_step": 2, "mlp_only_layers": []}),
     "experts not normalized": ("qwen3_moe", {"norm_topk_prob": False}),
+    "Gemma 2 without caps": ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "Gemma 2 by layer_types, with biases": (
+        "gemma2",
+        {
+            "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 9,
+            "attention_bias": True,
+        },
+    ),
+    "Gemma 3 with scaled global layers": (
+        "gemma3",
+        {
+            "sliding_window_pattern": 2,
+            "final_logit_softcapping": 5.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
+    "Phi-3 whose heads turn whole": ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}),
+    "Phi-3 tied, without a window": ("phi3", {"sliding_window": None, "tie_word_embeddings": True}),
     "GPT-2 scaled by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     "GPT-2 unscaled, other width and activation": (
         "gpt2",

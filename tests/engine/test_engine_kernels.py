@@ -67,7 +67,7 @@ def lay_out(case, dtype=torch.float32):
     return qkv, heads, pool.to(dtype), segments, dense, window
 
 
-def dense_attention(qkv, heads, segments, dense, window, scale):
+def dense_attention(qkv, heads, segments, dense, window, scale, softcap=None):
     """The definition, row by row in float64."""
     queries = qkv[:, : heads.query * heads.width].view(-1, heads.query, heads.width).double()
     out = torch.zeros(len(qkv), heads.query, heads.width, dtype=torch.float64)
@@ -78,7 +78,10 @@ def dense_attention(qkv, heads, segments, dense, window, scale):
             first = max(0, position - window + 1) if window else 0
             for head in range(heads.query):
                 keys, values = kv[:, head // (heads.query // heads.kv), first : position + 1].double()
-                out[row, head] = torch.softmax(keys @ queries[row, head] * scale, 0) @ values
+                scores = keys @ queries[row, head] * scale
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
+                out[row, head] = torch.softmax(scores, 0) @ values
     return out.view(len(qkv), -1)
 
 
@@ -92,6 +95,17 @@ def test_attention_is_what_its_definition_says_and_reads_nothing_else(kernels, c
     torch.testing.assert_close(
         got.double(), dense_attention(qkv, heads, segments, dense, window, scale), rtol=1e-5, atol=1e-5
     )
+
+
+@both
+@settings(max_examples=30, deadline=None)
+@given(case=ragged(), softcap=st.sampled_from([0.5, 3.0, 50.0]), size=st.sampled_from([1.0, 30.0]))
+def test_capped_scores_are_what_the_definition_says(kernels, case, softcap, size):
+    qkv, heads, pool, segments, dense, window = lay_out(case)
+    qkv *= size
+    got = kernels.attention(qkv, heads, pool, 1, segments, 0.3, window, softcap)
+    wanted = dense_attention(qkv, heads, segments, dense, window, 0.3, softcap)
+    torch.testing.assert_close(got.double(), wanted, rtol=2e-5, atol=2e-5)
 
 
 @both
@@ -144,12 +158,13 @@ def test_large_scores_do_not_overflow_and_a_nan_stays_in_its_row(kernels):
     heads=st.sampled_from([Heads(4, 2, 16), Heads(3, 3, 10), Heads(8, 1, 64)]),
     turned=st.booleans(),
     normed=st.booleans(),
+    partly=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_rotate_and_store_agree(dtype, rows, heads, turned, normed, seed):
+def test_rotate_and_store_agree(dtype, rows, heads, turned, normed, partly, seed):
     generator = torch.Generator().manual_seed(seed)
     qkv = torch.randn(rows, (heads.query + 2 * heads.kv) * heads.width, generator=generator).to(dtype)
-    angle = torch.randn(rows, heads.width // 2, generator=generator) * 10
+    angle = torch.randn(rows, heads.width // (5 if partly else 2), generator=generator) * 10
     angles = (angle.cos(), angle.sin()) if turned else None
     weights = [torch.randn(heads.width, generator=generator).to(dtype) for _ in "qk"]
     norm = QkNorm(weights[0], weights[1], 1e-6) if normed else None

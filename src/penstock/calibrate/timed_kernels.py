@@ -62,10 +62,18 @@ class TimedKernels:
         self._timed("rope", qkv.shape[0], 0, 0, store, qkv, heads, angles, norm, pool, layer, kv_index)
 
     def attention(
-        self, qkv: Tensor, heads: Heads, pool: Tensor, layer: int, segments: Segments, scale: float, window: int | None
+        self,
+        qkv: Tensor,
+        heads: Heads,
+        pool: Tensor,
+        layer: int,
+        segments: Segments,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
-        attend = self._kernels.attention
-        return self._timed("attention", qkv.shape[0], 0, 0, attend, qkv, heads, pool, layer, segments, scale, window)
+        attend, rest = self._kernels.attention, (segments, scale, window, softcap)
+        return self._timed("attention", qkv.shape[0], 0, 0, attend, qkv, heads, pool, layer, *rest)
 
     def _timed(self, kernel: str, rows: int, columns: int, inner: int, run: Callable[..., R], *arguments: Any) -> R:
         started = perf_counter()

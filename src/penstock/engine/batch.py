@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from penstock.engine.lora.step import StepAdapters
 from penstock.engine.ops.kernels import Segments
 
 
@@ -22,10 +23,12 @@ class Batch:
     kv_index: Tensor
     """[T] int64: block * block_tokens + offset, where the row's key and value go."""
     rope_lengths: Tensor | None
-    """[T] int64, for dynamic NTK only: see ops/rope.py."""
+    """[T] int64, for dynamic NTK and LongRoPE only: see ops/rope.py."""
     segments: Segments
     logit_rows: Tensor | None
     """[R] int64: the rows that yield a token; None: all of them."""
+    adapters: StepAdapters | None = None
+    """None: no row has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,8 @@ class Rows:
     """[S] rows of each segment."""
     lengths: np.ndarray
     """[S] tokens of each sequence, these rows included."""
-    prompt_lengths: np.ndarray
-    """[S]."""
+    rope_floors: np.ndarray
+    """[S] the length that RoPE counts with, at least: the prompt's; in LongRoPE that of all tokens there are."""
     logit_rows: np.ndarray | None
 
 
@@ -57,8 +60,8 @@ def make_batch(
     np.cumsum(rows.counts, out=first_row[1:])
     rope_lengths = None
     if by_length:
-        prompt = rows.prompt_lengths if only_decodes else np.repeat(rows.prompt_lengths, rows.counts)
-        rope_lengths = torch.from_numpy(np.maximum(prompt, rows.positions + 1)).to(device)
+        floor = rows.rope_floors if only_decodes else np.repeat(rows.rope_floors, rows.counts)
+        rope_lengths = torch.from_numpy(np.maximum(floor, rows.positions + 1)).to(device)
     return Batch(
         token_ids=torch.from_numpy(rows.token_ids).to(device),
         positions=torch.from_numpy(rows.positions).to(device),

@@ -23,7 +23,7 @@ from penstock.control.step import Chunk, Finish, Step, StepResult
 from penstock.engine.batch import Batch, Rows, make_batch
 from penstock.engine.loader import LoadedModel, load_model
 from penstock.engine.ops.kernels import Kernels, kernels_for
-from penstock.engine.ops.rope import RopeAngles
+from penstock.engine.ops.rope import LayerAngles
 from penstock.engine.pool import KVPool
 from penstock.engine.prompt_logprobs import ScoredRows, score, scored_rows
 from penstock.engine.sampling import Sampler
@@ -64,15 +64,14 @@ class Engine:
             device=model.device,
         )
         self._kernels = kernels if kernels is not None else kernels_for(model.device)
-        self._rope: RopeAngles | None = None
+        self._rope: LayerAngles | None = None
         if architecture.rope is not None:
-            self._rope = RopeAngles(
-                architecture.rope,
-                architecture.head_dim,
-                architecture.max_positions,
-                self.max_sequence_tokens,
-                model.device,
-            )
+            self._rope = LayerAngles(architecture, self.max_sequence_tokens, model.device)
+        self.recompute_beyond: int | None = None
+        """Tokens beyond which a sequence must be computed anew from its first token: with LongRoPE."""
+        if architecture.rope is not None and architecture.rope.type == "longrope":
+            original = int(architecture.rope.parameters["original_max_position_embeddings"])
+            self.recompute_beyond = original if original < self.max_sequence_tokens else None
         self._by_length = self._rope is not None and self._rope.depends_on_length
         self._max_step_tokens = max_step_tokens
         self._sequences: dict[str, Sequence] = {}
@@ -222,7 +221,7 @@ class Engine:
             slots=mine,
             counts=counts,
             lengths=length,
-            prompt_lengths=slots.prompt_length[mine],
+            rope_floors=(slots.prompt_length if self.recompute_beyond is None else slots.length)[mine],
             logit_rows=logit_rows,
         )
         return rows, yielding, ids, scored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,13 @@ from penstock.engine.batch import Batch
 from penstock.engine.checkpoint import Checkpoint, dtype_bytes
 from penstock.engine.models import gpt2, llama, mixtral, qwen3_moe
 from penstock.engine.ops.kernels import Kernels
-from penstock.engine.ops.rope import RopeAngles
+from penstock.engine.ops.rope import LayerAngles
 
 
 class Model(Protocol):
     """What a family's file makes of a checkpoint."""
 
-    def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: RopeAngles | None) -> Tensor:
+    def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: LayerAngles | None) -> Tensor:
         """The normed last hidden state [R, D] of the rows that yield a token; writes this step's KV to `pool`."""
 
     def logits(self, hidden: Tensor, kernels: Kernels) -> Tensor:
@@ -29,14 +30,11 @@ class Model(Protocol):
 
 
 _LOADERS: Final[dict[str, Callable[[Architecture, Checkpoint], Model]]] = {
-    "LlamaForCausalLM": llama.load,
-    "MistralForCausalLM": llama.load,
-    "Qwen2ForCausalLM": llama.load,
-    "Qwen3ForCausalLM": llama.load,
-    "MixtralForCausalLM": mixtral.load,
-    "Qwen3MoeForCausalLM": qwen3_moe.load,
-    "GPT2LMHeadModel": gpt2.load,
+    "Mixtral": mixtral.load,
+    "Qwen3Moe": qwen3_moe.load,
+    "GPT2": gpt2.load,
 }
+"""By what architectures[0] begins with; all others are llama.load's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +50,16 @@ class LoadedModel:
 def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
     """Read the checkpoint in directory `path`; its weights become `dtype`, whatever they are stored in.
 
-    Raises: UnsupportedModel: see engine/architecture.py and engine/checkpoint.py.
+    Raises: UnsupportedModel: see engine/architecture/ and engine/checkpoint.py.
     """
     dtype_bytes(dtype)
     architecture = read_architecture(path)
     number_type: torch.dtype = getattr(torch, dtype)
     place = torch.device(device)
-    prefix = gpt2.PREFIX if architecture.name == "GPT2LMHeadModel" else ""
+    family = re.sub("(ForCausalLM|LMHeadModel|TextModel|Model)$", "", architecture.name)
+    # Embedding models are published without the prefix, as the inner model of transformers saves itself.
+    prefix = gpt2.PREFIX if family == "GPT2" else "model."
     with torch.inference_mode():
         checkpoint = Checkpoint(path, number_type, place, prefix=prefix)
-        model = _LOADERS[architecture.name](architecture, checkpoint)
+        model = _LOADERS.get(family, llama.load)(architecture, checkpoint)
     return LoadedModel(model, architecture, number_type, place)

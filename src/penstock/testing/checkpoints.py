@@ -43,6 +43,28 @@ FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
             "mlp_only_layers": [1],
         },
     ),
+    "gemma2": (
+        "Gemma2",
+        {
+            **_LLAMA_LIKE,
+            "head_dim": 24,
+            "query_pre_attn_scalar": 40,
+            "sliding_window": 16,
+            "attn_logit_softcapping": 8.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3",
+        {**_LLAMA_LIKE, "head_dim": 24, "query_pre_attn_scalar": 40, "sliding_window": 16, "sliding_window_pattern": 3},
+    ),
+    "phi3": (
+        "Phi3",
+        {
+            **_LLAMA_LIKE,
+            "sliding_window": 40,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        },
+    ),
     "gpt2": (
         "GPT2",
         {
@@ -78,16 +100,17 @@ def tiny_checkpoint(
     import transformers
 
     stem, config = FAMILIES[family]
-    config_class = getattr(transformers, f"{stem}Config")
+    config_class = getattr(transformers, "Gemma3TextConfig" if family == "gemma3" else f"{stem}Config")
     model_class = getattr(transformers, "GPT2LMHeadModel" if family == "gpt2" else f"{stem}ForCausalLM")
     generator = torch.Generator().manual_seed(seed)
     model = model_class(config_class(**{**config, **config_overrides}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            # Norm weights around 1; everything else, biases too, around 0.
+            # Norms multiply by about 1, which Gemma stores as 0; everything else, biases too, is around 0.
             is_norm = parameter.ndim == 1 and name.endswith("weight")
-            parameter.copy_(1 + 0.1 * noise if is_norm else std * noise)
+            around = 0 if family.startswith("gemma") else 1
+            parameter.copy_(around + 0.1 * noise if is_norm else std * noise)
     path = Path(directory)
     model.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=max_shard_size)
     return path

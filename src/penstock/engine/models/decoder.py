@@ -1,8 +1,8 @@
-"""The decoder that Llama, Mistral, Qwen and the mixtures share: norm, attention, norm, MLP, with residuals.
+"""The decoder that all families but GPT-2 share: norm, attention, norm, MLP, with residuals.
 
 A family's file says which tensors make a layer; this file says what is done with them. Queries, keys and values are
 one matrix, and so are gate and up, stacked at load: fewer, larger products per layer. Each residual addition is part
-of the norm after it.
+of the norm after it. What adapters add (engine/lora/) comes right after the product it belongs to.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from torch.nn import functional
 from penstock.engine.architecture import Architecture
 from penstock.engine.batch import Batch
 from penstock.engine.checkpoint import Checkpoint
+from penstock.engine.lora.step import LayerAdapters
 from penstock.engine.ops.kernels import Heads, Kernels, QkNorm
-from penstock.engine.ops.rope import RopeAngles
+from penstock.engine.ops.rope import LayerAngles
 
 
 class Mlp(Protocol):
     """What stands between a layer's second norm and its second residual: [T, D] to [T, D]."""
 
-    def __call__(self, x: Tensor, kernels: Kernels) -> Tensor: ...
+    def __call__(self, x: Tensor, kernels: Kernels, adapters: LayerAdapters | None) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +39,24 @@ class DenseMlp:
     down_bias: Tensor | None
     activation: Callable[[Tensor], Tensor] | None
 
-    def __call__(self, x: Tensor, kernels: Kernels) -> Tensor:
+    def __call__(self, x: Tensor, kernels: Kernels, adapters: LayerAdapters | None) -> Tensor:
         gate_up = kernels.linear(x, self.gate_up, self.gate_up_bias)
+        if adapters is not None:
+            adapters.add("gate_up", x, gate_up)
         if self.activation is None:
             inner = kernels.silu_mul(gate_up)
         else:
             gate, up = gate_up.chunk(2, dim=-1)
             inner = self.activation(gate) * up
-        return kernels.linear(inner, self.down, self.down_bias)
+        down = kernels.linear(inner, self.down, self.down_bias)
+        if adapters is not None:
+            adapters.add("down", inner, down)
+        return down
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """qkv [(N + 2K) * H, D], out [D, N * H], norms [D]."""
+    """qkv [(N + 2K) * H, D], out [D, N * H], norms [D]. Output norms: see Architecture."""
 
     attention_norm: Tensor
     qkv: Tensor
@@ -62,6 +68,8 @@ class Layer:
     window: int | None
     mlp_norm: Tensor
     mlp: Mlp
+    attention_output_norm: Tensor | None
+    mlp_output_norm: Tensor | None
 
 
 class Decoder:
@@ -74,22 +82,40 @@ class Decoder:
         self.architecture = architecture
         self._embedding, self._layers, self._norm, self._head = embedding, layers, norm, head
         self._heads = Heads(architecture.heads, architecture.kv_heads, architecture.head_dim)
+        self._scale: float | None = None
+        if architecture.embedding_scale is not None:
+            # As precise as the embeddings are: models are trained with the rounded factor.
+            self._scale = float(torch.tensor(architecture.embedding_scale, dtype=embedding.dtype))
 
-    def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: RopeAngles | None) -> Tensor:
+    def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: LayerAngles | None) -> Tensor:
         """The normed last hidden state [R, D] of the rows that yield a token; writes this step's KV to `pool`."""
         assert rope is not None
-        eps, heads = self.architecture.norm_eps, self._heads
-        angles = rope(batch.positions, batch.rope_lengths)
+        eps, heads, softcap = self.architecture.norm_eps, self._heads, self.architecture.attention_softcap
+        angles, windowed = rope(batch.positions, batch.rope_lengths)
         x = self._embedding.index_select(0, batch.token_ids)
+        if self._scale is not None:
+            x *= self._scale
+        adapters: LayerAdapters | None = None
         delta: Tensor | None = None
         for number, layer in enumerate(self._layers):
+            if batch.adapters is not None:
+                adapters = batch.adapters.of_layer(number)
             h = kernels.add_rms_norm(x, delta, layer.attention_norm, eps)
             qkv = kernels.linear(h, layer.qkv, layer.qkv_bias)
-            kernels.rotate_and_store(qkv, heads, angles, layer.qk_norm, pool, number, batch.kv_index)
-            h = kernels.attention(qkv, heads, pool, number, batch.segments, layer.scale, layer.window)
+            if adapters is not None:
+                adapters.add("qkv", h, qkv)
+            turn = angles if layer.window is None else windowed
+            kernels.rotate_and_store(qkv, heads, turn, layer.qk_norm, pool, number, batch.kv_index)
+            h = kernels.attention(qkv, heads, pool, number, batch.segments, layer.scale, layer.window, softcap)
             delta = kernels.linear(h, layer.out, layer.out_bias)
+            if adapters is not None:
+                adapters.add("out", h, delta)
+            if layer.attention_output_norm is not None:
+                delta = kernels.add_rms_norm(delta, None, layer.attention_output_norm, eps)
             h = kernels.add_rms_norm(x, delta, layer.mlp_norm, eps)
-            delta = layer.mlp(h, kernels)
+            delta = layer.mlp(h, kernels, adapters)
+            if layer.mlp_output_norm is not None:
+                delta = kernels.add_rms_norm(delta, None, layer.mlp_output_norm, eps)
         if batch.logit_rows is not None:
             x = x.index_select(0, batch.logit_rows)
             delta = delta.index_select(0, batch.logit_rows) if delta is not None else None
@@ -97,7 +123,9 @@ class Decoder:
 
     def logits(self, hidden: Tensor, kernels: Kernels) -> Tensor:
         """[R, D] to [R, V], in float32."""
-        return kernels.linear(hidden, self._head, None).float()
+        logits = kernels.linear(hidden, self._head, None).float()
+        cap = self.architecture.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 def load_decoder(
@@ -107,7 +135,7 @@ def load_decoder(
     a = architecture
     embedding = checkpoint.take("model.embed_tokens.weight", a.vocab_size, a.hidden)
     layers = [_load_layer(a, checkpoint, i, mlp) for i in range(a.layers)]
-    norm = checkpoint.take("model.norm.weight", a.hidden)
+    norm = _norm(a, checkpoint, "model.norm", a.hidden)
     head = embedding if a.tied_embeddings else checkpoint.take("lm_head.weight", a.vocab_size, a.hidden)
     checkpoint.finish(unused=("lm_head.weight",) if a.tied_embeddings else ())
     return Decoder(a, embedding, layers, norm, head)
@@ -119,19 +147,25 @@ def _load_layer(
     at = f"model.layers.{i}"
     queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
     parts = (("q", queries), ("k", keys), ("v", keys))
-    qkv = checkpoint.take_stacked((f"{at}.self_attn.{p}_proj.weight", (rows, a.hidden)) for p, rows in parts)
+    if a.fused:
+        qkv = checkpoint.take(f"{at}.self_attn.qkv_proj.weight", queries + 2 * keys, a.hidden)
+    else:
+        qkv = checkpoint.take_stacked((f"{at}.self_attn.{p}_proj.weight", (rows, a.hidden)) for p, rows in parts)
     bias = None
     if a.qkv_bias:
         bias = checkpoint.take_stacked((f"{at}.self_attn.{p}_proj.bias", (rows,)) for p, rows in parts)
     qk_norm = None
     if a.qk_norm:
         qk_norm = QkNorm(
-            checkpoint.take(f"{at}.self_attn.q_norm.weight", a.head_dim),
-            checkpoint.take(f"{at}.self_attn.k_norm.weight", a.head_dim),
+            _norm(a, checkpoint, f"{at}.self_attn.q_norm", a.head_dim),
+            _norm(a, checkpoint, f"{at}.self_attn.k_norm", a.head_dim),
             a.norm_eps,
         )
+    mlp_norm, output_norm = f"{at}.post_attention_layernorm", None
+    if a.output_norms:
+        mlp_norm, output_norm = f"{at}.pre_feedforward_layernorm", mlp_norm
     return Layer(
-        attention_norm=checkpoint.take(f"{at}.input_layernorm.weight", a.hidden),
+        attention_norm=_norm(a, checkpoint, f"{at}.input_layernorm", a.hidden),
         qkv=qkv,
         qkv_bias=bias,
         qk_norm=qk_norm,
@@ -139,15 +173,25 @@ def _load_layer(
         out_bias=checkpoint.take(f"{at}.self_attn.o_proj.bias", a.hidden) if a.output_bias else None,
         scale=a.attention_scales[i],
         window=a.windows[i],
-        mlp_norm=checkpoint.take(f"{at}.post_attention_layernorm.weight", a.hidden),
+        mlp_norm=_norm(a, checkpoint, mlp_norm, a.hidden),
         mlp=mlp(a, checkpoint, i),
+        attention_output_norm=_norm(a, checkpoint, output_norm, a.hidden) if output_norm else None,
+        mlp_output_norm=_norm(a, checkpoint, f"{at}.post_feedforward_layernorm", a.hidden) if a.output_norms else None,
     )
+
+
+def _norm(a: Architecture, checkpoint: Checkpoint, name: str, width: int) -> Tensor:
+    weight = checkpoint.take(f"{name}.weight", width)
+    return (1.0 + weight.float()).to(weight.dtype) if a.offset_norms else weight
 
 
 def load_dense_mlp(a: Architecture, checkpoint: Checkpoint, i: int) -> DenseMlp:
     """Layer i's gate, up and down projections."""
     at, inner = f"model.layers.{i}.mlp", a.intermediate
-    gate_up = checkpoint.take_stacked((f"{at}.{p}_proj.weight", (inner, a.hidden)) for p in ("gate", "up"))
+    if a.fused:
+        gate_up = checkpoint.take(f"{at}.gate_up_proj.weight", 2 * inner, a.hidden)
+    else:
+        gate_up = checkpoint.take_stacked((f"{at}.{p}_proj.weight", (inner, a.hidden)) for p in ("gate", "up"))
     bias = None
     if a.mlp_bias:
         bias = checkpoint.take_stacked((f"{at}.{p}_proj.bias", (inner,)) for p in ("gate", "up"))

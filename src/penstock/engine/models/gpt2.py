@@ -16,7 +16,7 @@ from penstock.engine.batch import Batch
 from penstock.engine.checkpoint import Checkpoint
 from penstock.engine.models.decoder import activation
 from penstock.engine.ops.kernels import Heads, Kernels
-from penstock.engine.ops.rope import RopeAngles
+from penstock.engine.ops.rope import LayerAngles
 
 PREFIX = "transformer."
 
@@ -78,16 +78,30 @@ class Gpt2:
         self._heads = Heads(architecture.heads, architecture.kv_heads, architecture.head_dim)
         self._activation = activation(architecture.activation) or functional.silu
 
-    def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: RopeAngles | None) -> Tensor:
+    def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: LayerAngles | None) -> Tensor:
         x = self._embedding.index_select(0, batch.token_ids)
         x += self._positions.index_select(0, batch.positions)
         for number, layer in enumerate(self._layers):
-            qkv = layer.qkv(layer.attention_norm(x), kernels)
+            adapters = None if batch.adapters is None else batch.adapters.of_layer(number)
+            normed = layer.attention_norm(x)
+            qkv = layer.qkv(normed, kernels)
+            if adapters is not None:
+                adapters.add("qkv", normed, qkv)
             kernels.rotate_and_store(qkv, self._heads, None, None, pool, number, batch.kv_index)
             h = kernels.attention(qkv, self._heads, pool, number, batch.segments, layer.scale, None)
-            x += layer.out(h, kernels)
-            inner = self._activation(layer.up(layer.mlp_norm(x), kernels))
-            x += layer.down(inner, kernels)
+            attended = layer.out(h, kernels)
+            if adapters is not None:
+                adapters.add("out", h, attended)
+            x += attended
+            normed = layer.mlp_norm(x)
+            up = layer.up(normed, kernels)
+            if adapters is not None:
+                adapters.add("gate_up", normed, up)
+            inner = self._activation(up)
+            down = layer.down(inner, kernels)
+            if adapters is not None:
+                adapters.add("down", inner, down)
+            x += down
         if batch.logit_rows is not None:
             x = x.index_select(0, batch.logit_rows)
         return self._norm(x)

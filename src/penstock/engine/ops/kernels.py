@@ -81,7 +81,8 @@ class Kernels(Protocol):
 
         The queries are changed in place; the key columns of qkv are not to be read afterwards.
 
-        qkv: [T, (N + 2K) * H]. angles: cosine and sine, float32 [T, H / 2] each; None: no RoPE.
+        qkv: [T, (N + 2K) * H]. angles: cosine and sine, float32 [T, R / 2] each; None: no RoPE. The first R elements
+        of a head turn, R <= H; the others stay as they are.
         kv_index: int64 [T], block * B + offset of each row; no two rows share one.
         """
 
@@ -94,11 +95,13 @@ class Kernels(Protocol):
         segments: Segments,
         scale: float,
         window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         """Causal attention of a ragged step over the pool: [T, N * H] in qkv's dtype.
 
         The keys and values of this step's own rows are already in the pool. A row at position p sees positions
-        p - window + 1 to p (all up to p without a window).
+        p - window + 1 to p (all up to p without a window). With a softcap c, a scaled score s becomes
+        c * tanh(s / c).
         Source: PagedAttention, Kwon et al., SOSP 2023, 4.1; grouped heads, Ainslie et al., EMNLP 2023.
         """
 

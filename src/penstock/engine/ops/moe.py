@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from penstock.engine.lora.step import LayerAdapters
 from penstock.engine.ops.kernels import Kernels
 
 
@@ -20,8 +21,11 @@ class ExpertWeights:
     per_token: int
     normalize: bool
 
-    def __call__(self, x: Tensor, kernels: Kernels) -> Tensor:
-        """[T, D] to [T, D]: the weighted sum of each row's experts, added in the order of their numbers."""
+    def __call__(self, x: Tensor, kernels: Kernels, adapters: LayerAdapters | None) -> Tensor:
+        """[T, D] to [T, D]: the weighted sum of each row's experts, added in the order of their numbers.
+
+        No adapter changes experts (lora/targets.py refuses those that would), so `adapters` is left alone.
+        """
         probabilities = torch.softmax(kernels.linear(x, self.router, None), dim=-1, dtype=torch.float32)
         weight, expert = torch.topk(probabilities, self.per_token, dim=-1)
         if self.normalize:

@@ -65,6 +65,12 @@ INLINE float exponential(float x) {
     return p * scale;
 }
 
+/* tanh x to about 1e-7; a NaN stays one. */
+INLINE float hyperbolic_tangent(float x) {
+    float e = exponential(-2.0f * fabsf(x));
+    return copysignf((1.0f - e) / (1.0f + e), x);
+}
+
 /* ---- attention ---- */
 
 /* Sums of 16 vectors as the 16 lanes of one: pairs are added lane by lane, halving their number four times. */
@@ -125,6 +131,7 @@ INLINE void add_values(float *out, const float *p, const float *values, const in
 typedef struct {
     float *q, *out, *keys, *values; /* tile [rows, width]; a block [B, width] in float, where the pool's is not */
     float *peak, *total;            /* running maximum and sum of each row's softmax */
+    float softcap;                  /* 0: none */
 } Scratch;
 
 /* One row against tokens [first, last) of a block: an online softmax, 16 tokens at a time. */
@@ -137,6 +144,9 @@ INLINE void attend(Scratch *w, int row, const float *keys, const float *values, 
         float p[LANES], high = -INFINITY, sum = 0;
         store_vec(p, tokens == LANES ? scores(q, keys + t * width, strips, 1, LANES)
                                      : scores(q, keys + t * width, strips, 0, tokens));
+        if (w->softcap)
+            #pragma omp simd
+            for (int i = 0; i < LANES; i++) p[i] = w->softcap * hyperbolic_tangent(p[i] / w->softcap);
         for (int i = tokens; i < LANES; i++) p[i] = -INFINITY;
         #pragma omp simd reduction(max : high)
         for (int i = 0; i < LANES; i++) high = p[i] > high ? p[i] : high;
@@ -196,7 +206,7 @@ typedef struct {
     const int32_t *first_row, *lengths, *table_rows, *tables;
     long qkv_stride, block_stride, table_stride;
     int segments, heads, kv_heads, head, block_tokens, window; /* window 0: none */
-    float scale;
+    float scale, softcap; /* softcap 0: none */
 } Attention;
 
 /* Rows [from, to) of segment s, all query heads of one KV head: one pass over the keys and values they see. */
@@ -272,9 +282,10 @@ int penstock_attention(
     const void *qkv, const void *pool, void *out, const int32_t *first_row, const int32_t *lengths,
     const int32_t *table_rows, const int32_t *tables, long qkv_stride, long block_stride, long table_stride,
     long segments, long longest_rows, long heads, long kv_heads, long head, long block_tokens, long window,
-    double scale, long half, long threads) {
+    double scale, double softcap, long half, long threads) {
     Attention a = {qkv, pool, out, first_row, lengths, table_rows, tables, qkv_stride, block_stride, table_stride,
-                   (int)segments, (int)heads, (int)kv_heads, (int)head, (int)block_tokens, (int)window, (float)scale};
+                   (int)segments, (int)heads, (int)kv_heads, (int)head, (int)block_tokens, (int)window, (float)scale,
+                   (float)softcap};
     int group = a.heads / a.kv_heads, rows = TILE_ROWS / group > 0 ? TILE_ROWS / group : 1;
     int tiles = (int)((longest_rows + rows - 1) / rows), width = (a.head + LANES - 1) / LANES * LANES;
     long items = segments * kv_heads * tiles, tokens = 0;
@@ -284,7 +295,7 @@ int penstock_attention(
     int failed = 0;
     #pragma omp parallel num_threads((int)threads) reduction(| : failed) if (threads > 1)
     {
-        Scratch w = {0};
+        Scratch w = {.softcap = a.softcap};
         int ok = scratch_alloc(&w, rows * group, width, a.block_tokens);
         failed |= !ok;
         #pragma omp for schedule(dynamic, 1)
@@ -355,16 +366,14 @@ void penstock_silu_mul(const void *gate_up, void *out, long rows, long n, long h
     }
 }
 
-/* One head: norm (weight NULL: none), rotation (cosine NULL: none), from `from` to `to`, which may be the same. */
+/* One head: norm (weight NULL: none), rotation of its first `turned` elements, from `from` to `to`, which may be the
+ * same. */
 INLINE void turn(const void *from, void *to, const float *cosine, const float *sine, const void *weight, float eps,
-                 long head, const int half) {
+                 long head, long turned, const int half) {
     float r = weight ? rms(from, head, eps, half) : 1.0f;
-    long middle = head / 2;
-    if (!cosine) {
-        for (long h = 0; h < head; h++)
-            store(to, h, load(from, h, half) * r * (weight ? load(weight, h, half) : 1.0f), half);
-        return;
-    }
+    long middle = turned / 2;
+    for (long h = turned; h < head; h++)
+        store(to, h, load(from, h, half) * r * (weight ? load(weight, h, half) : 1.0f), half);
     #pragma omp simd
     for (long h = 0; h < middle; h++) {
         float left = load(from, h, half) * r, right = load(from, h + middle, half) * r;
@@ -379,15 +388,15 @@ INLINE void turn(const void *from, void *to, const float *cosine, const float *s
 
 INLINE void rotate_row(void *row, void *keys, void *values, const float *cosine, const float *sine,
                        const void *query_weight, const void *key_weight, float eps, long heads, long kv_heads,
-                       long head, long head_stride, const int half) {
+                       long head, long turned, long head_stride, const int half) {
     if (cosine || query_weight)
         for (long n = 0; n < heads; n++) {
             void *q = (void *)at(row, n * head, half);
-            turn(q, q, cosine, sine, query_weight, eps, head, half);
+            turn(q, q, cosine, sine, query_weight, eps, head, turned, half);
         }
     for (long k = 0; k < kv_heads; k++) {
         turn(at(row, (heads + k) * head, half), (void *)at(keys, k * head_stride, half), cosine, sine, key_weight, eps,
-             head, half);
+             head, turned, half);
         memcpy((void *)at(values, k * head_stride, half), at(row, (heads + kv_heads + k) * head, half),
                head * (half ? 2 : 4));
     }
@@ -395,8 +404,8 @@ INLINE void rotate_row(void *row, void *keys, void *values, const float *cosine,
 
 void penstock_rotate_and_store(
     void *qkv, void *pool, const float *cosine, const float *sine, const void *query_weight, const void *key_weight,
-    const int64_t *kv_index, long rows, long heads, long kv_heads, long head, long block_tokens, long block_stride,
-    double eps, long half, long threads) {
+    const int64_t *kv_index, long rows, long heads, long kv_heads, long head, long turned, long block_tokens,
+    long block_stride, double eps, long half, long threads) {
     long width = (heads + 2 * kv_heads) * head, head_stride = block_tokens * head;
     if (rows * width < 1 << 16) threads = 1;
     #pragma omp parallel for num_threads((int)threads) if (threads > 1)
@@ -405,13 +414,13 @@ void penstock_rotate_and_store(
         void *row = (void *)at(qkv, t * width, half);
         void *keys = (void *)at(pool, block * block_stride + offset * head, half);
         void *values = (void *)at(keys, kv_heads * head_stride, half);
-        const float *c = cosine ? cosine + t * (head / 2) : NULL, *s = sine ? sine + t * (head / 2) : NULL;
+        const float *c = cosine ? cosine + t * (turned / 2) : NULL, *s = sine ? sine + t * (turned / 2) : NULL;
         if (half)
             rotate_row(row, keys, values, c, s, query_weight, key_weight, (float)eps, heads, kv_heads, head,
-                       head_stride, 1);
+                       turned, head_stride, 1);
         else
             rotate_row(row, keys, values, c, s, query_weight, key_weight, (float)eps, heads, kv_heads, head,
-                       head_stride, 0);
+                       turned, head_stride, 0);
     }
 }
 

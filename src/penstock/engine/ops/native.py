@@ -44,7 +44,7 @@ class NativeKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._attention = library.penstock_attention
-        self._attention.argtypes = [_POINTER] * 7 + [_LONG] * 10 + [_DOUBLE, _LONG, _LONG]
+        self._attention.argtypes = [_POINTER] * 7 + [_LONG] * 10 + [_DOUBLE, _DOUBLE, _LONG, _LONG]
         self._attention.restype = ctypes.c_int
         self._linear = library.penstock_linear
         self._linear.argtypes = [_POINTER] * 4 + [_LONG] * 5
@@ -56,7 +56,7 @@ class NativeKernels:
         self._silu_mul.argtypes = [_POINTER] * 2 + [_LONG] * 4
         self._silu_mul.restype = None
         self._rotate_and_store = library.penstock_rotate_and_store
-        self._rotate_and_store.argtypes = [_POINTER] * 7 + [_LONG] * 6 + [_DOUBLE, _LONG, _LONG]
+        self._rotate_and_store.argtypes = [_POINTER] * 7 + [_LONG] * 7 + [_DOUBLE, _LONG, _LONG]
         self._rotate_and_store.restype = None
 
     def max_threads(self) -> int:
@@ -130,6 +130,7 @@ class NativeKernels:
             heads.query,
             heads.kv,
             heads.width,
+            0 if angles is None else 2 * angles[0].shape[1],
             pool.shape[4],
             pool.stride(0),
             0.0 if norm is None else norm.eps,
@@ -146,6 +147,7 @@ class NativeKernels:
         segments: Segments,
         scale: float,
         window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         out = qkv.new_empty(qkv.shape[0], heads.query * heads.width)
         failed = self._attention(
@@ -167,6 +169,7 @@ class NativeKernels:
             pool.shape[4],
             window or 0,
             scale,
+            softcap or 0.0,
             qkv.dtype is torch.bfloat16,
             torch.get_num_threads(),
         )

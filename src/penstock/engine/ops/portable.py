@@ -46,7 +46,7 @@ class PortableKernels:
             k.copy_(_rms_norm(k, norm.key, norm.eps))
         if angles is not None:
             cos, sin = (a[:, None].to(qkv.dtype) for a in angles)
-            turned = rows[:, : heads.query + heads.kv]
+            turned = rows[:, : heads.query + heads.kv, : 2 * cos.shape[-1]]
             left, right = turned.chunk(2, dim=-1)
             turned.copy_(torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1))
         block_tokens = pool.shape[4]
@@ -63,6 +63,7 @@ class PortableKernels:
         segments: Segments,
         scale: float,
         window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         block_tokens = pool.shape[4]
         q_TNH = qkv[:, : heads.query * heads.width].view(-1, heads.query, heads.width)
@@ -81,6 +82,9 @@ class PortableKernels:
             mask = seen <= position
             if window:
                 mask &= seen > position - window
+            if softcap is not None:
+                out[first:last] = _capped(q_TNH[first:last], kv, mask, scale, softcap)
+                continue
             out[first:last] = functional.scaled_dot_product_attention(
                 q_TNH[first:last].transpose(0, 1)[None],
                 kv[0][None],
@@ -90,6 +94,16 @@ class PortableKernels:
                 enable_gqa=heads.query != heads.kv,
             )[0].transpose(0, 1)
         return out.view(-1, heads.query * heads.width)
+
+
+def _capped(q_TNH: Tensor, kv: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
+    """Attention of one sequence's rows [T, N, H] over its keys and values [2, K, tokens, H], written out."""
+    group = q_TNH.shape[1] // kv.shape[1]
+    keys, values = kv.float().repeat_interleave(group, dim=1)
+    scores = q_TNH.float().transpose(0, 1) @ keys.transpose(1, 2) * scale
+    scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~mask, float("-inf"))
+    attended: Tensor = torch.softmax(scores, dim=-1) @ values
+    return attended.transpose(0, 1).to(q_TNH.dtype)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
