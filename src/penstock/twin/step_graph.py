@@ -6,7 +6,8 @@ decode    on how many sequences decode and on the sum of their contexts
 prefill   on each chunk's past and length
 
 Every operator has the shape that one device of the layout runs; `times` says how often it runs in a step, one after
-the other. Attention of `attention_dp` groups runs side by side on a share of the tokens each.
+the other. Attention of `attention_dp` groups runs side by side on a share of the tokens each; since they meet at the
+experts in every layer, all of them take as long as the one that has most.
 """
 
 from __future__ import annotations
@@ -46,20 +47,46 @@ class StepGraph:
 
     # -- the four parts -----------------------------------------------------------------------------------------
 
-    def rows(self, tokens: int) -> list[Placed]:
-        """What `tokens` rows cost whatever their context: everything but attention itself and the head."""
+    def rows(self, tokens: int, local: int | None = None) -> list[Placed]:
+        """What `tokens` rows cost whatever their context: everything but attention itself and the head. `local` of
+        them are in the attention group that has most (None: they are spread evenly)."""
         if not tokens:
             return []
+        return [*self.local_rows(self.share(tokens) if local is None else local), *self.joint_rows(tokens)]
+
+    def local_rows(self, local: int) -> list[Placed]:
+        """What an attention group does with `local` rows of its own."""
+        if not local:
+            return []
         shape = self.shape
-        local = self._local(tokens)
         placed = [Placed(self._elementwise("embedding", local, shape.hidden, shape.hidden), 1)]
         for group in shape.groups:
             placed += self._projections(group, local)
-            placed += self._feed_forward(group, tokens, local)
+            placed += self._feed_forward(group, local)
         stages = self.layout.pipeline_parallel
         if stages > 1:
             nodes = 2 if self.layout.devices > self.layout.devices_per_node else 1
             placed.append(Placed(Collective("send", local * shape.hidden * self._element, 2, nodes), stages - 1))
+        return placed
+
+    def joint_rows(self, tokens: int) -> list[Placed]:
+        """What all attention groups do together with the rows of all of them: routed experts, and gathering rows for
+        experts that are only cut and not spread."""
+        layout, placed = self.layout, []
+        for group in self.shape.groups:
+            ffn, count = group.feed_forward, group.count
+            if not ffn.experts or not tokens:
+                continue
+            experts = Experts(
+                tokens, self.shape.hidden, ffn.intermediate, ffn.experts, ffn.experts_per_token,
+                layout.moe_tensor_parallel, layout.expert_parallel, ffn.gated, self.precision.experts,
+                self.precision.activations,
+            )  # fmt: skip
+            placed.append(Placed(experts, count))
+            if layout.attention_dp > 1 and layout.expert_parallel == 1:
+                ranks, whole = layout.tensor_parallel * layout.attention_dp, tokens * self.shape.hidden * self._element
+                placed.append(Placed(Collective("all_gather", whole, ranks, layout.nodes), count))
+                placed.append(Placed(Collective("reduce_scatter", whole, ranks, layout.nodes), count))
         return placed
 
     def head(self, sampled: int) -> list[Placed]:
@@ -67,7 +94,7 @@ class StepGraph:
         if not sampled:
             return []
         shape, layout = self.shape, self.layout
-        local = self._local(sampled)
+        local = self.share(sampled)
         columns = -(-shape.vocab // layout.tensor_parallel)
         placed = [
             Placed(self._elementwise("norm", local, shape.hidden, shape.hidden), 1),
@@ -87,7 +114,7 @@ class StepGraph:
         """Attention of the decode set: `context` is the sum of its KV lengths, this step's tokens included."""
         if not sequences:
             return []
-        local = self._local(sequences)
+        local = self.share(sequences)
         share = local / sequences
         placed = []
         for group in self.shape.groups:
@@ -116,8 +143,7 @@ class StepGraph:
         return placed
 
     def prefill(self, chunks: Iterable[tuple[int, int]]) -> list[Placed]:
-        """Attention of prompt chunks, each (past, tokens). Groups of `attention_dp` take them in turn: the busiest
-        one has ceil(chunks / groups) of them, taken as the largest."""
+        """Attention of prompt chunks, each (past, tokens), of the attention group that has most of it."""
         placed = []
         for past, tokens in self.busiest(chunks):
             for group in self.shape.groups:
@@ -125,15 +151,15 @@ class StepGraph:
         return placed
 
     def busiest(self, chunks: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The chunks of the attention group that has most to do."""
+        """The chunks of the attention group that has most to do, the groups taking the largest of them in turn."""
         ordered = sorted(chunks, key=lambda chunk: chunk[1] * (2 * chunk[0] + chunk[1]), reverse=True)
-        return ordered[: -(-len(ordered) // self.layout.attention_dp)]
+        return ordered[:: self.layout.attention_dp]
+
+    def share(self, rows: int) -> int:
+        """Rows of an attention group, spread evenly."""
+        return -(-rows // self.layout.attention_dp)
 
     # -- inside -------------------------------------------------------------------------------------------------
-
-    def _local(self, rows: int) -> int:
-        """Rows of the busiest attention group."""
-        return -(-rows // self.layout.attention_dp)
 
     def _tensor_nodes(self) -> int:
         return max(1, -(-self.layout.tensor_parallel // self.layout.devices_per_node))
@@ -222,13 +248,13 @@ class StepGraph:
             ]
         return [Placed(Collective("all_reduce", message, ranks, nodes), count)]
 
-    def _feed_forward(self, group: LayerGroup, tokens: int, local: int) -> list[Placed]:
+    def _feed_forward(self, group: LayerGroup, local: int) -> list[Placed]:
         ffn, layout = group.feed_forward, self.layout
         if not ffn.experts:
             return self._mlp(ffn.intermediate, ffn, local, group.count) + self._sum_up(
                 local, layout.tensor_parallel, self._tensor_nodes(), group.count
             )
-        return self._mixture(group, ffn, tokens, local)
+        return self._around_experts(group, ffn, local)
 
     def _mlp(self, intermediate: int, ffn: FeedForward, rows: int, count: int) -> list[Placed]:
         hidden = self.shape.hidden
@@ -240,34 +266,22 @@ class StepGraph:
             Placed(self._gemm("down", rows, hidden, width), count),
         ]
 
-    def _mixture(self, group: LayerGroup, ffn: FeedForward, tokens: int, local: int) -> list[Placed]:
-        """Router, experts and what is sent between their devices.
+    def _around_experts(self, group: LayerGroup, ffn: FeedForward, local: int) -> list[Placed]:
+        """Router, shared experts and what is sent between devices; the routed experts are `joint_rows`.
 
         Groups of attention data parallelism hold different tokens: they send each to the devices of its experts and
         fetch the results (all-to-all), or, when experts are only cut and not spread, gather all tokens first.
         """
         layout, hidden, count = self.layout, self.shape.hidden, group.count
         placed = [Placed(Gemm("router", local, ffn.experts, hidden, self.precision.activations), count)]
-        experts = Experts(
-            tokens, hidden, ffn.intermediate, ffn.experts, ffn.experts_per_token, layout.moe_tensor_parallel,
-            layout.expert_parallel, ffn.gated, self.precision.experts, self.precision.activations,
-        )  # fmt: skip
-        placed.append(Placed(experts, count))
         if ffn.shared_intermediate:
             placed += self._mlp(ffn.shared_intermediate, ffn, local, count)
-        ranks = layout.tensor_parallel * layout.attention_dp
-        if layout.attention_dp > 1:
-            message = local * hidden * self._element
-            if layout.expert_parallel > 1:
-                sent = Collective("all_to_all", message * ffn.experts_per_token, layout.expert_parallel, layout.nodes)
-                return [*placed, Placed(sent, 2 * count)]
-            whole = tokens * hidden * self._element
-            return [
-                *placed,
-                Placed(Collective("all_gather", whole, ranks, layout.nodes), count),
-                Placed(Collective("reduce_scatter", whole, ranks, layout.nodes), count),
-            ]
-        return placed + self._sum_up(local, ranks, layout.nodes, count)
+        if layout.attention_dp == 1:
+            return placed + self._sum_up(local, layout.tensor_parallel, layout.nodes, count)
+        if layout.expert_parallel > 1:
+            message = local * hidden * self._element * ffn.experts_per_token
+            placed.append(Placed(Collective("all_to_all", message, layout.expert_parallel, layout.nodes), 2 * count))
+        return placed
 
     def _linear(self, group: LayerGroup, rows: int, sequences: int) -> list[Placed]:
         """Recurrent attention: each sequence's state is read and written once; 4 FLOP per state element and row."""

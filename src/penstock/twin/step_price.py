@@ -2,18 +2,21 @@
 
 Each part of the graph is priced once per value it depends on: rows by token count, the head by sampled rows, decode
 attention by sequences and a grid of contexts (straight lines between), prefill attention by chunk. So a million steps
-cost a few thousand prices. `explain` prices the same step operator by operator, uncached, with what each rests on.
+cost a few thousand prices. Where the price knows what decode attention takes in one call with a prompt chunk
+(`beside_chunk`), that counts in mixed steps, kept over a grid of chunks and contexts too.
+`explain` prices the same step operator by operator, uncached, with what each rests on.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from math import log2
 from typing import Final, Protocol
 
 from penstock.twin.host import HostTime
 from penstock.twin.load import StepLoad
-from penstock.twin.operators import Elementwise, Work
+from penstock.twin.operators import DecodeAttention, Elementwise, Operator, Work
 from penstock.twin.price import Estimate, OperatorPrice
 from penstock.twin.step_estimate import StepEstimate
 from penstock.twin.step_graph import Placed, StepGraph
@@ -64,24 +67,32 @@ class StepPrice:
         self._micro_batches = graph.layout.pipeline_parallel
         self._groups = graph.layout.attention_dp
         self._uses_spread = bool(getattr(price, "uses_spread", False))
+        self._beside: Callable[[DecodeAttention, int], float | None] | None = getattr(price, "beside_chunk", None)
         self._rows: dict[int, float] = {}
+        """By tokens of the step; with attention groups, by those of the group that has most."""
+        self._joint: dict[int, float] = {}
+        """With attention groups: what they do together, by tokens of the step."""
         self._head: dict[int, float] = {}
         self._lines: dict[tuple[int, int], list[tuple[float, float, float, float]]] = {}
         self._lines_now: dict[int, tuple[float, float, float, float]] = {}
         """By decoding sequences: the line used last, contexts all alike."""
         self._chunks: dict[tuple[int, int], float] = {}
+        self._mixed: dict[tuple[int, int, float], tuple[float, float, float, float]] = {}
+        """By decoding sequences, size of the chunk and start of the context's line: what decode attention takes more
+        in one call with such a chunk."""
 
     # -- fast -------------------------------------------------------------------------------------------------------
 
     def seconds(self, load: StepLoad) -> float:
         """Seconds of a step."""
         chunks, decoding = load.chunks, load.decoding
-        prompt = 0
+        prompt = most = 0
         attention = 0.0
         if chunks:
             for _, tokens in chunks:
                 prompt += tokens
             for past, tokens in chunks if self._groups == 1 else self.graph.busiest(chunks):
+                most += tokens
                 attention += self._chunk(past, tokens)
         if decoding:
             context = load.decode_context
@@ -91,10 +102,43 @@ class StepPrice:
             if line is None or bucket or not line[0] <= context < line[1]:
                 line = self.line(decoding, context, bucket)
             attention += line[2] + line[3] * (context - line[0])
-        device = self.base(decoding, prompt, load.sampled) + attention
+            if most and self._beside is not None:
+                attention += self._more_beside(decoding, context, most)
+        device = self.base(decoding, prompt, load.sampled, most) + attention
         if load.swap_in_blocks or load.swap_out_blocks:
             device += self._swap(load)
         return self.with_host(device, decoding + len(chunks), prompt)
+
+    def lockstep(self, loads: Sequence[StepLoad]) -> float:
+        """Seconds of a step that attention groups take together, each with its own load (data-parallel ranks with a
+        scheduler each). Every layer's experts wait for the group that has most to do. Host time is the largest."""
+        groups, graph = self._groups, self.graph
+        attention = host = 0.0
+        local = total = sampled = 0
+        mixed = False
+        for load in loads:
+            prompt, own = 0, 0.0
+            for past, tokens in load.chunks:
+                prompt += tokens
+                own += self._chunk(past, tokens)
+            if load.decoding:
+                decoding = groups * load.decoding
+                context = groups * (load.decode_context + load.decoding)
+                bucket = self._bucket(load.decoding, load.decode_context, load.decode_context_squares)
+                line = self.line(decoding, context, bucket)
+                own += line[2] + line[3] * (context - line[0])
+                if prompt and self._beside is not None:
+                    own += self._more_beside(decoding, context, prompt)
+            attention = max(attention, own)
+            local, total = max(local, load.decoding + prompt), total + load.decoding + prompt
+            sampled, mixed = max(sampled, load.sampled), mixed or prompt > 0
+            host = max(host, self.with_host(0.0, load.decoding + len(load.chunks), prompt))
+        if self._pad and local < len(self._pad):
+            local = self._pad[local]
+            total, sampled = groups * local, sampled if mixed else local
+        device = self._grouped_rows(total, local) + attention
+        device += self._sum(graph.head(self._micro(groups * sampled)))
+        return max(device, host) if self._overlapped else device + host
 
     def decode_ends(
         self, decoding: int, context: int, squares: int, now: float, most: int, until: float
@@ -126,14 +170,21 @@ class StepPrice:
             return device_s + host
         return device_s if device_s >= host else host
 
-    def base(self, decoding: int, prompt: int, sampled: int) -> float:
-        """The parts that know no context: rows and head."""
+    def base(self, decoding: int, prompt: int, sampled: int, most: int = 0) -> float:
+        """The parts that know no context: rows and head. `most`: prompt tokens of the attention group that has most."""
         tokens = decoding + prompt
-        if decoding and not prompt and self._pad:
-            tokens = sampled = self._padded(decoding)
-        rows = self._rows.get(tokens)
-        if rows is None:
-            rows = self._rows[tokens] = self._sum(self.graph.rows(self._micro(tokens)))
+        if self._groups > 1:
+            tokens, local = self._grouped(decoding, prompt, most)
+            rows = self._grouped_rows(tokens, local)
+            if decoding and not prompt:
+                sampled = tokens
+        else:
+            if decoding and not prompt and self._pad:
+                tokens = sampled = self._padded(decoding)
+            found = self._rows.get(tokens)
+            if found is None:
+                found = self._rows[tokens] = self._sum(self.graph.rows(self._micro(tokens)))
+            rows = found
         head = self._head.get(sampled)
         if head is None:
             head = self._head[sampled] = self._sum(self.graph.head(self._micro(sampled)))
@@ -149,14 +200,7 @@ class StepPrice:
             if not bucket:
                 self._lines_now[decoding] = lines[at - 1]
             return lines[at - 1]
-        # Grid of mean contexts 1, 2, 3, ... and from 8 on, geometric.
-        mean = max(1.0, context / decoding)
-        low = float(int(mean)) if mean < 8 else 8.0
-        high = low + 1
-        while low >= 8 and low * CONTEXT_RATIO <= mean:
-            low *= CONTEXT_RATIO
-        if low >= 8:
-            high = low * CONTEXT_RATIO
+        low, high = _around(context / decoding)
         first, last = decoding * low, decoding * high
         spread = bucket * SPREAD_GRAIN
         below, above = (self._decode(decoding, round(end), spread) for end in (first, last))
@@ -174,12 +218,14 @@ class StepPrice:
         """The same step operator by operator. Agrees with `seconds` up to the grids above."""
         estimate = StepEstimate()
         prompt = sum(tokens for _, tokens in load.chunks)
-        padded = self._padded(load.decoding) if load.decoding and not prompt and self._pad else 0
+        most = sum(tokens for _, tokens in self.graph.busiest(load.chunks))
+        tokens, local = self._grouped(load.decoding, prompt, most)
+        sampled = tokens if load.decoding and not prompt else load.sampled
         micro = self._micro
         spread = self._bucket(load.decoding, load.decode_context, load.decode_context_squares)
         placed = [
-            *self.graph.rows(micro(padded or load.tokens)),
-            *self.graph.head(micro(padded or load.sampled)),
+            *self.graph.rows(micro(tokens), micro(local)),
+            *self.graph.head(micro(sampled)),
             *self.graph.decode(micro(load.decoding), micro(load.decode_context + load.decoding), spread * SPREAD_GRAIN),
             *self.graph.prefill([self._piece(past, tokens) for past, tokens in load.chunks]),
         ]
@@ -187,7 +233,7 @@ class StepPrice:
             placed.append(Placed(self._copy(blocks), 1))
         flop = read = written = link = 0.0
         for operator, times in placed:
-            one = self.price.price(operator)
+            one = self._estimate(operator, micro(most))
             estimate.add(operator.kind, one, times)
             work = operator.work()
             flop, link = flop + times * work.flop, link + times * work.link_bytes
@@ -206,6 +252,55 @@ class StepPrice:
         return self._uses_spread
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _grouped(self, decoding: int, prompt: int, most: int) -> tuple[int, int]:
+        """Rows of a step, and of the attention group that has most of them, padding included.
+
+        Groups go through a captured graph together: all run the size that the largest of them needs. Beyond the
+        largest graph each has the rows it has (vLLM's coordinate_batch_across_dp)."""
+        groups = self._groups
+        if groups == 1:
+            tokens = decoding + prompt if prompt or not self._pad else self._padded(decoding)
+            return tokens, tokens
+        local = -(-decoding // groups) + most
+        if not self._pad or local >= len(self._pad):
+            return decoding + prompt, local
+        return groups * self._pad[local], self._pad[local]
+
+    def _grouped_rows(self, tokens: int, local: int) -> float:
+        rows, joint = self._rows.get(local), self._joint.get(tokens)
+        if rows is None:
+            rows = self._rows[local] = self._sum(self.graph.local_rows(self._micro(local)))
+        if joint is None:
+            joint = self._joint[tokens] = self._sum(self.graph.joint_rows(self._micro(tokens)))
+        return rows + joint
+
+    def _more_beside(self, decoding: int, context: int, chunk: int) -> float:
+        """What decode attention takes more because it shares its call with a chunk."""
+        size = round(2.0 * log2(chunk))
+        low, high = _around(context / decoding)
+        line = self._mixed.get((decoding, size, low))
+        if line is None:
+            first, last = decoding * low, decoding * high
+            below, above = (self._more(decoding, round(end), round(2.0 ** (size / 2))) for end in (first, last))
+            line = self._mixed[decoding, size, low] = (first, last, below, (above - below) / (last - first))
+        return line[2] + line[3] * (context - line[0])
+
+    def _more(self, decoding: int, context: int, chunk: int) -> float:
+        chunk = self._micro(chunk)
+        placed = self.graph.decode(self._micro(decoding), self._micro(context))
+        return sum(
+            times * (self._estimate(operator, chunk).seconds - self.price.price(operator).seconds)
+            for operator, times in placed
+        )
+
+    def _estimate(self, operator: Operator, chunk: int) -> Estimate:
+        """Of an operator in a step with so many prompt tokens."""
+        alone = self.price.price(operator)
+        if not chunk or self._beside is None or not isinstance(operator, DecodeAttention):
+            return alone
+        beside = self._beside(operator, chunk)
+        return alone if beside is None else Estimate(beside, alone.model, alone.basis)
 
     def _sum(self, placed: list[Placed]) -> float:
         return sum(self.price.price(operator).seconds * times for operator, times in placed)
@@ -253,3 +348,14 @@ class StepPrice:
 
     def _copy(self, blocks: int) -> Elementwise:
         return Elementwise("swap", blocks * self._swap_block_bytes, blocks * self._swap_block_bytes)
+
+
+def _around(mean: float) -> tuple[float, float]:
+    """The two mean contexts of the grid around `mean`: 1, 2, 3, ... and from 8 on, geometric."""
+    mean = max(1.0, mean)
+    low = float(int(mean)) if mean < 8 else 8.0
+    if low < 8:
+        return low, low + 1
+    while low * CONTEXT_RATIO <= mean:
+        low *= CONTEXT_RATIO
+    return low, low * CONTEXT_RATIO

@@ -9,6 +9,8 @@ The format is CSV or Parquet, one measured operator a line, columns in any order
     columns, inner, dtype   of a product. Left blank: whatever this kind of product is in the profiled model
     past       attention_prefill: tokens whose KV was there already (0)
     context    attention_decode: KV tokens of each sequence
+    chunk      attention_decode in one call with a prompt chunk of so many tokens: `seconds` are what it adds to the
+               chunk alone. Left blank: decodes alone
     heads, kv_heads, head_dim   of attention. Left blank: those of the profiled model
     active     experts: how many got a token
     bytes, ranks   of a collective: its message
@@ -132,8 +134,13 @@ class Profile:
         single queries, and take up to twice as long for them. None: not profiled."""
         if not self._mixed_sizes or not operator.sequences:
             return None
-        size = min(self._mixed_sizes, key=lambda measured: abs(math.log(measured / max(1, chunk_tokens))))
-        return self._mixed[size].at(operator.sequences, operator.context / operator.sequences)[0]
+        mean, sizes = operator.context / operator.sequences, self._mixed_sizes
+        at = min(max(1, bisect.bisect_left(sizes, chunk_tokens)), len(sizes) - 1) if len(sizes) > 1 else 0
+        seconds = self._mixed[sizes[at]].at(operator.sequences, mean)[0]
+        if at and chunk_tokens < sizes[at]:
+            share = math.log(sizes[at] / max(chunk_tokens, sizes[at - 1])) / math.log(sizes[at] / sizes[at - 1])
+            seconds += share * (self._mixed[sizes[at - 1]].at(operator.sequences, mean)[0] - seconds)
+        return seconds + self._skew(operator)
 
     def _gemm(self, operator: Gemm) -> tuple[float, bool] | None:
         products = self._products.get(operator.dtype)
@@ -146,13 +153,19 @@ class Profile:
         surface = self._of(self._decode, operator)
         if surface is None or not operator.sequences:
             return None
+        seconds, inside = surface.at(operator.sequences, operator.context / operator.sequences)
+        return seconds + self._skew(operator), inside
+
+    def _skew(self, operator: DecodeAttention) -> float:
+        """What uneven contexts take more than even ones."""
+        surface = self._of(self._decode, operator)
+        if surface is None or not operator.spread or not self._alphas or operator.sequences < 2:
+            return 0.0
         mean = operator.context / operator.sequences
-        seconds, inside = surface.at(operator.sequences, mean)
-        if operator.spread and self._alphas and operator.sequences > 1:
-            longest = mean * (1.0 + operator.spread * math.sqrt(2.0 * math.log(operator.sequences)))
-            at = min(bisect.bisect_left(self._alpha_sizes, operator.sequences), len(self._alphas) - 1)
-            seconds += self._alphas[at] * (surface.at(operator.sequences, longest)[0] - seconds)
-        return seconds, inside
+        longest = mean * (1.0 + operator.spread * math.sqrt(2.0 * math.log(operator.sequences)))
+        at = min(bisect.bisect_left(self._alpha_sizes, operator.sequences), len(self._alphas) - 1)
+        ends = [surface.at(operator.sequences, length)[0] for length in (mean, longest)]
+        return self._alphas[at] * (ends[1] - ends[0])
 
     @staticmethod
     def _of(surfaces: Mapping[Shape, Surface], operator: DecodeAttention | PrefillAttention) -> Surface | None:
@@ -208,7 +221,11 @@ def _add(points: Points, row: Mapping[str, Any], path: Path, line: int) -> None:
     if kind == "attention_prefill":
         points.prefill[shape].append((number("past", 0.0), number("rows"), seconds))
     elif kind == "attention_decode":
-        points.decode[shape].append((number("rows"), number("context"), seconds))
+        point = number("rows"), number("context"), seconds
+        if chunk := int(number("chunk", 0.0)):
+            points.mixed[chunk].append(point)
+        else:
+            points.decode[shape].append(point)
     elif kind == "experts":
         points.experts.append((number("active"), number("rows"), seconds))
     elif "bytes" in row:
