@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,38 @@ def test_a_changed_source_has_another_name(tmp_path: Path, monkeypatch: pytest.M
     source(changed).write_text(source(changed).read_text() + "\n")
     assert name_for("1.0") != here
     assert name_for("1.0").startswith("1.0-")
+
+
+def test_an_edit_while_the_sources_are_copied_is_compiled_under_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, edited = tmp_path / "penstock", source("penstock.control.step").relative_to(compiled.ROOM)
+    for name in MODULES + SEEN:
+        copy = source(name, room)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source(name), copy)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiled, "ROOM", room)
+    monkeypatch.setattr(build, "ROOM", room)
+    before, texts = name_for(metadata.version("mypy")), []
+
+    def copytree(here: Path, *words: Any, **named: Any) -> Any:  # It calls itself for what lies below.
+        if here == room:
+            (room / edited).write_text((room / edited).read_text() + "\n")
+        return real(here, *words, **named)
+
+    def compile_nothing(copy: Path, made: Path) -> Path:
+        texts.append((copy / edited).read_text())
+        made.mkdir()
+        (made / WHOLE).touch()
+        return made
+
+    real = shutil.copytree
+    monkeypatch.setattr(shutil, "copytree", copytree)
+    monkeypatch.setattr(build, "_compile", compile_nothing)
+    made = build.build()
+    assert texts == [(room / edited).read_text()]
+    assert made.name == name_for(metadata.version("mypy")) != before
 
 
 def test_switched_off_there_is_no_finder() -> None:

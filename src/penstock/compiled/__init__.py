@@ -133,17 +133,17 @@ def cache(*, create: bool = False) -> Path | None:
     return directory if status.st_uid == os.getuid() and not status.st_mode & 0o022 else None
 
 
-def name_for(mypy_version: str) -> str:
-    """Of the directory for these sources: the version of mypyc, and a hash. Raises OSError."""
+def name_for(mypy_version: str, room: Path | None = None) -> str:
+    """Of the directory for these sources, or those in `room`: the version of mypyc, and a hash. Raises OSError."""
     digest = hashlib.sha256(f"{mypy_version} {sys.version} {SUFFIX} {FLAGS}".encode())
     for name in MODULES + SEEN:
-        digest.update(f"\0{name}\0".encode() + hashlib.sha256(source(name).read_bytes()).digest())
+        digest.update(f"\0{name}\0".encode() + hashlib.sha256(source(name, room).read_bytes()).digest())
     return f"{mypy_version}-{digest.hexdigest()[:24]}"
 
 
-def source(module: str) -> Path:
-    """Its file."""
-    return ROOM.joinpath(*module.split(".")[1:]).with_suffix(".py")
+def source(module: str, room: Path | None = None) -> Path:
+    """Its file, in this package or a copy of it."""
+    return (ROOM if room is None else room).joinpath(*module.split(".")[1:]).with_suffix(".py")
 
 
 @functools.cache

@@ -48,19 +48,26 @@ def build() -> Path:
         final = kept / name_for(version)
         if not (final / WHOLE).is_file():
             with tempfile.TemporaryDirectory(dir=kept, prefix="build-") as folder:
-                _move(_compile(Path(folder)), final)
+                copy = _copy(Path(folder))
+                final = kept / name_for(version, copy)
+                _move(_compile(copy, Path(folder) / "made"), final)
             _forget_old(kept)
     except OSError as error:
         raise CannotCompile(str(error)) from None
     return final
 
 
-def _compile(folder: Path) -> Path:
-    """Build all libraries below `folder`. Returns the directory they lie in, each under its module's full name."""
-    # A copy: sources that are edited meanwhile must not end up under the hash of what they were.
-    tree, made = folder / "tree", folder / "made"
-    shutil.copytree(ROOM, tree / ROOM.name, ignore=shutil.ignore_patterns("__pycache__", "models", "hardware"))
-    files = [str(source(name).relative_to(ROOM.parent)) for name in MODULES]
+def _copy(folder: Path) -> Path:
+    """The package, copied. The copy is what is hashed and compiled: sources may be edited at any moment meanwhile."""
+    copy = folder / "tree" / ROOM.name
+    shutil.copytree(ROOM, copy, ignore=shutil.ignore_patterns("__pycache__", "models", "hardware"))
+    return copy
+
+
+def _compile(room: Path, made: Path) -> Path:
+    """Build all libraries of the package at `room`. Returns `made`, where each lies under its module's full name."""
+    tree = room.parent
+    files = [str(source(name, room).relative_to(tree)) for name in MODULES]
     environment = os.environ | {"CFLAGS": f"{os.environ.get('CFLAGS', '')} {FLAGS}", SWITCH: "0"}
     try:
         done = subprocess.run(
