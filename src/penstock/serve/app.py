@@ -27,6 +27,7 @@ from penstock.serve.edge import Edge
 from penstock.serve.errors import Refusal, log, retry_headers, wire
 from penstock.serve.front import Front
 from penstock.serve.metrics import CONTENT_TYPE, Metrics
+from penstock.serve.text import text_routes
 
 if TYPE_CHECKING:
     from penstock.runtime import ChatTemplate, Tokenizer
@@ -48,6 +49,7 @@ def create_app(
     # The generated pages (/docs, /openapi.json) would be open routes, and describe none of the bodies.
     app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(_inference(front, keys))
+    app.include_router(text_routes(front, keys))
     app.include_router(_operations(front, keys))
     app.include_router(_open(service, deployment))
     for kind in (PenstockError, HTTPException, ClientDisconnect):

@@ -22,16 +22,16 @@ from starlette.types import Receive, Scope
 
 from penstock.errors import InvalidRequest
 from penstock.serve.errors import Refusal
-from penstock.serve.schema import Body
+from penstock.serve.schema import Named
 from penstock.serve.unsupported import UNSUPPORTED, refuse_unsupported
 
-SomeBody = TypeVar("SomeBody", bound=Body)
+SomeBody = TypeVar("SomeBody", bound=Named)
 
 MAX_UNKNOWN_NAMES: Final = 64
 """Of one body; those after are ignored uncounted."""
 _MAX_READ_BYTES: Final = 64 * 2**10
 """Of one field, where it is read beside the struct."""
-_LONG_LISTS: Final = {"messages": 4096, "prompt": 2**20}
+_LONG_LISTS: Final = {"messages": 4096, "prompt": 2**20, "tokens": 2**20, "input": 2**20}
 _READ_FIRST: Final = frozenset({*UNSUPPORTED, "n", "tools", "tool_choice"})
 """What `refuse_unsupported` looks at."""
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -129,7 +129,7 @@ def _no_collection() -> Iterator[None]:
 
 
 @cache
-def _decoder(kind: type[Body]) -> msgspec.json.Decoder[Body]:
+def _decoder(kind: type[Named]) -> msgspec.json.Decoder[Named]:
     return msgspec.json.Decoder(kind)
 
 

@@ -33,7 +33,7 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
             why="logprobs is not true",
             remedy="logprobs: true, or leave it out",
         )
-    prompt = await _prompt(front, body, size)
+    prompt = await chat_prompt(front, body, size)
     newer = body.max_completion_tokens is not None
     generation = front.generation(
         call, body, [prompt],
@@ -51,7 +51,8 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
     return Answer(generation, form, stream=bool(body.stream), tenant=tenant)
 
 
-async def _prompt(front: Front, body: ChatBody, size: int) -> Prompt:
+async def chat_prompt(front: Front, body: ChatBody, size: int) -> Prompt:
+    """The messages of `body`, which had `size` bytes, through the model's template. Raises InvalidRequest."""
     if front.template is None:
         raise InvalidRequest(
             field="messages",

@@ -24,7 +24,7 @@ from penstock.serve.generation import Generation, Prompt
 from penstock.serve.metrics import Metrics
 from penstock.serve.offload import Offload
 from penstock.serve.sampling import make_sampling, seed_of_choice
-from penstock.serve.schema import Body
+from penstock.serve.schema import Body, Named
 
 if TYPE_CHECKING:
     from penstock.runtime import ChatTemplate, Tokenizer
@@ -35,7 +35,7 @@ MAX_ENTRIES: Final = 2**18
 MAX_STREAMED_ENTRIES: Final = 2**13
 """In one stream, where a chunk is made on the loop: some 20 ms."""
 
-SomeBody = TypeVar("SomeBody", bound=Body)
+SomeBody = TypeVar("SomeBody", bound=Named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Front:
         """Read and check a body; gives it and its size in bytes. Raises Refusal 404, 413, 415; InvalidRequest."""
         raw = await read_body(request.scope, request.receive, self.deployment.server.max_body_bytes)
         body = parse_body(raw, kind, self.metrics.unknown_field)
-        if body.stream_options is not None and not body.stream:
+        if isinstance(body, Body) and body.stream_options is not None and not body.stream:
             raise InvalidRequest(
                 field="stream_options", value={}, why="only a stream has them", remedy="stream: true, or leave them out"
             )

@@ -28,10 +28,16 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
-class Body(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields that both endpoints share. None: the model's own default, or the field's."""
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    """What every body may say."""
 
     model: str | None = None
+    """None: the model that is served."""
+
+
+class Body(Named, frozen=True, kw_only=True):
+    """Fields that both endpoints share. None: the model's own default, or the field's."""
+
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
