@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Final
 
 import pytest
 import yaml
@@ -183,9 +184,52 @@ def test_links_tiers_nodes_and_clusters_refer_to_what_is_there() -> None:
         assert hardware.link(cluster.fabric).bytes_per_s.value > 0
 
 
+WIRING: Final = {
+    "node": hardware.nodes(), "cluster": hardware.clusters(), "link": hardware.links(), "tier": hardware.tiers()
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["nvlink-4", "dgx-h100", "gb200-nvl72", "dgx-h100-superpod", "nvme-gen4"])
+def test_inspect_shows_links_nodes_clusters_and_tiers_with_their_sources(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (group,) = (group for group, table in WIRING.items() if name in table)
+    inspect_hardware(name, as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["group"], shown["name"]) == (group, name)
+    assert set(shown["figures"]) == {place for place, _ in hardware.figures(WIRING[group][name])}
+    assert {figure["source"] for figure in shown["figures"].values()} == set(shown["sources"])
+    inspect_hardware(name.upper(), as_json=False)
+    text = capsys.readouterr().out
+    for source in shown["sources"].values():
+        assert source["title"] in text
+
+
+def test_the_nearest_names_are_of_all_kinds_of_hardware() -> None:
+    for wrong, right in (("h10-sxm", "h100-sxm"), ("dgx-h10", "dgx-h100"), ("nvlnk-4", "nvlink-4"), ("nvme4", "nvme")):
+        with pytest.raises(InvalidDeployment, match=right):
+            inspect_hardware(wrong, as_json=False)
+
+
+def test_a_users_own_table_adds_to_the_one_in_the_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_HARDWARE_DIR", str(tmp_path))
+    (tmp_path / "nodes.yaml").write_text(
+        "my-box:\n  title: Mine\n  device: l4\n  devices: 3\n"
+        "  other_peak_watts: {value: 90.0, basis: measured, source: meter}\nsources:\n  meter: {title: A meter}\n"
+    )
+    assert hardware.node("my-box").devices == 3
+    assert hardware.node("dgx-h100").devices == 8
+    (tmp_path / "nodes.yaml").write_text("my-box: 3\n")
+    with pytest.raises(InvalidDeployment, match="not a mapping"):
+        hardware.node("my-box")
+
+
 def test_inspect_shows_every_figure_and_physical_limits(capsys: pytest.CaptureFixture[str]) -> None:
     inspect_hardware(None, as_json=True)
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == NAMES
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows if row["group"] == "device"] == NAMES
+    for group, table in WIRING.items():
+        assert [row["name"] for row in rows if row["group"] == group] == list(table)
     inspect_hardware("h100", as_json=True)
     shown = json.loads(capsys.readouterr().out)
     found = hardware.device("h100")

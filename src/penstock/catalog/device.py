@@ -140,7 +140,7 @@ class Cluster:
     node: str
     nodes: int
     fabric: str
-    """A name in links.yaml; each device has one port of it, unless its own file says otherwise."""
+    """A name in links.yaml; each device has one port of it."""
     oversubscription: Figure | None = None
     """Ports' sum over what the core carries; None: 1, non-blocking."""
     sources: Mapping[str, Source] = field(default_factory=dict)

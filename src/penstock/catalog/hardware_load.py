@@ -1,5 +1,8 @@
 """From a name to a `Device`, `Link`, `Tier`, `Node` or `Cluster`: YAML in the box, in the user's directory, at a path.
 
+Devices have a file each; links.yaml, tiers.yaml, nodes.yaml and clusters.yaml hold the others, and a user's own add to
+those in the box.
+
 A file is checked whole: no unknown key, no figure without basis and source, no source that its own table lacks, no
 negative number, nothing measured above its peak.
 """
@@ -54,21 +57,60 @@ def device(name: str) -> Device:
                 remedy="a path to a device file, or a name from `penstock inspect hardware`",
             )  # fmt: skip
         return load_device(path)
+    found, names = _look_up(name)
+    if found is not None:
+        return found
+    raise InvalidDeployment(
+        field="hardware.name", value=name, why="no device has this name",
+        remedy=f"{_nearest(name, names)}; or a YAML file",
+    )  # fmt: skip
+
+
+Kept = Device | Node | Cluster | Link | Tier
+"""All kinds of hardware that have a name."""
+
+
+def hardware(name: str) -> Kept:
+    """Whatever hardware is called `name`: a device (also by a file's path), node, cluster, link or tier.
+
+    Raises InvalidDeployment: as `device`; the nearest names are of all kinds.
+    """
+    wanted = _plain(name)
+    if wanted not in _files():  # An alias of a device may be the name of a node.
+        for table in (nodes(), clusters(), links(), tiers()):
+            if wanted in table:
+                return table[wanted]
+    if name.endswith((".yaml", ".yml")):
+        return device(name)
+    found, names = _look_up(name)
+    if found is not None:
+        return found
+    names += [*nodes(), *clusters(), *links(), *tiers()]
+    raise InvalidDeployment(
+        field="hardware", value=name, why="no device, node, cluster, link or tier has this name",
+        remedy=_nearest(name, names),
+    )  # fmt: skip
+
+
+def _look_up(name: str) -> tuple[Device | None, list[str]]:
+    """The device called so, if there is one, else all names that there are."""
     known, wanted = _files(), _plain(name)
     if wanted in known:
-        return load_device(known[wanted])
+        return load_device(known[wanted]), []
     names = dict.fromkeys(known)
     for path in known.values():
         found = load_device(path)
         for alias in map(_plain, (found.name, found.title, *found.aliases)):
             if alias == wanted:
-                return found
+                return found, []
             names[alias] = None
+    return None, list(names)
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    wanted = _plain(name)
     near = get_close_matches(wanted, names, n=5, cutoff=0.4) or [each for each in names if each.startswith(wanted[:3])]
-    raise InvalidDeployment(
-        field="hardware.name", value=name, why="no device has this name",
-        remedy=f"{'one of ' + ', '.join(near) if near else 'a name from `penstock inspect hardware`'}; or a YAML file",
-    )  # fmt: skip
+    return "one of " + ", ".join(near) if near else "a name from `penstock inspect hardware`"
 
 
 def load_device(path: Path) -> Device:
@@ -124,8 +166,8 @@ def clusters() -> dict[str, Cluster]:
 
 
 def link_sources() -> dict[str, Source]:
-    """What the figures of links.yaml refer to."""
-    return dict(_parsed("links")[1])
+    """What the figures of links refer to."""
+    return {key: source for path in _table_files("links") for key, source in _parsed(*path)[1].items()}
 
 
 def render_device(found: Device) -> str:
@@ -219,22 +261,30 @@ def _read(path: Path) -> dict[str, Any]:
     return typing.cast(dict[str, Any], document)
 
 
-@lru_cache(maxsize=len(_TABLES))
-def _parsed(table: str) -> tuple[dict[str, Any], dict[str, Source]]:
-    document = _read(_box() / f"{table}.yaml")
-    return document, _convert(document.pop("sources", {}), dict[str, Source], _box() / f"{table}.yaml")
+def _table_files(table: str) -> list[tuple[Path, int]]:
+    """A table in the box and the user's, each with the time it was changed; what stands later wins."""
+    paths = (root / f"{table}.yaml" for root in (_box(), user_directory()))
+    return [(path, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+
+
+@lru_cache(maxsize=16)
+def _parsed(path: Path, _changed_ns: int) -> tuple[dict[str, Any], dict[str, Source]]:
+    document = _read(path)
+    return document, _convert(document.pop("sources", {}), dict[str, Source], path)
 
 
 def _table(table: str, kind: type[T]) -> dict[str, T]:
-    path = _box() / f"{table}.yaml"
-    document, sources = _parsed(table)
     found: dict[str, T] = {}
-    for name, body in document.items():
-        body = {"name": name, **body}
-        if kind is not Link:  # A link is part of a device as a rule, and that has the table.
-            body["sources"] = {key: _bare(value) for key, value in sources.items()}
-        found[name] = _convert(body, kind, path, name)
-        _check_figures(found[name], sources, str(path))
+    for path, changed in _table_files(table):
+        document, sources = _parsed(path, changed)
+        for name, body in document.items():
+            if not isinstance(body, dict):
+                _refuse(str(path), name, body, "not a mapping", "keys and values, as in the files in the box")
+            body = {"name": name, **body}
+            if kind is not Link:  # A link is part of a device as a rule, and that has the table.
+                body["sources"] = {key: _bare(value) for key, value in sources.items()}
+            found[name] = _convert(body, kind, path, name)
+            _check_figures(found[name], sources, str(path))
     return found
 
 

@@ -14,7 +14,12 @@ WHAT = ("model", "hardware", "fit")
 
 def inspect(
     what: Annotated[str, typer.Argument(metavar="model|hardware|fit")],
-    name: Annotated[Text, typer.Argument(help="A model, or a device; none: the list.", show_default=False)] = None,
+    name: Annotated[
+        Text,
+        typer.Argument(
+            help="A model, or hardware: a device, node, cluster, link or tier; none: the list.", show_default=False
+        ),
+    ] = None,
     hardware: Annotated[Text, typer.Option(help="fit: the device; default h100-sxm.")] = None,
     context: Annotated[str, typer.Option(help="Tokens of one sequence.")] = "8192",
     dtype: Annotated[Text, typer.Option(help="Of weights; default: as published.")] = None,
@@ -23,9 +28,9 @@ def inspect(
     pipeline_parallel: Annotated[int, typer.Option("--pipeline-parallel", "--pp", min=1, help="fit: stages.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Show a model (parameters, FLOP, KV), a device (every figure with its source), or how one fits the other.
+    """Show a model (parameters, FLOP, KV), hardware (every figure with its source), or how one fits the other.
 
-    penstock inspect model llama-3.1-8b; penstock inspect hardware h100-sxm;
+    penstock inspect model llama-3.1-8b; penstock inspect hardware h100-sxm; penstock inspect hardware dgx-h100;
     penstock inspect fit llama-3.1-70b --hardware h100-sxm --tp 4 --context 32k
     """
     from penstock.catalog.shape import DTYPE_BYTES

@@ -1,4 +1,4 @@
-"""`penstock inspect hardware [name]`: what a device can do, and where each of its numbers is from."""
+"""`penstock inspect hardware [name]`: what there is, and what a device can do, each number with where it is from."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from rich.markup import escape
 from rich.table import Table
 
 from penstock.catalog.demand import decode_bytes, kv_bytes, prompt_flop, weight_bytes
-from penstock.catalog.device import Device, Figure
-from penstock.catalog.hardware_load import device, devices, figures
+from penstock.catalog.device import Device
+from penstock.catalog.hardware_load import device, devices, figures, hardware
 from penstock.catalog.models_by_name import model_shape
 from penstock.cli.console import stdout
+from penstock.cli.inspect_figures import as_data, show_figures, show_sources
+from penstock.cli.inspect_wiring import list_wiring, show_wiring, wiring_rows
 from penstock.twin.roofline import COMPUTED_AS, matrix_rate, memory_rate, ridge_point
 
 EXAMPLE_MODEL: Final = "llama-2-7b"
 _PROMPT: Final = 2048
 _WEIGHTS: Final = ("bfloat16", "fp8", "int4")
-_UNITS: Final = (
-    ("flop_per_s", 1e12, "TFLOP/s"), ("bytes_per_s", 1e9, "GB/s"), ("bytes", 2**30, "GiB"), ("watts", 1.0, "W"),
-    ("cycles", 1.0, "cycles"), ("per_hour", 1.0, "$/h"), ("efficiency", 1.0, ""), ("_s", 1e-6, "us"),
-)  # fmt: skip
-"""How a figure is shown, by what its place contains: scale and unit."""
 
 
 def inspect_hardware(name: str | None, *, as_json: bool) -> None:
-    """Shows the list of devices, or one with every figure, its ridge points and its limits for a 7B-class model.
+    """Shows the list of devices, nodes, clusters, links and tiers, or one of them with every figure; of a device its
+    ridge points and its limits for a 7B-class model too.
 
     Raises InvalidDeployment: nothing has this name, or its file is not well formed.
     """
     if name is None:
         _show_all([device(each) for each in devices()], as_json)
         return
-    found = device(name)
-    if as_json:
+    found = hardware(name)
+    if not isinstance(found, Device):
+        show_wiring(found, as_json=as_json)
+    elif as_json:
         print(json.dumps(facts(found)))
-        return
-    _show_one(found)
+    else:
+        _show_one(found)
 
 
 def facts(found: Device) -> dict[str, Any]:
@@ -50,10 +50,8 @@ def facts(found: Device) -> dict[str, Any]:
         "devices_per_node": found.devices_per_node,
         "peer_to_peer": found.peer_to_peer,
         "measured_as": found.measured_as,
-        "figures": {
-            place: {"value": figure.value, "basis": figure.basis, "source": figure.source, "note": figure.note}
-            for place, figure in figures(found)
-        },
+        "group": "device",
+        "figures": as_data(figures(found)),
         "ridge_flop_per_byte": {dtype: ridge_point(found, dtype) for dtype in found.matrix_flop_per_s},
         "speed_of_light": speed_of_light(found),
         "sources": {
@@ -94,11 +92,12 @@ def _show_all(found: list[Device], as_json: bool) -> None:
         keys = ("memory_bytes", "memory_bytes_per_s", "peak_watts", "price_per_hour")
         print(
             json.dumps([
-                {"name": each.name, "title": each.title, "kind": each.kind, "measured_as": each.measured_as}
+                {"group": "device", "name": each.name, "title": each.title, "kind": each.kind}
+                | {"measured_as": each.measured_as}
                 | {key: None if getattr(each, key) is None else getattr(each, key).value for key in keys}
                 | {"matrix_flop_per_s": {dtype: figure.value for dtype, figure in each.matrix_flop_per_s.items()}}
                 for each in found
-            ])
+            ] + wiring_rows())
         )  # fmt: skip
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -118,10 +117,12 @@ def _show_all(found: list[Device], as_json: bool) -> None:
     console = stdout()
     console.print(table)
     console.print(
-        "\nDense peaks in TFLOP/s; memory in GiB and GB/s; link to a node's other devices, one direction, in GB/s.\n"
-        "* operators of it were measured. Prices are assumptions to set yourself. `penstock inspect hardware NAME`\n"
-        "shows every figure with its source; `penstock calibrate` adds this machine."
+        "Dense peaks in TFLOP/s; memory in GiB and GB/s; link to a node's other devices, one direction, in GB/s.\n"
+        "* operators of it were measured. Prices are assumptions to set yourself.\n"
+        "`penstock calibrate` adds this machine."
     )
+    list_wiring(console)
+    console.print("\n`penstock inspect hardware NAME` shows every figure of any of them with its source.")
 
 
 def _peak(found: Device, dtypes: tuple[str, ...]) -> str:
@@ -137,21 +138,7 @@ def _show_one(found: Device) -> None:
     console.print(
         f"[bold]{escape(found.title)}[/] ({found.name}; also {', '.join(found.aliases) or 'no other name'})\n"
     )
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("figure", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("unit", no_wrap=True)
-    table.add_column("basis", no_wrap=True)
-    table.add_column("source", no_wrap=True)
-    table.add_column("note", justify="right", no_wrap=True)
-    notes: dict[str, int] = {}
-    for place, figure in figures(found):
-        value, unit = _shown(place, figure)
-        number = str(notes.setdefault(figure.note, len(notes) + 1)) if figure.note else ""
-        table.add_row(escape(place), value, unit, figure.basis, escape(figure.source), number)
-    console.print(table)
-    for note, place_in_list in notes.items():
-        console.print(escape(f"  {place_in_list}: {note}"))
+    show_figures(console, figures(found))
     console.print("\n[bold]Ridge points[/]: FLOP per byte at which compute and memory are both full")
     console.print("  " + "   ".join(f"{dtype} {ridge_point(found, dtype):,.0f}" for dtype in found.matrix_flop_per_s))
     console.print(
@@ -167,13 +154,4 @@ def _show_one(found: Device) -> None:
         prefill, one, full = ("does not fit" if rate is None else f"{rate:,.0f}" for rate in rates)
         limits.add_row(row["weights"], row["runs_as"], prefill, one, f"{row['batch']:,}", full)
     console.print(limits)
-    console.print("\n[bold]Sources[/]")
-    for key, source in found.sources.items():
-        console.print(escape("  ".join(filter(None, (f"  {key}: {source.title}", source.url, source.note)))))
-
-
-def _shown(place: str, figure: Figure) -> tuple[str, str]:
-    for part, scale, unit in _UNITS:
-        if part in place:
-            return f"{figure.value / scale:,.4g}", unit
-    return f"{figure.value:,.4g}", ""
+    show_sources(console, found.sources)
