@@ -120,7 +120,7 @@ class ScriptedService:
         self.script: Script = say("hello")
         self.calls: list[Request] = []
         self.cancelled: list[str] = []
-        self.resets = 0
+        self.resets = self.in_flight = 0
         self.worker_pid: int | None = None
         self.recovery_s: float | None = None
         self.running = 0
@@ -155,10 +155,6 @@ class ScriptedService:
         finally:
             for one in requests:
                 self.admission.gone(one.id, 0.0)
-
-    @property
-    def in_flight(self) -> int:
-        return self.running
 
     def reset_prefix_cache(self) -> None:
         self.resets += 1

@@ -24,6 +24,7 @@ VERBS: Final[dict[str, str]] = {
     "reproduce": "A paper's numbers beside ours, with tolerance and verdict.",
     "metrics": "What a server exposes: reference, Grafana dashboard, alert rules.",
     "doctor": "What is here, what is missing, and whether the model in the box runs.",
+    "key": "Make a key for clients, or the hash of one.",
     "version": "Print versions of Penstock and of what it runs on.",
 }
 """Verb to summary. The function `verb` in penstock/cli/<verb>.py is the command."""

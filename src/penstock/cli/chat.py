@@ -21,6 +21,10 @@ from penstock.cli.console import stderr
 from penstock.cli.flags import FileOption, ModelArgument, load
 from penstock.errors import BadInput, PenstockError
 
+_OPEN = {
+    "api_keys": (), "keys": (), "key_file": None, "admin_port": None, "tls_certificate": None, "tls_key": None,
+}  # fmt: skip
+"""Its own server answers its own process; what a file says of clients is for others."""
 HELP = "/reset starts over, /exit ends, Ctrl-C stops an answer"
 
 
@@ -193,7 +197,7 @@ def _own_server(console: Console, model: str | None, file: Any) -> Iterator[str]
     from penstock.deployment import Deployment
 
     asked = load(file, model)
-    server = {**asked.server.model_dump(), "host": "127.0.0.1", "port": 0, "api_keys": ()}
+    server = {**asked.server.model_dump(), "host": "127.0.0.1", "port": 0, **_OPEN}
     deployment = Deployment.parse({**asked.model_dump(), "server": server})
     with in_background(
         deployment, lambda name, seconds, detail: console.print(f"[dim]{name} {seconds:.2f} s[/]")

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Optional, TypeVar, get_args, get_origin
 
 import typer
+import yaml
 from rich.markup import escape
 
-from penstock.deployment import Deployment, keys
+from penstock.deployment import Deployment, Section, keys
 from penstock.errors import InvalidDeployment
 
 PREFIX: Final = "PENSTOCK_"
@@ -101,8 +102,21 @@ def _environment() -> dict[str, Any]:
 def _value(key: str, text: str) -> object:
     kind = keys()[key][0]
     if get_origin(kind) is tuple:
+        part = get_args(kind)[0]
+        if isinstance(part, type) and issubclass(part, Section):
+            return _inline(key, text)
         return tuple(part.strip() for part in text.split(",") if part.strip())
     return text
+
+
+def _inline(key: str, text: str) -> object:
+    """A list of entries, written as YAML in one line: [{name: a, hash: ...}]."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InvalidDeployment(
+            field=key, value="<hidden>", why="it is not YAML", remedy="a list in one line: [{name: ..., hash: ...}]"
+        ) from None
 
 
 def _identifier(key: str) -> str:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import shlex
 import signal
-import sys
 import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from penstock.cli.console import stderr
+from penstock.cli.console import Narrator, narrator
 from penstock.cli.flags import FileOption, ModelArgument, load, with_serving_flags
-from penstock.deployment import Deployment
+from penstock.deployment import Deployment, is_loopback
+from penstock.observe.logs import configure
 from penstock.runtime.facts import ModelInfo
 
 
@@ -38,10 +36,9 @@ def serve(
     if dry_run:
         typer.echo(resolved(deployment), nl=False)
         return
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    configure(deployment.server.log_format)
     with asyncio.Runner(loop_factory=event_loop) as runner:
-        runner.run(_serve(deployment, stderr()))
+        runner.run(_serve(deployment, narrator(deployment.server.log_format)))
 
 
 def resolved(deployment: Deployment) -> str:
@@ -62,7 +59,7 @@ def event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-async def _serve(deployment: Deployment, console: Console) -> None:
+async def _serve(deployment: Deployment, console: Narrator) -> None:
     started = time.monotonic()
 
     def show_phase(name: str, seconds: float, detail: str) -> None:
@@ -74,6 +71,7 @@ async def _serve(deployment: Deployment, console: Console) -> None:
     await asyncio.sleep(0)  # the worker loads the model while this process loads the HTTP side
     from penstock.cli.hosting import app_for, text_side_of
     from penstock.serve.server import listen, run
+    from penstock.serve.upkeep import Upkeep
 
     loading = time.monotonic()
     try:
@@ -94,7 +92,11 @@ async def _serve(deployment: Deployment, console: Console) -> None:
 
     def show_ready(url: str) -> None:
         console.print(_ready_line(url, info, time.monotonic() - started))
-        console.print(escape(_curl(url, info, bool(deployment.server.api_keys), text.template is not None)))
+        console.print(escape(_curl(url, info, deployment.server.locked, text.template is not None)))
+        if upkeep.admin_url is not None:
+            console.print(f"administration at {upkeep.admin_url}/admin")
+        if not deployment.server.locked:
+            console.print(_open_line(deployment.server.host))
 
     def show_draining() -> None:
         console.print(
@@ -104,10 +106,15 @@ async def _serve(deployment: Deployment, console: Console) -> None:
 
     try:
         app = app_for(service, deployment, text)
+        upkeep = Upkeep(app, deployment)
     except BaseException:
         await service.close()
         raise
-    cut_off = await run(app, service, deployment, sock=sock, on_listening=show_ready, on_draining=show_draining)
+    cut_off = await run(
+        app, service, deployment, sock=sock, on_listening=show_ready, on_draining=show_draining, upkeep=upkeep
+    )
+    if app.state.tracer is not None:
+        await asyncio.to_thread(app.state.tracer.close)
     console.print(f"stopped; {cut_off} requests were cut off" if cut_off else "stopped")
 
 
@@ -117,6 +124,12 @@ def _ready_line(url: str, info: ModelInfo, seconds: float) -> str:
         f"{info.dtype}), context {info.max_sequence_tokens:,} tokens, KV {info.kv_capacity_tokens:,} tokens, "
         f"started in {seconds:.1f} s"
     )
+
+
+def _open_line(host: str) -> str:
+    if is_loopback(host):
+        return "[yellow]open[/]: no key is set, so every program on this machine may use it (penstock key new)"
+    return "[bold red]open to everyone[/] who can reach this address: no key is set (penstock key new)"
 
 
 def _curl(url: str, info: ModelInfo, needs_key: bool, can_chat: bool) -> str:

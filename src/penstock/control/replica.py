@@ -108,6 +108,11 @@ class Replica(Residents):
         updates, self._updates = self._updates, []
         return updates
 
+    def forget_prefixes(self) -> None:
+        """Requests that come later find no KV of those before."""
+        self._memory.forget()
+        self._refused = None
+
     def use(self, compose: Compose) -> None:
         """Change how steps are filled, from the next one on: an instance moves from one pool to another."""
         self._compose = compose

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
+from typing import Final
 
 from msgspec import Struct
+
+GUIDE_FAILED: Final = "the grammar: "
+"""How the reason begins when a request fails by its own grammar, which makes it the client's fault."""
+
+
+class Guide(Struct, frozen=True, kw_only=True):
+    """What the text must look like. Control carries it and never looks inside."""
+
+    grammar: str
+    """A grammar of engine/guide/grammar.py."""
+    after: str = ""
+    """The grammar begins where this text ends, such as </think>; empty: at the first token."""
+    opener: str = ""
+    """With `after`: the output begins with this token or with the grammar; empty: the prompt began the reasoning."""
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
@@ -37,6 +52,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
     """End-of-sequence ids and the client's stop_token_ids; empty when ignore_eos was asked for."""
     min_tokens: int = 0
     """No stop id before this many output tokens."""
+    guide: Guide | None = None
+    """A grammar for the output. Its mask comes before all else."""
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -51,8 +68,14 @@ class Request(Struct, frozen=True, kw_only=True):
     """Tokens already produced elsewhere (a restarted worker, another replica): computed again, not emitted again."""
     tenant: str = ""
     """Whose share it counts against; also part of the border that cached prefixes do not cross."""
+    prefix_group: str = ""
+    """Tenants of one group share cached prefixes; empty: the tenant is alone."""
+    weight: float = 1.0
+    """Share of its tenant, relative to others, where the order knows shares."""
     salt: str = ""
-    """Client's cache_salt: prefixes are shared inside (tenant, salt) only."""
+    """Client's cache_salt: prefixes are shared inside (tenant or group, salt) only."""
+    adapter: str = ""
+    """Name of the adapter it runs with, unique per load; empty: the model itself. KV of one is of no use to another."""
     priority: int = 0
     """Lower goes first."""
     sampling: Sampling = Sampling()

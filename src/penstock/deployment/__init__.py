@@ -5,6 +5,7 @@ are named functions below. Every key is also a flag (`--policy.token-budget 256`
 (`PENSTOCK_POLICY__TOKEN_BUDGET=256`); the order of precedence is flag, environment, file, default.
 """
 
+from penstock.deployment.access import Key
 from penstock.deployment.file import Deployment, keys, merge
 from penstock.deployment.rules import is_loopback
 from penstock.deployment.section import Section
@@ -12,6 +13,6 @@ from penstock.deployment.serving import Hardware, Memory, Model, Policy, Server
 from penstock.deployment.simulation import Cluster, Layout, Precision, Slo, Twin, Workload
 
 __all__ = [
-    "Cluster", "Deployment", "Hardware", "Layout", "Memory", "Model", "Policy", "Precision", "Section", "Server", "Slo",
-    "Twin", "Workload", "is_loopback", "keys", "merge",
+    "Cluster", "Deployment", "Hardware", "Key", "Layout", "Memory", "Model", "Policy", "Precision", "Section", "Server",
+    "Slo", "Twin", "Workload", "is_loopback", "keys", "merge",
 ]  # fmt: skip

@@ -50,7 +50,7 @@ class Deployment(Section):
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            value = "<hidden>" if field.startswith("server.api_keys") else first.get("input")
+            value = "<hidden>" if field.startswith(("server.api_keys", "server.keys")) else first.get("input")
             raise InvalidDeployment(
                 field=field, value=value, why=first["msg"], remedy=_remedy(field, first["type"])
             ) from None

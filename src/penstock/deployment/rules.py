@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Final
 
+from penstock.deployment.access import check_keys
 from penstock.errors import InvalidDeployment
 
 if TYPE_CHECKING:
@@ -31,10 +32,34 @@ def swap_needs_host_memory(deployment: Deployment) -> None:
 
 def public_needs_key(deployment: Deployment) -> None:
     server = deployment.server
-    if not is_loopback(server.host) and not server.api_keys and not server.allow_public_without_key:
+    if not is_loopback(server.host) and not server.locked and not server.allow_public_without_key:
         raise InvalidDeployment(
             field="server.host", value=server.host, why="that address is reachable from outside and no key is set",
-            remedy="server.api_keys: [...], or server.allow_public_without_key: true",
+            remedy="server.keys or server.api_keys: [...], or server.allow_public_without_key: true",
+        )  # fmt: skip
+
+
+def keys_agree(deployment: Deployment) -> None:
+    check_keys(deployment.server.keys, field="server.keys", order=deployment.policy.order)
+
+
+def administration_has_a_key(deployment: Deployment) -> None:
+    server = deployment.server
+    admins = any("admin" in key.scopes for key in server.keys) or server.key_file is not None
+    if server.admin_port is not None and server.locked and not admins:
+        raise InvalidDeployment(
+            field="server.admin_port", value=server.admin_port, why="no key has the scope admin: nobody could use it",
+            remedy="a key with scopes: [admin] in server.keys (`penstock key new --scope admin`)",
+        )  # fmt: skip
+
+
+def certificate_and_key_come_together(deployment: Deployment) -> None:
+    server = deployment.server
+    if (server.tls_certificate is None) != (server.tls_key is None):
+        missing, given = ("tls_key", server.tls_certificate) if server.tls_key is None else ("tls_certificate", "...")
+        raise InvalidDeployment(
+            field=f"server.{missing}", value=None, why=f"the other half of TLS is given ({given})",
+            remedy="both server.tls_certificate and server.tls_key, or neither",
         )  # fmt: skip
 
 
@@ -77,4 +102,7 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-RULES: Final = (swap_needs_host_memory, public_needs_key, budget_holds_a_decode_batch, nothing_without_effect)
+RULES: Final = (
+    swap_needs_host_memory, public_needs_key, keys_agree, administration_has_a_key, certificate_and_key_come_together,
+    budget_holds_a_decode_batch, nothing_without_effect,
+)  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints
 
+from penstock.deployment.access import Key
 from penstock.deployment.section import Section
 from penstock.units import Count, Seconds
 
@@ -115,14 +116,39 @@ class Queue(Section):
 class Server(Section):
     """The HTTP front end."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs api_keys.")
+    host: str = Field("127.0.0.1", description="Address to listen on; another than loopback needs keys.")
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one.")
-    api_keys: tuple[ApiKey, ...] = Field((), description="Keys that clients must send; none: open, loopback only.")
+    api_keys: tuple[ApiKey, ...] = Field(
+        (), description="Keys that clients must send, in the clear; no keys at all: open, loopback only."
+    )
+    keys: tuple[Key, ...] = Field((), description="Keys by their hash, with scopes, tenant, weight and limits.")
+    key_file: str | None = Field(None, description="File with more `keys`, read again when it changes.")
+    admin_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the administration, always on 127.0.0.1; 0 takes a free one.",
+    )
+    tls_certificate: str | None = Field(None, description="PEM file with the certificate chain; read again on change.")
+    tls_key: str | None = Field(None, description="PEM file with its private key.")
     allow_public_without_key: bool = Field(False, description="Listen on a public address with no key, for everyone.")
     drain_timeout: Seconds = Field(30.0, ge=0, description="Time running requests get after SIGTERM.")
     queue: Queue = Queue()
     max_body_bytes: Count = Field(8 * 10**6, gt=0, description="Largest request body.")
     step_deadline: Seconds = Field(120.0, gt=0, description="A worker whose step takes longer is replaced.")
+    dashboard: bool = Field(True, description="Serve the page at `/`: chat and live figures.")
+    log_format: Literal["text", "json"] = Field("text", description="Form of the log, on stderr: lines, or JSON lines.")
+    trace_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="Collector that gets OpenTelemetry spans over OTLP/HTTP, such as http://127.0.0.1:4318/v1/traces; "
+        "none: no spans, and no outgoing connection. Needs penstock[otel].",
+    )
     record: str | None = Field(
         None, description="Write the schedule to this new file, for `penstock replay`; compressed if it ends in .gz."
     )
+
+    @property
+    def locked(self) -> bool:
+        """Whether keys are asked for."""
+        return bool(self.api_keys or self.keys or self.key_file is not None)

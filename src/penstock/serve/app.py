@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -20,11 +19,14 @@ from starlette.responses import Response
 
 from penstock.deployment import Deployment, is_loopback
 from penstock.errors import PenstockError
-from penstock.serve.auth import KeyRing
+from penstock.observe.request_log import write_refusal
+from penstock.observe.tracing import Tracer
+from penstock.serve.auth import KeyRing, keys_of
 from penstock.serve.chat import chat_completions
 from penstock.serve.completions import completions
+from penstock.serve.dashboard import live_router, page_router
 from penstock.serve.edge import Edge
-from penstock.serve.errors import Refusal, log, retry_headers, wire
+from penstock.serve.errors import Refusal, retry_headers, wire
 from penstock.serve.front import Front
 from penstock.serve.metrics import CONTENT_TYPE, Metrics
 from penstock.serve.text import text_routes
@@ -44,21 +46,29 @@ def create_app(
         template: its chat template; None: chat is answered with 400.
     """
     metrics = Metrics(service, version("penstock"))
-    front = Front(service, deployment, metrics, tokenizer, template)
-    keys = KeyRing(deployment.server.api_keys)
+    keys = keys_of(deployment)
+    front = Front(service, deployment, metrics, tokenizer, template, keys)
     # The generated pages (/docs, /openapi.json) would be open routes, and describe none of the bodies.
     app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(_inference(front, keys))
     app.include_router(text_routes(front, keys))
     app.include_router(_operations(front, keys))
     app.include_router(_open(service, deployment))
+    if deployment.server.dashboard:
+        app.include_router(page_router())
+        app.include_router(live_router(metrics), dependencies=[Depends(keys.require("metrics"))])
+    endpoint = deployment.server.trace_endpoint
+    app.state.tracer = Tracer.to(endpoint, metrics.version) if endpoint is not None else None
+    app.state.front, app.state.keys = front, keys  # what the administration (admin.py) shares with this
+    guard(app, metrics, local_only=not keys.locked and is_loopback(deployment.server.host))
+    return app
+
+
+def guard(app: FastAPI, metrics: Metrics, *, local_only: bool) -> None:
+    """Errors in one shape, and the edge around everything; for both listeners."""
     for kind in (PenstockError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _error_handler(metrics))
-    open_to_this_machine = not deployment.server.api_keys and is_loopback(deployment.server.host)
-    app.add_middleware(
-        Edge, on_answer=metrics.answered, on_error=metrics.failed, local_only=open_to_this_machine
-    )  # fmt: skip
-    return app
+    app.add_middleware(Edge, on_answer=metrics.answered, on_error=metrics.failed, local_only=local_only)
 
 
 def _inference(front: Front, keys: KeyRing) -> APIRouter:
@@ -86,10 +96,10 @@ def _inference(front: Front, keys: KeyRing) -> APIRouter:
 
 
 def _operations(front: Front, keys: KeyRing) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(keys.tenant)])
+    router = APIRouter()
     service = front.service
 
-    @router.get("/ready")
+    @router.get("/ready", dependencies=[Depends(keys.anyone)])
     async def ready() -> Response:
         now = service.statistics
         status = "saturated" if service.state == "ready" and service.admission.saturated else service.state
@@ -98,7 +108,7 @@ def _operations(front: Front, keys: KeyRing) -> APIRouter:
             return _json(body)
         return _json(body, status=503, headers=retry_headers(1.0))
 
-    @router.get("/metrics")
+    @router.get("/metrics", dependencies=[Depends(keys.require("metrics"))])
     async def metrics() -> Response:
         return Response(front.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
@@ -149,8 +159,8 @@ def _error_handler(metrics: Metrics) -> Callable[[Request, Exception], Awaitable
             error = _from_routing(request, error)
         answer = wire(error)
         metrics.failed(answer.reason, answer.status)
-        level = logging.ERROR if answer.status >= 500 else logging.INFO
-        log.log(level, "request_id=%s refused %d %s", request.scope.get("request_id"), answer.status, answer.reason)
+        route = getattr(request.scope.get("route"), "path", "")
+        write_refusal(request.scope["request_id"], route, answer.status, answer.reason)
         response = Response(answer.body, status_code=answer.status)
         response.raw_headers.extend(answer.headers)
         return response

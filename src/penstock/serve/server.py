@@ -21,6 +21,7 @@ from penstock.errors import InvalidDeployment
 
 if TYPE_CHECKING:
     from penstock.runtime.service import Service
+    from penstock.serve.upkeep import Upkeep
 
 LAST_WRITES_S: Final = 2.0
 """After draining: time for the last bytes to leave before connections are cut."""
@@ -30,11 +31,11 @@ KEEP_ALIVE_S: Final = 75
 """Longer than the 60 s of common proxies, so that they close idle connections and not we."""
 
 
-def settings(app: ASGIApp) -> uvicorn.Config:
+def settings(app: ASGIApp, *, certificate: str | None = None, key: str | None = None) -> uvicorn.Config:
     """How uvicorn runs the app. Its access log is off: `answer.py` writes one line per request, and none for probes."""
     return uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="off", proxy_headers=False, server_header=False, log_config=None,
-        access_log=False,
+        app, ssl_certfile=certificate, ssl_keyfile=key, http="httptools", ws="none", lifespan="off",
+        proxy_headers=False, server_header=False, log_config=None, access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         # `run` cuts connections before that: uvicorn would cancel the answers, and log a traceback for each.
         timeout_graceful_shutdown=5,
@@ -50,7 +51,7 @@ class Server(uvicorn.Server):
         yield
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, field: str = "server.port") -> socket.socket:
     """A listening socket. Raises InvalidDeployment if the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -61,31 +62,36 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         sock.close()
         raise InvalidDeployment(
-            field="server.port", value=port, why=f"cannot listen on {host}: {error.strerror or error}",
+            field=field, value=port, why=f"cannot listen on {host}: {error.strerror or error}",
             remedy="another port, or 0 for a free one",
         ) from None  # fmt: skip
     return sock
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, *, tls: bool = False) -> str:
     """Where clients find a listening socket."""
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def run(
     app: ASGIApp, service: Service, deployment: Deployment, *, sock: socket.socket | None = None,
     on_listening: Callable[[str], None] | None = None, on_draining: Callable[[], None] | None = None,
+    upkeep: Upkeep | None = None,
 ) -> int:  # fmt: skip
     """Serve until a signal or the end of the service. Returns how many requests were cut off; closes `service`.
+
+    `upkeep` runs beside it; it may ask for the end as a signal does.
 
     Raises:
         InvalidDeployment: the address cannot be had.
         PenstockError: the service gave up; its own reason.
     """
     sock = sock or listen(deployment.server.host, deployment.server.port)
-    server = Server(settings(app))
-    asked, again = asyncio.Event(), asyncio.Event()
+    certificate = deployment.server.tls_certificate
+    server = Server(settings(app, certificate=certificate, key=deployment.server.tls_key))
+    asked, again = upkeep.drain if upkeep is not None else asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
         (again if asked.is_set() else asked).set()
@@ -97,10 +103,11 @@ async def run(
     ends: list[asyncio.Task[Any]] = [
         asyncio.create_task(asked.wait()), asyncio.create_task(service.stopped.wait()), serving
     ]  # fmt: skip
+    beside = asyncio.create_task(upkeep.run(server)) if upkeep is not None else None
     cut_off = 0
     try:
         if on_listening is not None:
-            on_listening(url_of(sock))
+            on_listening(url_of(sock, tls=certificate is not None))
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if asked.is_set() and not service.stopped.is_set():
             if on_draining is not None:
@@ -121,6 +128,9 @@ async def run(
             loop.remove_signal_handler(number)
         for task in ends:
             task.cancel()
+        if beside is not None:
+            beside.cancel()
+            await asyncio.wait({beside})
         failure = service.failure
         await service.close()
         sock.close()

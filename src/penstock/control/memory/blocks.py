@@ -60,6 +60,9 @@ class Memory:
         """Take back all its blocks. `tokens`: the ids whose KV is valid, if the memory may keep them for others."""
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """No request that comes later finds KV of one that came before. What nobody uses is free at once."""
+
     def occupancy(self) -> Occupancy:
         """Counts, O(1)."""
         raise NotImplementedError

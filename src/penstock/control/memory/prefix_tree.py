@@ -6,9 +6,10 @@ Who owns a block, for a sequence whose table has n blocks:
     [shared_blocks, n)    the sequence alone
 
 A node is a run of whole blocks. `users` counts the sequences whose path goes through it; a node with users 0 and no
-child may be trimmed from its end, least recently used first. Each (tenant, salt) has a root of its own, so nothing is
-shared, and no timing leaks, across that border. Comparing a prompt with a run is one slice comparison, so a request
-costs O(nodes on its path), not O(blocks).
+child may be trimmed from its end, least recently used first. Each (tenant, salt, adapter) has a root of its own, so
+nothing is shared, and no timing leaks, across that border; tenants that name one group count as one. Prefixes are equal
+when their ids are, not when hashes of them are, so no collision can be made. Comparing a prompt with a run is one slice
+comparison, so a request costs O(nodes on its path), not O(blocks).
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from collections.abc import Collection, Iterator
 from heapq import heapify, heappop, heappush
 from struct import Struct
 from struct import error as StructError
+from typing import Final
 
 from penstock.control.memory.blocks import Memory, Occupancy, blocks_for, expect
 from penstock.control.sequence import Sequence, Tokens
 
-Border = tuple[str, str]
+Border = tuple[str, str, str]
+_FORGOTTEN: Final = "\0forgotten"
+"""Stands for the tenant of prefixes that nobody may find."""
 BlockKey = bytes
 """A block's token ids, 8 bytes each: one small object that remembers its hash."""
 
@@ -66,6 +70,7 @@ class PrefixTree(Memory):
         self._cached = 0
         self._count = 0
         """Nodes, roots left out."""
+        self._forgotten = 0
 
     # -- the Memory protocol ------------------------------------------------------------------------------------
 
@@ -119,6 +124,16 @@ class PrefixTree(Memory):
         sequence.blocks, sequence.shared, sequence.shared_blocks, sequence.next_key = [], None, 0, None
         if isinstance(node, Node):
             self._let_go(node)
+
+    def forget(self) -> None:
+        while self._idle:
+            self._trim(self.total)
+        for root in list(self._roots.values()):
+            # Its users still hold their path; nobody comes under this name.
+            del self._roots[root.border]
+            self._forgotten += 1
+            root.border = (_FORGOTTEN, str(self._forgotten), "")
+            self._roots[root.border] = root
 
     def occupancy(self) -> Occupancy:
         free = len(self._free)
@@ -362,7 +377,8 @@ def _equal(a: Tokens, b: Tokens) -> bool:
 
 
 def _border(sequence: Sequence) -> Border:
-    return (sequence.request.tenant, sequence.request.salt)
+    request = sequence.request
+    return (request.prefix_group or request.tenant, request.salt, request.adapter)
 
 
 def _path(node: Node | None) -> list[Node]:

@@ -1,0 +1,85 @@
+"""Administration, on a listener of its own that is bound to 127.0.0.1 (`server.admin_port`); each route needs the scope
+admin once keys are configured.
+
+    GET  /admin/status               state, worker, queue, tenants, keys known
+    POST /admin/drain                as the first SIGTERM: no new requests, the running ones finish, the process ends
+    POST /admin/reset_prefix_cache   forget cached prefixes
+    POST /admin/reload_keys          read the key file now
+
+What else changes a running server (adapters, say) adds its routes to the router of `administration`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.responses import Response
+
+from penstock.serve.app import guard
+from penstock.serve.auth import KeyRing
+from penstock.serve.front import Front
+
+
+def create_admin_app(app: FastAPI, drain: asyncio.Event) -> FastAPI:
+    """The administration of `app`, as `create_app` made it. `drain` is set when somebody asks for the end."""
+    front, keys = app.state.front, app.state.keys
+    admin = FastAPI(title="Penstock administration", docs_url=None, redoc_url=None, openapi_url=None)
+    admin.include_router(administration(front, keys, drain))
+
+    @admin.get("/health")
+    async def health() -> Response:
+        return _json({"status": "alive", "state": front.service.state})
+
+    guard(admin, front.metrics, local_only=True)
+    return admin
+
+
+def administration(front: Front, keys: KeyRing, drain: asyncio.Event) -> APIRouter:
+    """All routes under /admin."""
+    router = APIRouter(prefix="/admin", dependencies=[Depends(keys.require("admin"))])
+    service = front.service
+
+    @router.get("/status")
+    async def status() -> Response:
+        now = service.statistics
+        return _json(
+            {
+                "state": service.state,
+                "model": service.info.name,
+                "worker": {"pid": service.worker_pid, "restarts": service.restarts, "recovery_s": service.recovery_s},
+                "requests": {"in_flight": service.in_flight, "running": now.running, "waiting": now.waiting},
+                "kv_blocks": {
+                    "free": now.free_blocks, "cached": now.cached_blocks, "held": now.held_blocks,
+                    "total": now.total_blocks,
+                },
+                "queue": {
+                    "requests": service.admission.requests, "prompt_tokens": service.admission.prompt_tokens,
+                    "saturated": service.admission.saturated,
+                },
+                "keys": keys.names(),
+            }
+        )  # fmt: skip
+
+    @router.post("/drain")
+    async def begin_drain() -> Response:
+        drain.set()
+        return _json({"draining": True, "in_flight": service.in_flight}, status=202)
+
+    @router.post("/reset_prefix_cache")
+    async def reset_prefix_cache() -> Response:
+        before = service.statistics.cached_blocks
+        service.reset_prefix_cache()
+        return _json({"asked": True, "cached_blocks_before": before}, status=202)
+
+    @router.post("/reload_keys")
+    async def reload_keys() -> Response:
+        return _json({"keys": keys.reload()})
+
+    return router
+
+
+def _json(body: Any, *, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")
