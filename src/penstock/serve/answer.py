@@ -8,7 +8,6 @@ can only be an event in the stream.
 from __future__ import annotations
 
 import asyncio
-import logging
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -18,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from penstock.serve.choice import Choice, Piece
 from penstock.serve.errors import wire
 from penstock.serve.generation import Generation
+from penstock.serve.telling import tell
 
 PING_S: Final = 15.0
 """Silence after which a comment line is sent: proxies close connections that say nothing."""
@@ -27,7 +27,6 @@ _STREAM_HEADERS: Final = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
-_log = logging.getLogger("penstock.serve")
 
 
 class Format(Protocol):
@@ -56,7 +55,7 @@ class Answer(Response):
         super().__init__()
         self._generation, self._form, self._stream, self._tenant = generation, form, stream, tenant
         self._events: list[bytes] = []
-        self._started = self._ended = False
+        self._started = self._ended = self._failed = False
         self._wrote_at = monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +77,10 @@ class Answer(Response):
         finally:
             await _end(work)
             await _end(gone)
-            self._log_line(scope, outcome, monotonic() - began)
+            tell(
+                scope, self._generation, tenant=self._tenant, stream=self._stream, began=began, outcome=outcome,
+                failed=self._failed,
+            )  # fmt: skip
 
     async def _streamed(self) -> None:
         await self._generation.run(self._emit, self._flush)
@@ -128,6 +130,7 @@ class Answer(Response):
         error = work.exception()
         if error is None:
             return ",".join(sorted({choice.finish_reason or "" for choice in self._generation.choices}))
+        self._failed = True
         answer = wire(error)
         self._generation.metrics.failed(answer.reason, answer.status)
         if not self._started:
@@ -136,26 +139,6 @@ class Answer(Response):
             self._events.append(b"data: " + answer.body + b"\n\n")
             await self._write(b"".join(self._events), more=False)
         return answer.reason
-
-    def _log_line(self, scope: Scope, outcome: str, seconds: float) -> None:
-        if not _log.isEnabledFor(logging.INFO):
-            return
-        usage = self._generation.usage()
-        first = min(
-            (choice.first_at - choice.arrived for choice in self._generation.choices if choice.first_at), default=None
-        )
-        facts = {
-            "request_id": scope["request_id"],
-            "internal_id": self._generation.choices[0].request.id,
-            "tenant": self._tenant,
-            "prompt_tokens": usage["prompt_tokens"],
-            "output_tokens": usage["completion_tokens"],
-            "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
-            "ttft_s": None if first is None else round(first, 4),
-            "seconds": round(seconds, 4),
-            "outcome": outcome,
-        }
-        _log.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra=facts)
 
 
 async def _until_gone(receive: Receive) -> None:

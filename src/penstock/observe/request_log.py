@@ -1,0 +1,94 @@
+"""One line for each request that has ended. Scrapes and probes have none, and an idle server writes nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+SILENT: Final = frozenset({"/health", "/ready", "/metrics", "/version", "/dashboard/live"})
+"""Routes that are asked every few seconds."""
+_log = logging.getLogger("penstock.serve")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedSequence:
+    """One choice of an answer. Seconds; None where it never came so far."""
+
+    output_tokens: int
+    finish_reason: str | None
+    first_token_s: float | None
+    """From the arrival of the request."""
+    queue_s: float | None
+    prefill_s: float | None
+    decode_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedRequest:
+    """What there is to tell about a request, and nothing of what was said in it."""
+
+    request_id: str
+    """As in the answer's x-request-id."""
+    internal_id: str
+    """As in the worker's records."""
+    route: str
+    tenant: str
+    model: str
+    stream: bool
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    receive_s: float
+    """From arrival until it was handed on: body, template, tokenizer."""
+    seconds: float
+    """From arrival to the end of the answer."""
+    outcome: str
+    """Finish reasons, the code of an error, or 'cancelled'."""
+    failed: bool
+    """`outcome` is the code of an error."""
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    sequences: Sequence[EndedSequence]
+
+
+def write(ended: EndedRequest) -> None:
+    """The line, at INFO."""
+    if not _log.isEnabledFor(logging.INFO):
+        return
+    first = min((one.first_token_s for one in ended.sequences if one.first_token_s is not None), default=None)
+    longest = max(ended.sequences, key=lambda one: one.output_tokens)
+    facts: dict[str, object] = {
+        "request_id": ended.request_id,
+        "internal_id": ended.internal_id,
+        "route": ended.route,
+        "tenant": ended.tenant,
+        "choices": len(ended.sequences),
+        "prompt_tokens": ended.prompt_tokens,
+        "output_tokens": ended.output_tokens,
+        "cached_tokens": ended.cached_tokens,
+        "receive_s": _rounded(ended.receive_s),
+        "queue_s": _rounded(longest.queue_s),
+        "prefill_s": _rounded(longest.prefill_s),
+        "decode_s": _rounded(longest.decode_s),
+        "ttft_s": _rounded(first),
+        "seconds": _rounded(ended.seconds),
+        "outcome": ended.outcome,
+    }
+    _log.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra=facts)
+
+
+def write_refusal(request_id: str, route: str, status: int, code: str) -> None:
+    """The line of a request that was answered with an error before anything ran; none on a silent route below 500."""
+    if route in SILENT and status < 500:
+        return
+    facts = {"request_id": request_id, "route": route, "status": status, "outcome": code}
+    level = logging.ERROR if status >= 500 else logging.INFO
+    _log.log(level, "request_id=%s refused %d %s", request_id, status, code, extra=facts)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)
