@@ -159,6 +159,10 @@ class ScriptedService:
     def reset_prefix_cache(self) -> None:
         self.resets += 1
 
+    @property
+    def retry_after_s(self) -> float:
+        return self.admission.retry_after_s(0.0)
+
     def step(self, number: int, tokens: int) -> None:
         """Report a step to whoever listens."""
         for callback in self.on_step:

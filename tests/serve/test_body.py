@@ -25,7 +25,7 @@ def parse(raw: bytes, kind: Any = CompletionBody) -> Any:
 @pytest.mark.parametrize(
     ("raw", "kind", "field"),
     [
-        (b'{"messages": [' + b'{"role":"user","content":[]},' * 5_000 + b"{}]}", ChatBody, "messages"),
+        (b'{"messages": [' + b'{"role":"user","content":[]},' * 70_000 + b"{}]}", ChatBody, "messages"),
         (b'{"prompt": [' + b"[1]," * 1_100_000 + b"[1]]}", CompletionBody, "prompt"),
         (b'{"prompt": [' + b"1," * 1_100_000 + b"1]}", CompletionBody, "prompt"),
         (b'{"prompt": ["a,' + b"," * 1_100_000 + b'", 1.5]}', CompletionBody, "prompt[1]"),

@@ -89,9 +89,11 @@ def test_a_value_out_of_bounds_is_400_and_names_the_field(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"n": 40}, "n = 40: it is out of bounds. Remedy: int <= 16"),
+        ({"n": 40}, "n = 40: this server allows at most 16. Remedy: 16 or fewer, or a higher server.limits.n"),
+        ({"n": 129}, "n = 129: it is out of bounds. Remedy: int <= 128"),
         ({"n": "many"}, "n = 'many': it is of type str. Remedy: int"),
-        ({"stop": ["x"] * 17}, "Remedy: array of length <= 16"),
+        ({"stop": ["x"] * 17}, "stop = '17 strings': this server allows at most 16 strings"),
+        ({"stop": ["x"] * 65}, "Remedy: array of length <= 64"),
         ({"stop": 5}, "stop = 5: it is of type int. Remedy: str | array"),
     ],
 )

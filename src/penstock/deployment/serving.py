@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, StringConstraints
 
 from penstock.deployment.access import Key
+from penstock.deployment.limits import Limits
 from penstock.deployment.section import Section
 from penstock.units import Count, Seconds
 
@@ -104,6 +105,7 @@ class Policy(Section):
 
 
 ApiKey = Annotated[str, StringConstraints(pattern=r"^\S+$")]
+Origin = Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9._\-\[\]:]+$")]
 
 
 class Queue(Section):
@@ -135,6 +137,10 @@ class Server(Section):
     drain_timeout: Seconds = Field(30.0, ge=0, description="Time running requests get after SIGTERM.")
     queue: Queue = Queue()
     max_body_bytes: Count = Field(8 * 10**6, gt=0, description="Largest request body.")
+    limits: Limits = Limits()
+    cors_origins: tuple[Origin, ...] = Field(
+        (), description="Origins whose web pages may call the API from a browser, such as https://app.example.org."
+    )
     step_deadline: Seconds = Field(120.0, gt=0, description="A worker whose step takes longer is replaced.")
     dashboard: bool = Field(True, description="Serve the page at `/`: chat and live figures.")
     log_format: Literal["text", "json"] = Field("text", description="Form of the log, on stderr: lines, or JSON lines.")

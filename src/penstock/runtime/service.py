@@ -133,6 +133,13 @@ class Service:
         """Seconds without a step although requests are in flight; 0 without any. For health checks."""
         return time.monotonic() - self._supervisor.progress if self._working() else 0.0
 
+    @property
+    def retry_after_s(self) -> float:
+        """When to come back: from the queue if the model is ready, else from how long it takes to start."""
+        if self.state == "ready":
+            return self.admission.retry_after_s(time.monotonic())
+        return self._unavailable().retry_after_s
+
     async def generate(self, request: Request) -> AsyncIterator[Output]:
         """Run one request. Closing the iterator cancels it in the worker within one step.
 

@@ -24,6 +24,7 @@ from penstock.observe.tracing import Tracer
 from penstock.serve.auth import KeyRing, keys_of
 from penstock.serve.chat import chat_completions
 from penstock.serve.completions import completions
+from penstock.serve.cors import Cors
 from penstock.serve.dashboard import live_router, page_router
 from penstock.serve.edge import Edge
 from penstock.serve.errors import Refusal, retry_headers, wire
@@ -60,15 +61,20 @@ def create_app(
     endpoint = deployment.server.trace_endpoint
     app.state.tracer = Tracer.to(endpoint, metrics.version) if endpoint is not None else None
     app.state.front, app.state.keys = front, keys  # what the administration (admin.py) shares with this
-    guard(app, metrics, local_only=not keys.locked and is_loopback(deployment.server.host))
+    if deployment.server.cors_origins:
+        app.add_middleware(Cors, origins=deployment.server.cors_origins)
+    local_only = not keys.locked and is_loopback(deployment.server.host)
+    guard(app, metrics, local_only=local_only, header_bytes=deployment.server.limits.header_bytes)
     return app
 
 
-def guard(app: FastAPI, metrics: Metrics, *, local_only: bool) -> None:
+def guard(app: FastAPI, metrics: Metrics, *, local_only: bool, header_bytes: int = 32 * 1024) -> None:
     """Errors in one shape, and the edge around everything; for both listeners."""
     for kind in (PenstockError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _error_handler(metrics))
-    app.add_middleware(Edge, on_answer=metrics.answered, on_error=metrics.failed, local_only=local_only)
+    app.add_middleware(
+        Edge, on_answer=metrics.answered, on_error=metrics.failed, local_only=local_only, header_bytes=header_bytes
+    )
 
 
 def _inference(front: Front, keys: KeyRing) -> APIRouter:
@@ -106,7 +112,7 @@ def _operations(front: Front, keys: KeyRing) -> APIRouter:
         body = {"status": status, "restarts": service.restarts, "running": now.running, "waiting": now.waiting}
         if status == "ready":
             return _json(body)
-        return _json(body, status=503, headers=retry_headers(1.0))
+        return _json(body, status=503, headers=retry_headers(service.retry_after_s))
 
     @router.get("/metrics", dependencies=[Depends(keys.require("metrics"))])
     async def metrics() -> Response:
@@ -156,6 +162,9 @@ def _error_handler(metrics: Metrics) -> Callable[[Request, Exception], Awaitable
         if isinstance(error, ClientDisconnect):
             return Response(status_code=499)  # nobody reads it; the number is for the metric
         if isinstance(error, HTTPException):
+            if error.status_code == 405 and request.method == "OPTIONS":
+                # Asking is allowed; that a page of another origin may do it is said by CORS alone (cors.py).
+                return Response(status_code=204, headers={"allow": (error.headers or {}).get("Allow", "")})
             error = _from_routing(request, error)
         answer = wire(error)
         metrics.failed(answer.reason, answer.status)

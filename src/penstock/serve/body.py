@@ -31,7 +31,7 @@ MAX_UNKNOWN_NAMES: Final = 64
 """Of one body; those after are ignored uncounted."""
 _MAX_READ_BYTES: Final = 64 * 2**10
 """Of one field, where it is read beside the struct."""
-_LONG_LISTS: Final = {"messages": 4096, "prompt": 2**20, "tokens": 2**20, "input": 2**20}
+_LONG_LISTS: Final = {"messages": 65_536, "prompt": 2**20, "tokens": 2**20, "input": 2**20}
 _READ_FIRST: Final = frozenset({*UNSUPPORTED, "n", "tools", "tool_choice"})
 """What `refuse_unsupported` looks at."""
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])

@@ -18,7 +18,6 @@ from penstock.serve.logprobs import LegacyLogprobs, prompt_logprobs
 from penstock.serve.schema import CompletionBody
 
 DEFAULT_MAX_TOKENS: Final = 16
-MAX_PROMPTS: Final = 64
 
 
 async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer:
@@ -45,14 +44,14 @@ async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer
 
 
 async def _prompts(front: Front, body: CompletionBody) -> list[Prompt]:
-    context = front.service.info.max_sequence_tokens
-    if not isinstance(body.prompt, str) and len(body.prompt) > max(context, MAX_PROMPTS):
+    context, most = front.service.info.max_sequence_tokens, front.deployment.server.limits.prompts
+    if not isinstance(body.prompt, str) and len(body.prompt) > max(context, most):
         # Before anything walks over it: as ids it exceeds the context, as texts the number of prompts.
         raise InvalidRequest(
             field="prompt", value=f"{len(body.prompt)} items", why=f"the context is {context} tokens",
-            remedy=f"fewer token ids, or at most {MAX_PROMPTS} prompts", code="context_length_exceeded",
+            remedy=f"fewer token ids, or at most {most} prompts", code="context_length_exceeded",
         )  # fmt: skip
-    asked = separate_prompts(body.prompt)
+    asked = separate_prompts(body.prompt, most)
     vocab_size, tokenizer = front.service.info.vocab_size, front.tokenizer
     for one in asked:
         if isinstance(one, str):
@@ -75,10 +74,10 @@ async def _prompts(front: Front, body: CompletionBody) -> list[Prompt]:
     return await front.offload.run(encode, characters=sum(map(len, asked)), field="prompt")
 
 
-def separate_prompts(prompt: str | Sequence[int | str | list[int]]) -> list[str | list[int]]:
-    """Four forms as one: each prompt is a string or a list of ids.
+def separate_prompts(prompt: str | Sequence[int | str | list[int]], most: int) -> list[str | list[int]]:
+    """Four forms as one: each prompt is a string or a list of ids, `most` at most.
 
-    >>> separate_prompts([1, 2]), separate_prompts(["a", [3]])
+    >>> separate_prompts([1, 2], 1), separate_prompts(["a", [3]], 2)
     ([[1, 2]], ['a', [3]])
 
     Raises:
@@ -95,10 +94,10 @@ def separate_prompts(prompt: str | Sequence[int | str | list[int]]) -> list[str 
             field="prompt", value=prompt[:8], why="token ids stand beside strings or lists",
             remedy="one list of ids, or a list of strings and lists of ids",
         )  # fmt: skip
-    if len(several) > MAX_PROMPTS:
+    if len(several) > most:
         raise InvalidRequest(
-            field="prompt", value=f"{len(several)} prompts", why=f"at most {MAX_PROMPTS} fit into one request",
-            remedy="several requests",
+            field="prompt", value=f"{len(several)} prompts", why=f"at most {most} fit into one request",
+            remedy="several requests, or a higher server.limits.prompts",
         )  # fmt: skip
     return several
 

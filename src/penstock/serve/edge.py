@@ -13,8 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.serve.errors import Refusal, log, wire
 
-MAX_HEADER_BYTES = 32 * 1024
-
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _LOCAL_HOST = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
@@ -32,16 +30,19 @@ class Edge:
 
     def __init__(
         self, app: ASGIApp, on_answer: Callable[[str, int], None], on_error: Callable[[str, int], None], *,
-        local_only: bool = False,
+        local_only: bool = False, header_bytes: int = 32 * 1024,
     ) -> None:  # fmt: skip
         """`local_only`: take no Host but loopback names. A server that is open to its own machine must not be open to
         a web page there whose host name was made to point at it (DNS rebinding)."""
         self.app, self.on_answer, self.on_error, self.local_only = app, on_answer, on_error, local_only
+        self.header_bytes = header_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the same head; the server around us leaves out the body
         hosts: list[bytes] = []
         given, header_bytes = b"", 0
         for name, value in scope["headers"]:
@@ -64,7 +65,13 @@ class Edge:
 
         scope["penstock.send"] = send_with_id
         try:
-            _check(hosts, header_bytes, scope["http_version"])
+            if header_bytes > self.header_bytes:
+                raise Refusal(
+                    431, "headers_too_large",
+                    f"the headers have {header_bytes} bytes; {self.header_bytes} are allowed. Remedy: send fewer, or a "
+                    "higher server.limits.header_bytes",
+                )  # fmt: skip
+            _check(hosts, scope["http_version"])
             if self.local_only and not all(_LOCAL_HOST.fullmatch(host) for host in hosts):
                 raise Refusal(
                     403, "foreign_host",
@@ -83,12 +90,7 @@ class Edge:
                 await send_with_id({"type": "http.response.body", "body": answer.body})
 
 
-def _check(hosts: list[bytes], header_bytes: int, http_version: str) -> None:
-    if header_bytes > MAX_HEADER_BYTES:
-        raise Refusal(
-            431, "headers_too_large",
-            f"the headers have {header_bytes:,} bytes; {MAX_HEADER_BYTES:,} are allowed. Remedy: send fewer",
-        )  # fmt: skip
+def _check(hosts: list[bytes], http_version: str) -> None:
     if (len(hosts) != 1 and http_version != "1.0") or not all(_HOST.fullmatch(host) for host in hosts):
         raise Refusal(
             400, "invalid_host", "the Host header is missing, doubled or malformed. Remedy: send one host[:port]"

@@ -21,6 +21,7 @@ from penstock.serve.choice import Choice
 from penstock.serve.errors import Refusal
 from penstock.serve.events import ChunkFrame
 from penstock.serve.generation import Generation, Prompt
+from penstock.serve.limits import check_limits
 from penstock.serve.metrics import Metrics
 from penstock.serve.offload import Offload
 from penstock.serve.sampling import make_sampling, seed_of_choice
@@ -72,6 +73,7 @@ class Front:
             raise InvalidRequest(
                 field="stream_options", value={}, why="only a stream has them", remedy="stream: true, or leave them out"
             )
+        check_limits(body, self.deployment.server.limits)
         self.check_model(body.model)
         return body, len(raw)
 

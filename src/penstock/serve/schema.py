@@ -1,4 +1,6 @@
-"""What a body may hold: two msgspec structs whose annotations are the bounds.
+"""What a body may hold: msgspec structs whose annotations are the bounds that no setting moves.
+
+The lower ones that an operator may set are `server.limits` (limits.py checks them).
 
 A field that is absent and a field that is null mean the same, as clients send both. Fields nobody knows are ignored and
 counted; fields that are known, not implemented and would change the answer are refused (`unsupported.py`).
@@ -14,7 +16,7 @@ from msgspec import Meta
 Text = Annotated[str, Meta(max_length=8_000_000)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+StopString = Annotated[str, Meta(min_length=1, max_length=4096)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
@@ -41,7 +43,7 @@ class Body(Named, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
-    n: Annotated[int, Meta(ge=1, le=16)] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     """0 and -1: all."""
@@ -50,22 +52,22 @@ class Body(Named, frozen=True, kw_only=True):
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=1024)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=65_536)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=64)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=1024)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=100)] | None = None
     return_token_ids: bool | None = None
     timings: bool | None = None
     """Tell where this request's time went."""
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=256)] | None = None
 
 
 class CompletionBody(Body, frozen=True, kw_only=True):
@@ -76,8 +78,8 @@ class CompletionBody(Body, frozen=True, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     """0 with `echo`: the prompt's own log-probabilities, and nothing new."""
     echo: bool | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
-    best_of: Annotated[int, Meta(ge=1, le=16)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=100)] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
     add_special_tokens: bool | None = None
 
 
@@ -101,9 +103,9 @@ class Message(msgspec.Struct, frozen=True):
 class ChatBody(Body, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)]
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=65_536)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=100)] | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from penstock.deployment import Deployment
 from penstock.errors import InvalidDeployment
+from penstock.serve.http_protocol import BoundedHttp
 
 if TYPE_CHECKING:
     from penstock.runtime.service import Service
@@ -34,7 +35,7 @@ KEEP_ALIVE_S: Final = 75
 def settings(app: ASGIApp, *, certificate: str | None = None, key: str | None = None) -> uvicorn.Config:
     """How uvicorn runs the app. Its access log is off: `answer.py` writes one line per request, and none for probes."""
     return uvicorn.Config(
-        app, ssl_certfile=certificate, ssl_keyfile=key, http="httptools", ws="none", lifespan="off",
+        app, ssl_certfile=certificate, ssl_keyfile=key, http=BoundedHttp, ws="none", lifespan="off",
         proxy_headers=False, server_header=False, log_config=None, access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         # `run` cuts connections before that: uvicorn would cancel the answers, and log a traceback for each.

@@ -29,7 +29,7 @@ class TokenizeBody(Named, frozen=True, kw_only=True):
     """POST /tokenize: either a text or a conversation."""
 
     prompt: Text | None = None
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)] | None = None
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=65_536)] | None = None
     add_special_tokens: bool | None = None
     """Around `prompt`, as /v1/completions does by default."""
     add_generation_prompt: bool | None = None

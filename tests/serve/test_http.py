@@ -1,0 +1,149 @@
+"""HTTP itself: methods, heads that are too long or too slow, web pages of other origins, limits an operator sets."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from penstock.deployment import Deployment
+from penstock.serve import http_protocol
+from penstock.serve.http_protocol import MAX_HEAD_BYTES
+
+from .conftest import Loop, Scripted
+from .scripted import ScriptedService, scripted_app
+
+
+def raw(url: str, *parts: bytes) -> bytes:
+    """Everything the server says to these bytes until it hangs up."""
+    host, port = url.removeprefix("http://").split(":")
+    heard = b""
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        try:
+            for part in parts:
+                client.sendall(part)
+        except OSError:
+            pass  # it hung up before it had heard all: what it said is still to be read
+        try:
+            while part := client.recv(65536):
+                heard += part
+        except ConnectionResetError:
+            pass
+    return heard
+
+
+def error_in(answer: bytes) -> dict[str, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\nx-request-id: " in head
+    error: dict[str, Any] = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+def test_head_is_get_without_its_body(scripted: Scripted) -> None:
+    for path in ("/health", "/ready", "/v1/models", "/version"):
+        head, get = scripted.http.head(path), scripted.http.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == get.headers["content-length"] == str(len(get.content))
+        assert head.headers["x-request-id"]
+    assert scripted.http.head("/v1/completions").status_code == 405
+
+
+def test_options_says_what_a_path_allows_and_nothing_of_other_origins(scripted: Scripted) -> None:
+    asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+    reply = scripted.http.options("/v1/completions", headers=asked)
+    assert (reply.status_code, reply.headers["allow"]) == (204, "POST")
+    assert not [name for name in reply.headers if name.startswith("access-control")]
+    assert scripted.http.options("/nowhere").status_code == 404
+    answered = scripted.http.post("/v1/completions", json={"prompt": "x"}, headers={"origin": "https://evil.example"})
+    assert not [name for name in answered.headers if name.startswith("access-control")]
+
+
+def test_named_origins_may_call_from_a_browser_and_others_may_not(loop: Loop) -> None:
+    deployment = Deployment.parse({"server": {"cors_origins": ["https://app.example"]}})
+    service = ScriptedService(deployment)
+    for url in loop.serve(scripted_app(service)):
+        http = Scripted(service, url).http
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        reply = http.options("/v1/completions", headers=asked | {"origin": "https://app.example"})
+        assert reply.status_code == 200
+        assert reply.headers["access-control-allow-origin"] == "https://app.example"
+        assert "authorization" in reply.headers["access-control-allow-headers"]
+        assert reply.headers["x-request-id"]
+        refused = http.options("/v1/completions", headers=asked | {"origin": "https://evil.example"})
+        assert refused.status_code == 400
+        assert "access-control-allow-origin" not in refused.headers
+        for body in ({"prompt": "x"}, {"prompt": "x", "stream": True}, {"prompt": ""}):
+            reply = http.post("/v1/completions", json=body, headers={"origin": "https://app.example"})
+            assert reply.headers["access-control-allow-origin"] == "https://app.example"
+            assert "retry-after-ms" in reply.headers["access-control-expose-headers"]
+            other = http.post("/v1/completions", json=body, headers={"origin": "https://evil.example"})
+            assert "access-control-allow-origin" not in other.headers
+
+
+def test_headers_without_end_are_cut_off_before_they_are_kept(scripted: Scripted) -> None:
+    start = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-long: "
+    answer = raw(scripted.url, start, *[b"a" * 65536] * (MAX_HEAD_BYTES // 65536 + 8))
+    # The bytes it did not read may reset the connection before the answer is heard; it must hang up in any case.
+    if answer:
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert error_in(answer)["code"] == "headers_too_large"
+    assert scripted.http.get("/health").status_code == 200
+
+
+def test_a_slow_head_is_408_and_a_silent_connection_is_closed(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    answer = raw(scripted.url, b"POST /v1/completions HTTP/1.1\r\nhost: local")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert error_in(answer)["code"] == "request_timeout"
+    assert raw(scripted.url) == b""
+
+
+def test_a_body_may_take_longer_than_a_head(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    big = b'{"prompt": "x", "nonsense": "' + b"y" * (MAX_HEAD_BYTES * 2) + b'"}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    answer = raw(scripted.url, head % len(big), big[:100_000], big[100_000:])
+    assert answer.startswith(b"HTTP/1.1 200 "), answer[:500]
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"POST / HTTP/9.9\r\n\r\n"])
+def test_what_is_no_http_is_400_in_the_one_shape(scripted: Scripted, sent: bytes) -> None:
+    answer = raw(scripted.url, sent)
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert error_in(answer)["code"] == "invalid_http"
+
+
+def test_an_operator_may_move_the_limits(loop: Loop) -> None:
+    limits = {
+        "n": 2, "prompts": 3, "messages": 2, "stop_strings": 1, "stop_characters": 4, "stop_tokens": 1,
+        "logit_bias": 1, "top_logprobs": 2, "logprobs": 7, "metadata_pairs": 0, "header_bytes": 1024,
+    }  # fmt: skip
+    service = ScriptedService(Deployment.parse({"server": {"limits": limits}}))
+    message = {"role": "user", "content": "x"}
+    for url in loop.serve(scripted_app(service)):
+        client = Scripted(service, url)
+        for good, bad, param in (
+            ({"n": 2}, {"n": 3}, "n"),
+            ({"prompt": ["a"] * 3}, {"prompt": ["a"] * 4}, "prompt"),
+            ({"stop": "abcd"}, {"stop": "abcde"}, "stop"),
+            ({"stop": ["a"]}, {"stop": ["a", "b"]}, "stop"),
+            ({"stop_token_ids": [1]}, {"stop_token_ids": [1, 2]}, "stop_token_ids"),
+            ({"logit_bias": {"1": 1}}, {"logit_bias": {"1": 1, "2": 1}}, "logit_bias"),
+            ({"prompt_logprobs": 2}, {"prompt_logprobs": 3}, "prompt_logprobs"),
+            ({"logprobs": 7}, {"logprobs": 8}, "logprobs"),
+            ({"metadata": {}}, {"metadata": {"a": "b"}}, "metadata"),
+        ):
+            assert client.complete(**good).status_code == 200, good
+            error = client.complete(**bad).json()["error"]
+            assert error["param"] == param
+            assert "server.limits." in error["message"]
+        assert client.chat(messages=[message] * 2).status_code == 200
+        assert client.chat(messages=[message] * 3).json()["error"]["param"] == "messages"
+        assert client.chat(logprobs=True, top_logprobs=2).status_code == 200
+        assert client.chat(logprobs=True, top_logprobs=3).json()["error"]["param"] == "top_logprobs"
+        assert client.http.get("/version", headers={"x-long": "a" * 1024}).status_code == 431
