@@ -125,9 +125,9 @@ def _device_at(path: Path, _changed_ns: int) -> Device:
     return found
 
 
-def link(name: str) -> Link:
-    """An interconnect from links.yaml: nvlink-4, pcie-5-x16, infiniband-ndr. Raises InvalidDeployment: unknown."""
-    return _named(links(), name, "link")
+def link(name: str, field: str = "hardware.link") -> Link:
+    """An interconnect: nvlink-4, pcie-5-x16, infiniband-ndr. Raises InvalidDeployment: unknown, in `field`."""
+    return _named(links(), name, "link", field)
 
 
 def links() -> dict[str, Link]:
@@ -137,7 +137,7 @@ def links() -> dict[str, Link]:
 
 def tier(name: str) -> Tier:
     """A storage tier: ddr5-8ch, nvme-gen4. Raises InvalidDeployment: unknown."""
-    return _named(tiers(), name, "tier")
+    return _named(tiers(), name, "tier", "memory.host_tier")
 
 
 def tiers() -> dict[str, Tier]:
@@ -147,7 +147,7 @@ def tiers() -> dict[str, Tier]:
 
 def node(name: str) -> Node:
     """A machine: dgx-h100. Raises InvalidDeployment: unknown."""
-    return _named(nodes(), name, "node")
+    return _named(nodes(), name, "node", "hardware.node")
 
 
 def nodes() -> dict[str, Node]:
@@ -157,7 +157,7 @@ def nodes() -> dict[str, Node]:
 
 def cluster(name: str) -> Cluster:
     """A cluster: dgx-h100-superpod-32. Raises InvalidDeployment: unknown."""
-    return _named(clusters(), name, "cluster")
+    return _named(clusters(), name, "cluster", "hardware.cluster")
 
 
 def clusters() -> dict[str, Cluster]:
@@ -288,12 +288,12 @@ def _table(table: str, kind: type[T]) -> dict[str, T]:
     return found
 
 
-def _named(found: dict[str, T], name: str, what: str) -> T:
+def _named(found: dict[str, T], name: str, what: str, field: str) -> T:
     if _plain(name) in found:
         return found[_plain(name)]
     near = get_close_matches(_plain(name), found, n=5, cutoff=0.4) or list(found)
     raise InvalidDeployment(
-        field=f"hardware.{what}", value=name, why=f"no {what} has this name", remedy=f"one of {', '.join(near)}",
+        field=field, value=name, why=f"no {what} has this name", remedy=f"one of {', '.join(near)}",
     )  # fmt: skip
 
 

@@ -42,6 +42,20 @@ class Hardware(Section):
         description="What the twin models: a device of the catalogue (penstock inspect hardware), or a machine "
         "that was measured (penstock calibrate). Serving runs on the device below, whatever stands here.",
     )
+    node: str | None = Field(
+        None,
+        description="Machine that the twin puts the devices into: dgx-h100, ... What leaves it goes over the network, "
+        "and its own power and host memory count. Default: as many devices as the device's entry joins.",
+    )
+    cluster: str | None = Field(
+        None, description="Cluster that the twin takes its nodes and network from: dgx-h100-superpod, ..."
+    )
+    link: str | None = Field(
+        None, description="What joins a node's devices in the twin: nvlink-4, pcie-5-x16, ...; default: the device's."
+    )
+    network: str | None = Field(
+        None, description="What joins nodes in the twin: infiniband-ndr, ...; default: the cluster's or the device's."
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Device that computes when serving.")
     threads: int | None = Field(None, gt=0, description="CPU threads of the engine; default: all cores.")
 
@@ -69,6 +83,11 @@ class Memory(Section):
         "gpu_memory_utilization); for kv_bytes that is left out.",
     )
     host_bytes: Count = Field(0, ge=0, description="Host memory for swapped blocks; needed by evict: swap.")
+    host_tier: str | None = Field(
+        None,
+        description="Where the twin keeps swapped blocks: ddr5-8ch, nvme-gen4, ... Default: host memory, as fast as "
+        "the link to it.",
+    )
     watermark: float = Field(
         0.01, ge=0, lt=1, description="Share of blocks kept free when a prompt is admitted, so that decodes can grow."
     )
@@ -153,6 +172,11 @@ class Server(Section):
     record: str | None = Field(
         None, description="Write the schedule to this new file, for `penstock replay`; compressed if it ends in .gz."
     )
+
+    @property
+    def shared(self) -> bool:
+        """Whether there may be several tenants."""
+        return self.key_file is not None or len({key.owner for key in self.keys}) + len(self.api_keys) > 1
 
     @property
     def locked(self) -> bool:

@@ -26,7 +26,9 @@ class Layout(Section):
     )
     expert_parallel: int = Field(1, ge=1, description="Parts the set of experts is spread over.")
     sequence_parallel: bool = Field(False, description="Norms are cut along the tokens (Megatron).")
-    devices_per_node: int | None = Field(None, ge=1, description="Default: what the device's catalogue entry says.")
+    devices_per_node: int | None = Field(
+        None, ge=1, description="Default: hardware.node's, or what the device's entry says."
+    )
 
 
 class Precision(Section):

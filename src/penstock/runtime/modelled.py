@@ -20,6 +20,7 @@ from penstock.deployment import Deployment
 from penstock.errors import InvalidDeployment
 from penstock.runtime.build import replica_for
 from penstock.runtime.prices import operator_price
+from penstock.runtime.wiring import Wiring
 from penstock.twin.energy import PowerModel
 from penstock.twin.host import HostTime
 from penstock.twin.layout import Layout, Precision
@@ -48,6 +49,8 @@ class Modelled:
     deployment: Deployment
     shape: ModelShape
     device: Device
+    """With the links and the share of a node's power that the deployment names."""
+    wiring: Wiring
     layout: Layout
     precision: Precision
     price: StepPrice
@@ -73,14 +76,17 @@ class Modelled:
 def model(deployment: Deployment) -> Modelled:
     """Raises InvalidDeployment: unknown model or hardware, or a deployment that does not fit, with the remedy."""
     shape = model_shape(deployment.model.path)
-    device = _device(deployment)
-    layout = _layout(deployment, device, shape)
+    wiring = Wiring.of(deployment)
+    device, wiring = wiring.onto(_device(deployment, wiring))
+    layout = _layout(deployment, shape, wiring.devices_per_node(deployment, device))
+    wiring.check(deployment, layout)
     precision = _precision(deployment, shape)
     blocks, host_blocks, room = _blocks(deployment, shape, device, layout, precision)
     longest = blocks * deployment.memory.block_tokens
     wanted = deployment.model.max_sequence_tokens
     context = min(wanted or shape.max_context or longest, longest)
     price, notes = operator_price(deployment, device, shape)
+    price = wiring.price(price, device, layout)
     graph = StepGraph(shape, layout, precision)
     block_bytes = kv_bytes_per_token_per_device(shape, layout, precision) * deployment.memory.block_tokens
     step_price = StepPrice(
@@ -89,12 +95,15 @@ def model(deployment: Deployment) -> Modelled:
         power=PowerModel.of(device, dtype=precision.weights) if device.idle_watts and device.peak_watts else None,
     )  # fmt: skip
     return Modelled(
-        deployment, shape, device, layout, precision, step_price, room, blocks, host_blocks, context, tuple(notes)
-    )
+        deployment, shape, device, wiring, layout, precision, step_price, room, blocks, host_blocks, context,
+        tuple(notes),
+    )  # fmt: skip
 
 
-def _device(deployment: Deployment) -> Device:
+def _device(deployment: Deployment, wiring: Wiring) -> Device:
     name = deployment.hardware.name
+    if name is None and wiring.node is not None:
+        name = wiring.node.device
     if name is None:
         name = THIS_MACHINE if THIS_MACHINE in devices() else UNCALIBRATED
     found = catalog_device(name)
@@ -109,7 +118,7 @@ def _device(deployment: Deployment) -> Device:
     return replace(found, **given) if given else found  # type: ignore[arg-type]
 
 
-def _layout(deployment: Deployment, device: Device, shape: ModelShape) -> Layout:
+def _layout(deployment: Deployment, shape: ModelShape, devices_per_node: int) -> Layout:
     asked = deployment.layout
     ranks = asked.tensor_parallel * asked.attention_dp
     if ranks % asked.expert_parallel:
@@ -128,7 +137,7 @@ def _layout(deployment: Deployment, device: Device, shape: ModelShape) -> Layout
     return Layout(
         tensor_parallel=asked.tensor_parallel, pipeline_parallel=asked.pipeline_parallel,
         attention_dp=asked.attention_dp, moe_tensor_parallel=moe, expert_parallel=asked.expert_parallel,
-        sequence_parallel=asked.sequence_parallel, devices_per_node=asked.devices_per_node or device.devices_per_node,
+        sequence_parallel=asked.sequence_parallel, devices_per_node=devices_per_node,
     )  # fmt: skip
 
 

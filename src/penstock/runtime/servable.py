@@ -20,6 +20,7 @@ def require_servable(deployment: Deployment) -> None:
             Cluster.model_fields["replicas"].default,
             "a server runs one",
         ),
+        ("memory.host_tier", deployment.memory.host_tier, None, "a server swaps to the memory it runs in"),
         *(
             (f"precision.{name}", getattr(deployment.precision, name), None, "a server computes all in model.dtype")
             for name in Precision.model_fields

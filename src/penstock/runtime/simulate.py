@@ -24,6 +24,7 @@ from penstock.runtime.collect import Collector, OnStep, Sample
 from penstock.runtime.instance import Instance
 from penstock.runtime.modelled import Modelled, model
 from penstock.runtime.virtual import Cluster, Limits, Stop
+from penstock.runtime.wiring import words as link_words
 from penstock.runtime.workload_of import source_of, stated_bound
 from penstock.twin.step_price import StepPrice
 from penstock.units import format_bytes
@@ -190,6 +191,7 @@ def describe(deployment: Deployment, modelled: Modelled, parts: _Parts | None = 
         "model": f"{modelled.shape.name}, {precision.weights} weights, {precision.kv} KV",
         "hardware": f"{deployment.cluster.replicas} x {layout.devices} x {modelled.device.title}",
         "layout": ", ".join(cut) + " parallel" if cut else "one device a replica",
+        **({"links": link_words(modelled.device, layout, modelled.wiring)} if layout.devices > 1 else {}),
         "policy": f"{deployment.policy.compose or deployment.policy.name}, order {deployment.policy.order}, evict "
         f"{deployment.policy.evict}, budget {deployment.policy.token_budget}, at most {deployment.policy.max_seqs} "
         f"sequences, {'one step' if deployment.policy.plan_ahead else 'nothing'} planned ahead",
