@@ -4,7 +4,8 @@ PenstockError                 exit code 1, HTTP 500
 ├── BadInput                  exit code 2, HTTP 400: names field, value, reason, remedy
 │   ├── InvalidRequest
 │   ├── InvalidDeployment
-│   └── UnsupportedModel
+│   ├── UnsupportedModel
+│   └── UnsupportedAdapter
 ├── RequestFailed             one request ended without a result; no other is touched
 ├── Overloaded                HTTP 429, with the seconds to wait
 ├── Unavailable               HTTP 503, with the seconds to wait
@@ -54,6 +55,10 @@ class UnsupportedModel(BadInput):
 
 class RequestFailed(PenstockError):
     """A request that was taken and cannot be finished. It fails alone."""
+class UnsupportedAdapter(BadInput):
+    """An adapter that this engine cannot attach to the model, or that does not fit into the room for adapters."""
+
+
 
 
 class Overloaded(PenstockError):

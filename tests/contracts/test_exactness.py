@@ -1,7 +1,8 @@
 """Contract 4: in fp32 on the CPU, greedy output equals `transformers` token for token, whatever the schedule did.
 
-Seven families x five policies x {plain, chunked, prefix hits, preempted, swapped}, with requests cancelled along the
-way and a step planned ahead. Each case also shows that what it is named after really happened.
+Ten families x five policies x {plain, chunked, prefix hits, preempted, swapped}, with requests cancelled along the
+way and a step planned ahead. Each case also shows that what it is named after really happened. With adapters the same
+holds of each request and the model that `peft` makes of its adapter, all of them side by side in one batch.
 
 Token equality is only a fair question where the model has an answer: random weights now and then put two tokens within
 rounding of each other, and then `transformers` with its cache disagrees with `transformers` without. Prompts with such
@@ -26,6 +27,7 @@ from penstock.control.step import Finished
 from penstock.engine.engine import Engine
 from penstock.engine.loader import LoadedModel, load_model
 from penstock.testing import Driver, small_replica, tiny_checkpoint
+from penstock.testing.adapters import merged_checkpoint, tiny_adapter
 from penstock.testing.checkpoints import FAMILIES
 
 POLICIES = ("sarathi", "splitfuse", "orca", "vllm_prefill_first", "request_level")
@@ -71,9 +73,15 @@ def prompts(vocabulary: int) -> Iterator[tuple[int, ...]]:
 @lru_cache(maxsize=1)  # cases are ordered by family: one model at a time
 def loaded(family: str, directory: Path) -> tuple[LoadedModel, list[tuple[int, ...]], list[tuple[int, ...]]]:
     """The model, ten prompts, and what `transformers` makes of them."""
+    path = tiny_checkpoint(family, directory / family)
+    asked, answers = answered(path, 10)
+    return load_model(path, dtype="float32", device="cpu"), asked, answers
+
+
+def answered(path: Path, count: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """So many prompts without a tie, and what `transformers` makes of them."""
     from transformers import AutoModelForCausalLM
 
-    path = tiny_checkpoint(family, directory / family)
     reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     reference.generation_config.eos_token_id = None  # run on: a random model's end of sequence means nothing
     asked: list[tuple[int, ...]] = []
@@ -89,8 +97,8 @@ def loaded(family: str, directory: Path) -> tuple[LoadedModel, list[tuple[int, .
             continue
         asked.append(prompt)
         answers.append(tuple(made[0, len(prompt) :].tolist()))
-        if len(asked) == 10:
-            return load_model(path, dtype="float32", device="cpu"), asked, answers
+        if len(asked) == count:
+            return asked, answers
     raise AssertionError("the prompts are endless")
 
 
@@ -137,4 +145,54 @@ def test_greedy_output_equals_transformers(family: str, policy: str, case: str, 
     if case == "chunked" and policy in CUTTING:
         assert any(chunk.start > 0 for step in driver.steps for chunk in step.chunks)
     assert seen.held_blocks == 0
+    engine.close()
+
+
+ADAPTERS = {
+    "": {},
+    "all": {"r": 4},
+    "attention": {"seed": 1, "r": 8, "target_modules": ("q_proj", "v_proj"), "use_rslora": True},
+    "mlp": {"seed": 2, "r": 3, "target_modules": ("gate_proj", "down_proj"), "lora_alpha": 5},
+}
+
+
+@lru_cache(maxsize=1)
+def with_adapters(
+    directory: Path,
+) -> tuple[LoadedModel, dict[str, Path], list[tuple[str, tuple[int, ...], tuple[int, ...]]]]:
+    """A model, its adapters, and requests in turns: adapter, prompt, what `transformers` makes of it once merged."""
+    base = tiny_checkpoint("qwen3", directory / "base")
+    paths = {
+        name: tiny_adapter(base, directory / f"adapter-{name}", **config) for name, config in ADAPTERS.items() if name
+    }
+    merged = {"": base} | {n: merged_checkpoint(base, path, directory / f"merged-{n}") for n, path in paths.items()}
+    by_adapter = [[(name, *pair) for pair in zip(*answered(path, 4), strict=True)] for name, path in merged.items()]
+    return load_model(base), paths, [one for turn in zip(*by_adapter, strict=True) for one in turn]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("policy", ("sarathi", "vllm_prefill_first"))
+def test_each_adapter_in_the_batch_equals_its_merged_model(policy: str, case: str, directory: Path) -> None:
+    model, paths, asked = with_adapters(directory)
+    setup = CASES[case]
+    engine = Engine(
+        model, blocks=setup.blocks, block_tokens=BLOCK, host_blocks=setup.host_blocks, max_seqs=8, max_adapters=3
+    )
+    for name, path in paths.items():
+        engine.adapters.load(name, path)
+    replica = small_replica(
+        blocks=setup.blocks, block_tokens=BLOCK, policy=policy, memory=setup.memory, evict=setup.evict,
+        token_budget=setup.token_budget, host_blocks=setup.host_blocks,
+    )  # fmt: skip
+    driver = Driver(replica, engine, plan_ahead=True)
+    for wave in range(setup.waves):
+        for number, (adapter, prompt, _) in enumerate(asked):
+            sampling = Sampling(temperature=0.0)
+            name = f"w{wave}r{number}"
+            driver.submit(Request(id=name, prompt=prompt, max_tokens=OUTPUT, adapter=adapter, sampling=sampling))
+        driver.run(most=2000)
+    for wave in range(setup.waves):
+        for number, (_, _, answer) in enumerate(asked):
+            assert tuple(driver.outputs[f"w{wave}r{number}"]) == answer
+    assert setup.shown(replica.statistics())
     engine.close()

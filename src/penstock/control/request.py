@@ -48,6 +48,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
     """None: none. k >= 0: the chosen token's, and those of the k most likely."""
     prompt_logprobs: int | None = None
     """As `logprobs`, for the prompt's tokens: none of it is then taken from the cache, for that has no logits."""
+    embed: bool = False
+    """The prompt's embedding is wanted, not what comes after it; `max_tokens` is 1 then."""
     stop_ids: tuple[int, ...] = ()
     """End-of-sequence ids and the client's stop_token_ids; empty when ignore_eos was asked for."""
     min_tokens: int = 0

@@ -49,7 +49,13 @@ class Rows:
 
 
 def make_batch(
-    rows: Rows, tables: np.ndarray, tables_shared: Tensor, block_tokens: int, device: torch.device, by_length: bool
+    rows: Rows,
+    tables: np.ndarray,
+    tables_shared: Tensor,
+    block_tokens: int,
+    device: torch.device,
+    by_length: bool,
+    adapters: StepAdapters | None = None,
 ) -> Batch:
     """Lay `rows` out for the model. `tables_shared` is the int32 tensor over the memory of `tables`."""
     segments = len(rows.slots)
@@ -75,4 +81,5 @@ def make_batch(
             longest_rows=1 if only_decodes else int(rows.counts.max()),
         ),
         logit_rows=None if rows.logit_rows is None else torch.from_numpy(rows.logit_rows).to(device),
+        adapters=adapters,
     )

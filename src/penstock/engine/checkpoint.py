@@ -90,17 +90,24 @@ def read_headers(path: Path | str) -> dict[str, Entry]:
     """
     entries: dict[str, Entry] = {}
     for file in _files(Path(path)):
-        for name, tensor in _header(file).items():
-            if name == "__metadata__":
-                continue
-            if tensor["dtype"] not in _FLOATS and not _DERIVED.search(name):
-                raise UnsupportedModel(
-                    field=name,
-                    value=tensor["dtype"],
-                    why="this dtype is not implemented (quantized weights?)",
-                    remedy="a checkpoint in float32, float16 or bfloat16",
-                )
-            entries[name] = Entry(file, tuple(tensor["shape"]))
+        entries.update(entries_of(file))
+    return entries
+
+
+def entries_of(file: Path) -> dict[str, Entry]:
+    """The tensors of one safetensors file. Raises UnsupportedModel as `read_headers`."""
+    entries: dict[str, Entry] = {}
+    for name, tensor in _header(file).items():
+        if name == "__metadata__":
+            continue
+        if tensor["dtype"] not in _FLOATS and not _DERIVED.search(name):
+            raise UnsupportedModel(
+                field=name,
+                value=tensor["dtype"],
+                why="this dtype is not implemented (quantized weights?)",
+                remedy="a checkpoint in float32, float16 or bfloat16",
+            )
+        entries[name] = Entry(file, tuple(tensor["shape"]))
     return entries
 
 

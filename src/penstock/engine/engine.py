@@ -23,6 +23,8 @@ from penstock.control.step import Chunk, Finish, Step, StepResult
 from penstock.engine.batch import Batch, Rows, make_batch
 from penstock.engine.loader import LoadedModel, load_model
 from penstock.engine.ops.kernels import Kernels, kernels_for
+from penstock.engine.lora.registry import AdapterRegistry
+from penstock.engine.lora.step import StepAdapters
 from penstock.engine.ops.rope import LayerAngles
 from penstock.engine.pool import KVPool
 from penstock.engine.prompt_logprobs import ScoredRows, score, scored_rows
@@ -45,12 +47,17 @@ class Engine:
         max_step_tokens: int | None = None,
         kernels: Kernels | None = None,
     ) -> None:
+        max_adapters: int = 0,
+        max_rank: int = 64,
+        tokenizer_path: Path | str | None = None,
         """Reserve KV for `blocks` blocks of `block_tokens` tokens, and `host_blocks` more for what is swapped out.
 
         Args:
             max_seqs: sequences that hold blocks at one time. max_step_tokens: bound on the rows of one step.
             kernels: default is the fastest that works on the model's device.
         """
+            max_adapters, max_rank: adapters at one time, and the largest rank of one.
+            tokenizer_path: the directory of tokenizer.json, which grammars need (`Sampling.guide`).
         architecture = model.architecture
         self.max_sequence_tokens = min(architecture.max_sequence_tokens, blocks * block_tokens)
         self.architecture = architecture
@@ -78,6 +85,9 @@ class Engine:
         self._slots = Slots(max_seqs, self.max_sequence_tokens, block_tokens)
         self._decoding = DecodeSet(max_seqs)
         self._sampler = Sampler(max_seqs, architecture.vocab_size, model.device)
+        self.adapters = AdapterRegistry(
+            architecture, most=max_adapters, max_rank=max_rank, dtype=model.dtype, device=model.device
+        )
         self._last_step: int | None = None
 
     @classmethod
@@ -94,8 +104,15 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Make a request known before the first step that names it. Raises InvalidRequest; nothing is kept then."""
-        self._validate(request)
-        self._sequences[request.id] = Sequence(request, output=tuple(request.output))
+        try:
+            self._validate(request)
+            adapter = self.adapters.number(request.adapter)
+            self.guides.open(request)
+        except InvalidRequest:
+            if request.id not in self._sequences:
+                self.guides.release(request.id)
+            raise
+        self._sequences[request.id] = Sequence(request, output=tuple(request.output), adapter=adapter)
 
     def run(self, step: Step) -> StepResult:
         """Run one step to its end. `seconds` of the result is its wall time.
@@ -117,6 +134,12 @@ class Engine:
 
     def close(self) -> None:
         """Give back the KV pools and forget all sequences. Safe to call twice."""
+    def unload_adapter(self, name: str) -> bool:
+        """Forget an adapter; False: there was none. Raises ProtocolError: a sequence has it."""
+        if name and any(one.request.adapter == name and not one.done for one in self._sequences.values()):
+            raise ProtocolError(f"adapter {name} is unloaded while a sequence has it")
+        return self.adapters.unload(name)
+
         self._sequences.clear()
         self._pool.device = self._pool.host = torch.empty(0)
 
@@ -242,6 +265,7 @@ class Engine:
         if scored:
             result.prompt_logprobs = score(
                 scored, hidden[len(ids) :], lambda some: self._model.logits(some, self._kernels),
+            self._adapters_of(rows) if len(self.adapters) else None,
                 self.architecture.vocab_size,
             )  # fmt: skip
             hidden = hidden[: len(ids)]
@@ -284,6 +308,12 @@ class Engine:
         slot = self._slots.unbind(sequence)
         if slot is not None:
             self._decoding.leave(slot)
+    def _adapters_of(self, rows: Rows) -> StepAdapters | None:
+        numbers = self._slots.adapter[rows.slots]
+        return self.adapters.of_rows(
+            numbers if len(numbers) == len(rows.token_ids) else np.repeat(numbers, rows.counts)
+        )
+
             self._sampler.remove(slot)
 
     def _end(self, sequence: Sequence) -> None:

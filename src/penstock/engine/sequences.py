@@ -26,6 +26,8 @@ class Sequence:
     slot: int | None = None
     output: tuple[int, ...] = ()
     """Output tokens while the sequence has no slot; with one, they are in `Slots.tokens`."""
+    adapter: int = -1
+    """Number of its adapter (engine/lora/registry.py); -1: none."""
     done: bool = False
     """Finished or failed: it yields nothing more, whatever steps planned before that was known still say of it."""
 
@@ -46,6 +48,8 @@ class Slots:
         """Length at which the sequence is complete: prompt + max_tokens."""
         self.stop_ids = np.full((max_seqs, 4), -1, np.int64)
         """-1 fills up: no token has that id."""
+        self.adapter = np.full(max_seqs, -1, np.int64)
+        """As Sequence.adapter."""
         self.blocks_held = np.zeros(max_seqs, np.int64)
         self.tables_tensor = torch.zeros((max_seqs, -(-max_tokens // block_tokens)), dtype=torch.int32)
         self.tables = self.tables_tensor.numpy()
@@ -72,6 +76,7 @@ class Slots:
         self.tokens[slot, prompt : prompt + len(output)] = output
         self.length[slot] = prompt + len(output)
         self.prompt_length[slot] = prompt
+        self.adapter[slot] = sequence.adapter
         self.limit[slot] = prompt + request.max_tokens
         self._set_stop_ids(slot, request.sampling.stop_ids)
         self.tables[slot, : len(blocks)] = blocks

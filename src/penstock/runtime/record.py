@@ -183,3 +183,8 @@ def free_name(path: Path) -> Path:
         number += 1
         found = path.with_name(f"{stem}.{number}{dot}{suffixes}")
     return found
+
+
+def _border(request: Request) -> str:
+    """Salt and adapter, neither of which cached prefixes cross: a replay needs to know no more of either."""
+    return f"{request.salt}\0{request.adapter}" if request.adapter else request.salt

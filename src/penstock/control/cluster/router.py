@@ -98,9 +98,9 @@ class PrefixAware:
         return chosen
 
     def _keys(self, request: Request) -> list[int]:
-        """One hash for each whole block of the prompt, of everything up to its end; tenants and salts stay apart."""
+        """One hash for each whole block of the prompt, of all up to its end; tenants, salts and adapters stay apart."""
         prompt, size = request.prompt, self._size
-        key = hash((request.tenant, request.salt))
+        key = hash((request.tenant, request.salt, request.adapter))
         keys = []
         for start in range(0, len(prompt) - size + 1, size):
             key = hash((key, tuple(prompt[start : start + size])))
