@@ -34,6 +34,8 @@ class ModelInfo:
     fingerprint: str
     """'fp_...': changes with the weights, as far as samples of each tensor tell (runtime/fingerprint.py), with their
     precision, the kernels and the version of Penstock."""
+    embedding_width: int = 0
+    """Numbers in an embedding; 0: the model has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class Output:
     """So far."""
     prompt_logprobs: PromptLogprobs | None = None
     """On the first output, if asked for: of all prompt tokens but the first."""
+    embedding: tuple[float, ...] | None = None
+    """On the first output, if asked for: `ModelInfo.embedding_width` numbers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from penstock.serve.completions import completions
 from penstock.serve.cors import Cors
 from penstock.serve.dashboard import live_router, page_router
 from penstock.serve.edge import Edge
+from penstock.serve.embeddings import embeddings
 from penstock.serve.errors import Refusal, retry_headers, wire
 from penstock.serve.front import Front
 from penstock.serve.metrics import CONTENT_TYPE, Metrics
@@ -88,6 +89,10 @@ def _inference(front: Front, keys: KeyRing) -> APIRouter:
     @router.post("/v1/completions")
     async def complete(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
         return await completions(front, request, tenant)
+
+    @router.post("/v1/embeddings")
+    async def embed(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
+        return await embeddings(front, request, tenant)
 
     @router.get("/v1/models", dependencies=[Depends(keys.tenant)])
     async def models() -> Response:

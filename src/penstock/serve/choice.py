@@ -29,9 +29,9 @@ class Choice:
     """State of one of the answer's choices. `index` is i * n + j for choice j of prompt i."""
 
     __slots__ = (
-        "_client_stop_ids", "_detokenizer", "_include_stop", "arrived", "cached_tokens", "finish_reason", "first_at",
-        "index", "last_at", "logprobs", "opened", "prompt_index", "prompt_logprobs", "request", "silent", "stop_reason",
-        "texts", "timings", "token_ids",
+        "_client_stop_ids", "_detokenizer", "_include_stop", "arrived", "cached_tokens", "embedding", "finish_reason",
+        "first_at", "index", "last_at", "logprobs", "opened", "prompt_index", "prompt_logprobs", "request", "silent",
+        "stop_reason", "texts", "timings", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +51,7 @@ class Choice:
         self.cached_tokens = 0
         self.timings: Timings | None = None
         self.prompt_logprobs: PromptLogprobs | None = None
+        self.embedding: tuple[float, ...] | None = None
         self.opened = False
         self.silent = silent
         self._detokenizer = detokenizer
@@ -89,6 +90,8 @@ class Choice:
         self.cached_tokens, self.timings = output.cached_tokens, output.timings
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = output.prompt_logprobs
+        if output.embedding is not None:
+            self.embedding = output.embedding
         if output.finished is not None:
             if output.finished == "cancelled":
                 raise Unavailable("the request was ended because the server is shutting down", retry_after_s=1.0)

@@ -19,6 +19,9 @@ from penstock.serve.schema import CompletionBody
 
 DEFAULT_MAX_TOKENS: Final = 16
 
+Asked = str | Sequence[int | str | list[int]]
+"""A text, token ids, or several of either."""
+
 
 async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer:
     """From the body to an answer that runs when it is sent. Raises InvalidRequest, Refusal, Overloaded."""
@@ -28,7 +31,9 @@ async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer
         raise InvalidRequest(
             field="max_tokens", value=0, why="nothing would be generated", remedy="1 or more, or echo: true"
         )
-    prompts = await _prompts(front, body)
+    prompts = await read_prompts(
+        front, body.prompt, special=body.add_special_tokens is not False, field="prompt", echo=bool(body.echo)
+    )
     scored = [body.prompt_logprobs, body.logprobs if body.echo else None]
     generation = front.generation(
         call, body, prompts, max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
@@ -43,20 +48,23 @@ async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer
     return Answer(generation, form, stream=bool(body.stream), tenant=tenant)
 
 
-async def _prompts(front: Front, body: CompletionBody) -> list[Prompt]:
+async def read_prompts(front: Front, prompt: Asked, *, special: bool, field: str, echo: bool = False) -> list[Prompt]:
+    """Token ids of one or several prompts, in whichever form they came; of ids with the text if `echo` wants it.
+
+    Raises InvalidRequest, which names `field`.
+    """
     context, most = front.service.info.max_sequence_tokens, front.deployment.server.limits.prompts
-    if not isinstance(body.prompt, str) and len(body.prompt) > max(context, most):
+    if not isinstance(prompt, str) and len(prompt) > max(context, most):
         # Before anything walks over it: as ids it exceeds the context, as texts the number of prompts.
         raise InvalidRequest(
-            field="prompt", value=f"{len(body.prompt)} items", why=f"the context is {context} tokens",
+            field=field, value=f"{len(prompt)} items", why=f"the context is {context} tokens",
             remedy=f"fewer token ids, or at most {most} prompts", code="context_length_exceeded",
         )  # fmt: skip
-    asked = separate_prompts(body.prompt, most)
+    asked = separate_prompts(prompt, most, field)
     vocab_size, tokenizer = front.service.info.vocab_size, front.tokenizer
     for one in asked:
         if isinstance(one, str):
-            tokenizer.check_fits([one], context, field="prompt")
-    special = body.add_special_tokens is not False
+            tokenizer.check_fits([one], context, field=field)
 
     def encode() -> list[Prompt]:
         prompts = []
@@ -66,15 +74,15 @@ async def _prompts(front: Front, body: CompletionBody) -> list[Prompt]:
                 continue
             if max(one, default=0) >= vocab_size:
                 raise InvalidRequest(
-                    field="prompt", value=max(one), why="no such token", remedy=f"ids from 0 to {vocab_size - 1}"
+                    field=field, value=max(one), why="no such token", remedy=f"ids from 0 to {vocab_size - 1}"
                 )
-            prompts.append(Prompt(tuple(one), tokenizer.decode(one) if body.echo else ""))
+            prompts.append(Prompt(tuple(one), tokenizer.decode(one) if echo else ""))
         return prompts
 
-    return await front.offload.run(encode, characters=sum(map(len, asked)), field="prompt")
+    return await front.offload.run(encode, characters=sum(map(len, asked)), field=field)
 
 
-def separate_prompts(prompt: str | Sequence[int | str | list[int]], most: int) -> list[str | list[int]]:
+def separate_prompts(prompt: Asked, most: int, field: str = "prompt") -> list[str | list[int]]:
     """Four forms as one: each prompt is a string or a list of ids, `most` at most.
 
     >>> separate_prompts([1, 2], 1), separate_prompts(["a", [3]], 2)
@@ -91,12 +99,12 @@ def separate_prompts(prompt: str | Sequence[int | str | list[int]], most: int) -
     several = [one for one in prompt if not isinstance(one, int)]
     if ids:
         raise InvalidRequest(
-            field="prompt", value=prompt[:8], why="token ids stand beside strings or lists",
+            field=field, value=prompt[:8], why="token ids stand beside strings or lists",
             remedy="one list of ids, or a list of strings and lists of ids",
         )  # fmt: skip
     if len(several) > most:
         raise InvalidRequest(
-            field="prompt", value=f"{len(several)} prompts", why=f"at most {most} fit into one request",
+            field=field, value=f"{len(several)} prompts", why=f"at most {most} fit into one request",
             remedy="several requests, or a higher server.limits.prompts",
         )  # fmt: skip
     return several

@@ -99,7 +99,7 @@ class Front:
 
     def generation(
         self, call: Call, body: Body, prompts: Sequence[Prompt], *, max_tokens: int | None, max_field: str,
-        prompt_field: str, logprobs: int | None, prompt_logprobs: int | None = None,
+        prompt_field: str, logprobs: int | None, prompt_logprobs: int | None = None, embed: bool = False,
     ) -> Generation:  # fmt: skip
         """n sequences for each prompt, checked against the context and ready to run.
 
@@ -120,7 +120,7 @@ class Front:
             sampling = make_sampling(
                 body, defaults=self.tokenizer.sampling_defaults, eos_ids=self.tokenizer.eos_ids,
                 vocab_size=info.vocab_size, max_tokens=bound, logprobs=logprobs,
-                prompt_logprobs=prompt_logprobs,
+                prompt_logprobs=prompt_logprobs, embed=embed,
             )  # fmt: skip
             for one in range(n):
                 index = number * n + one

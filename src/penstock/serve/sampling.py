@@ -12,7 +12,7 @@ from penstock.serve.schema import Body
 
 def make_sampling(
     body: Body, *, defaults: Mapping[str, Any], eos_ids: Iterable[int], vocab_size: int, max_tokens: int,
-    logprobs: int | None, prompt_logprobs: int | None = None,
+    logprobs: int | None, prompt_logprobs: int | None = None, embed: bool = False,
 ) -> Sampling:  # fmt: skip
     """How the tokens of one request are chosen. `seed` is that of its first choice; see `seed_of_choice`.
 
@@ -52,6 +52,7 @@ def make_sampling(
         seed=body.seed,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        embed=embed,
         stop_ids=tuple(dict.fromkeys((*ends, *stop_ids))),
         min_tokens=min_tokens,
     )
