@@ -5,57 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
 
-import httpx
-import openai
-import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from penstock.control.request import Request, Sampling
-from penstock.deployment import Deployment
-from penstock.runtime import ChatTemplate, Tokenizer, load_tokenizer
-from penstock.runtime.facts import Output
-from penstock.runtime.service import Service
-from penstock.serve.app import create_app
 
-from .conftest import Loop
+from .conftest import Real
 from .sse import check_usage, read_stream
 
 USER: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me about rivers."}]
-
-
-class Real:
-    """The running service and clients for it."""
-
-    def __init__(self, service: Service, tokenizer: Tokenizer, url: str, loop: Loop) -> None:
-        self.service, self.tokenizer, self.url, self.loop = service, tokenizer, url, loop
-        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
-        self.http = httpx.Client(base_url=url, timeout=60)
-
-    def outputs(self, request: Request) -> list[int]:
-        """Tokens of a request that does not come over HTTP."""
-
-        async def collect() -> list[int]:
-            outputs: AsyncIterator[Output] = self.service.generate(request)
-            return [token async for output in outputs for token in output.tokens]
-
-        return self.loop.run(collect())
-
-
-@pytest.fixture(scope="module")
-def real(loop: Loop) -> Iterator[Real]:
-    deployment = Deployment.parse(
-        {"hardware": {"threads": 1}, "memory": {"kv_bytes": "32MiB"}, "server": {"queue": {"max_requests": 40}}}
-    )
-    service = loop.run(Service.start(deployment))
-    tokenizer = load_tokenizer(service.info.path)
-    app = create_app(service, deployment, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer))
-    try:
-        for url in loop.serve(app):
-            yield Real(service, tokenizer, url, loop)
-    finally:
-        loop.run(service.close())
 
 
 def test_a_greedy_stream_is_the_engines_output(real: Real) -> None:
