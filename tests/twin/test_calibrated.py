@@ -125,6 +125,19 @@ def test_no_price_is_negative_anywhere(sequences: int, mean: int) -> None:
     assert price.price(prefill(sequences, mean)).seconds > 0
 
 
+def test_a_windowed_chunk_is_priced_by_the_pairs_that_its_window_leaves(price: Calibrated) -> None:
+    def windowed(tokens: int, past: int, window: int) -> float:
+        operator = PrefillAttention(tokens, past, 4, 2, 16, window, dtype="float32", kv_dtype="float32")
+        return price.price(operator).seconds
+
+    # 64 tokens behind 4,096, each seeing 96: as many pairs as 64 tokens behind 63.5 have.
+    assert windowed(64, 4096, 96) == pytest.approx(law(prefill(64, 64)), rel=0.02)
+    assert windowed(64, 512, 96) == windowed(64, 4096, 96)
+    # A window longer than all there is changes nothing; one shorter than the chunk leaves a share of its own pairs.
+    assert windowed(64, 512, 1000) == pytest.approx(price.price(prefill(64, 512)).seconds)
+    assert 0 < windowed(256, 0, 32) < 0.3 * price.price(prefill(256, 0)).seconds
+
+
 def test_a_table_survives_its_file(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     write_table(path, lines())

@@ -162,3 +162,18 @@ def test_layouts_that_do_not_go_with_the_model(name: str, layout: Layout, field:
         check_layout(model_shape(name), layout)
     assert caught.value.field == field
     assert caught.value.remedy
+
+
+def test_recurrent_state_is_kept_back_from_the_blocks() -> None:
+    shape = model_shape("qwen3-next-80b-a3b")
+    layout = Layout(tensor_parallel=4, moe_tensor_parallel=4)
+    few, many = (fit(shape, layout, Precision(), 80e9, reserve=Reserve(sampled=n)) for n in (64, 65))
+    state = few.sequence_bytes(0)
+    assert state > 0
+    assert few.state_bytes == 64 * state
+    assert many.state_bytes == 65 * state
+    assert few.blocks * few.kv_bytes_per_token * few.block_tokens <= few.kv_bytes - few.state_bytes
+    crowded = fit(shape, layout, Precision(), 80e9, reserve=Reserve(sampled=100_000, sampler_bytes_per_logit=0.0))
+    assert crowded.blocks > 0
+    plain = fit(model_shape("llama-3-8b"), Layout(), Precision(), 80e9)
+    assert plain.state_bytes == 0

@@ -99,6 +99,15 @@ def write_table(path: Path, lines: Iterable[OperatorTime]) -> None:
             table.writerow({name: row[name] for name in names})
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file begins as `write_table` begins it, of whatever version."""
+    try:
+        with path.open("rb") as file:
+            return file.read(64).startswith(_HEADER.partition(",")[0].encode())
+    except OSError:
+        return False
+
+
 def read_table(path: Path) -> list[OperatorTime]:
     """Raises BadInput: unreadable, another format, or a bad line; says which."""
     try:
@@ -170,7 +179,10 @@ class Calibrated:
                     self._decode, operator, operator.sequences, operator.context / operator.sequences
                 )
             case PrefillAttention():
-                found = self._attention(self._prefill, operator, operator.tokens, operator.past)
+                past, share = _seen(operator)
+                found = self._attention(self._prefill, operator, operator.tokens, past)
+                if found is not None:
+                    found = found[0] * share, found[1]
             case Elementwise() if operator.rows and operator.kind in self._by_rows:
                 found = self._going_by_rows(operator)
         if found is None:
@@ -237,6 +249,15 @@ def table_path(name: str) -> Path:
 @lru_cache(maxsize=8)
 def _lines(path: Path, _changed_ns: int) -> tuple[OperatorTime, ...]:
     return tuple(read_table(path))
+
+
+def _seen(operator: PrefillAttention) -> tuple[float, float]:
+    """The past over which a chunk without a window has as many query-key pairs, and the share of the pairs that are
+    left where even a chunk without any past has more."""
+    if operator.window is None:
+        return operator.past, 1.0
+    own, pairs = operator.tokens * (operator.tokens + 1) / 2, operator.pairs()
+    return (pairs - own) / operator.tokens if pairs > own else 0.0, min(1.0, pairs / own)
 
 
 def _merged(points: Iterable[tuple[float, float]]) -> Points:

@@ -75,10 +75,17 @@ class Fit:
     precision: Precision
 
     @property
+    def state_bytes(self) -> float:
+        """Of `kv_bytes`, what recurrent layers keep for as many sequences as may run at once (`reserve.sampled`), but
+        no more than half: an engine that cannot hold so many runs fewer."""
+        local = -(-self.reserve.sampled // self.layout.attention_dp)
+        return min(local * self.sequence_bytes(0), max(0.0, self.kv_bytes) / 2)
+
+    @property
     def blocks(self) -> int:
         """KV blocks of one attention group; a model without KV needs none, and has 0."""
         each = self.kv_bytes_per_token * self.block_tokens
-        return int(self.kv_bytes // each) if each else 0
+        return int((self.kv_bytes - self.state_bytes) // each) if each else 0
 
     @property
     def kv_tokens(self) -> int:

@@ -51,6 +51,26 @@ def read_table(path: Path, columns: list[str] | None = None, where: dict[str, An
 
     Raises: InvalidDeployment: no pyarrow, or the file cannot be read.
     """
+    rows: Rows = _read(path, columns, where).to_pylist()
+    return rows
+
+
+def read_tuples(path: Path, columns: list[str], where: dict[str, Any] | None = None) -> Iterator[tuple[Any, ...]]:
+    """The same as tuples in the order of `columns`, several times as fast; None where a file lacks the column."""
+    table = _read(path, columns, where)
+    there = {name: table[name].to_pylist() for name in table.column_names}
+    return zip(*(there.get(name, [None] * table.num_rows) for name in columns), strict=True)
+
+
+def distinct(path: Path, columns: list[str]) -> Rows:
+    """The rows of these columns that differ, sorted."""
+    table = _read(path, columns, None)
+    rows: Rows = table.group_by(table.column_names).aggregate([]).to_pylist()
+    return sorted(rows, key=lambda row: tuple(row[name] for name in columns))
+
+
+def _read(path: Path, columns: list[str] | None, where: dict[str, Any] | None) -> Any:
+    """The arrow table."""
     try:
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -71,8 +91,7 @@ def read_table(path: Path, columns: list[str] | None = None, where: dict[str, An
     for name, value in (where or {}).items():
         if name in table.column_names:
             table = table.filter(pc.equal(table[name], value))
-    rows: Rows = table.to_pylist()
-    return rows
+    return table
 
 
 class Database:

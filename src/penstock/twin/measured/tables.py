@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from penstock.twin.measured.curves import Curve, Products, Surface
-from penstock.twin.measured.database import Database, Rows, read_table
+from penstock.twin.measured.database import Database, Rows, distinct, read_table, read_tuples
 from penstock.twin.operators import DecodeAttention, Experts, LatentDecode, LatentPrefill, PrefillAttention
 
 T = TypeVar("T")
@@ -71,12 +71,12 @@ class Tables:
     def _read_products(self, dtype: str) -> Found[Products] | None:
         for wanted in WEIGHT_NAMES.get(dtype, (dtype,)):
             for path, own in self._sources("gemm_perf"):
-                rows = read_table(path, ["m", "n", "k", "latency", "gemm_dtype"], {"gemm_dtype": wanted})
-                if not rows:
-                    continue
                 points: dict[tuple[int, int], list[tuple[float, float]]] = {}
-                for row in rows:
-                    points.setdefault((row["n"], row["k"]), []).append((row["m"], row["latency"] * 1e-3))
+                columns = ["m", "n", "k", "latency", "gemm_dtype"]
+                for m, n, k, ms, _ in read_tuples(path, columns, {"gemm_dtype": wanted}):
+                    points.setdefault((n, k), []).append((m, ms * 1e-3))
+                if not points:
+                    continue
                 exact = own and wanted == WEIGHT_NAMES.get(dtype, (dtype,))[0]
                 return Found(Products({key: Curve(value) for key, value in points.items()}), exact=exact)
         return None
@@ -129,12 +129,11 @@ class Tables:
             columns = ["batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size",
                        "attn_dtype", "kv_cache_dtype", "latency"]  # fmt: skip
             groups: dict[tuple[int, int, int, int], dict[str, list[tuple[float, float, float]]]] = {}
-            for row in read_table(path, columns, {"kv_cache_dtype": kv}):
-                shape = (row["num_heads"], row["num_key_value_heads"], row["head_dim"], row.get("window_size") or 0)
-                length = row["isl"] if prefill else row["step"] + row["isl"]
-                groups.setdefault(shape, {}).setdefault(row["attn_dtype"], []).append(
-                    (row["batch_size"], length, row["latency"] * 1e-3)
-                )
+            rows = read_tuples(path, columns, {"kv_cache_dtype": kv})
+            for batch, isl, step, heads, kv_heads, width, window, dtype, _, ms in rows:
+                shape = (heads, kv_heads, width, window or 0)
+                length = isl if prefill else step + isl
+                groups.setdefault(shape, {}).setdefault(dtype, []).append((batch, length, ms * 1e-3))
             self._groups[path, kv] = groups
         return self._groups[path, kv]
 
@@ -193,9 +192,7 @@ class Tables:
     ) -> Found[Curve] | None:
         keys, cuts = ("hidden_size", "inter_size", "topk", "num_experts"), ("moe_tp_size", "moe_ep_size")
         if path not in self._shapes:
-            columns = [*keys, *cuts, "moe_dtype"]
-            distinct = {tuple(row[name] for name in columns) for row in read_table(path, columns)}
-            self._shapes[path] = [dict(zip(columns, row, strict=True)) for row in sorted(distinct)]
+            self._shapes[path] = distinct(path, [*keys, *cuts, "moe_dtype"])
         cut = (operator.tensor_parallel, operator.expert_parallel)
         names = EITHER.get(dtype, (dtype,))
         there = [row for row in self._shapes[path] if row["moe_dtype"] in names]
