@@ -21,15 +21,17 @@ import torch
 from penstock.control.request import Request
 from penstock.control.step import Chunk, Finish, Step, StepResult
 from penstock.engine.batch import Batch, Rows, make_batch
+from penstock.engine.guide.guides import Guides
 from penstock.engine.loader import LoadedModel, load_model
-from penstock.engine.ops.kernels import Kernels, kernels_for
-from penstock.engine.lora.registry import AdapterRegistry
+from penstock.engine.lora.registry import AdapterRegistry, LoadedAdapter
 from penstock.engine.lora.step import StepAdapters
+from penstock.engine.ops.kernels import Kernels, kernels_for
 from penstock.engine.ops.rope import LayerAngles
 from penstock.engine.pool import KVPool
 from penstock.engine.prompt_logprobs import ScoredRows, score, scored_rows
 from penstock.engine.sampling import Sampler
 from penstock.engine.sequences import DecodeSet, Sequence, Slots
+from penstock.engine.validate import check_tokens
 from penstock.errors import InvalidRequest, ProtocolError
 
 
@@ -46,18 +48,18 @@ class Engine:
         max_seqs: int,
         max_step_tokens: int | None = None,
         kernels: Kernels | None = None,
-    ) -> None:
         max_adapters: int = 0,
         max_rank: int = 64,
         tokenizer_path: Path | str | None = None,
+    ) -> None:
         """Reserve KV for `blocks` blocks of `block_tokens` tokens, and `host_blocks` more for what is swapped out.
 
         Args:
             max_seqs: sequences that hold blocks at one time. max_step_tokens: bound on the rows of one step.
             kernels: default is the fastest that works on the model's device.
-        """
             max_adapters, max_rank: adapters at one time, and the largest rank of one.
             tokenizer_path: the directory of tokenizer.json, which grammars need (`Sampling.guide`).
+        """
         architecture = model.architecture
         self.max_sequence_tokens = min(architecture.max_sequence_tokens, blocks * block_tokens)
         self.architecture = architecture
@@ -84,10 +86,11 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._slots = Slots(max_seqs, self.max_sequence_tokens, block_tokens)
         self._decoding = DecodeSet(max_seqs)
-        self._sampler = Sampler(max_seqs, architecture.vocab_size, model.device)
         self.adapters = AdapterRegistry(
             architecture, most=max_adapters, max_rank=max_rank, dtype=model.dtype, device=model.device
         )
+        self._sampler = Sampler(max_seqs, architecture.vocab_size, model.device)
+        self.guides = Guides(tokenizer_path, architecture.vocab_size)
         self._last_step: int | None = None
 
     @classmethod
@@ -100,7 +103,7 @@ class Engine:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        return cls(load_model(path, dtype=dtype, device=device), **sizes)
+        return cls(load_model(path, dtype=dtype, device=device), tokenizer_path=path, **sizes)
 
     def add(self, request: Request) -> None:
         """Make a request known before the first step that names it. Raises InvalidRequest; nothing is kept then."""
@@ -132,15 +135,23 @@ class Engine:
         result.seconds = perf_counter() - started
         return result
 
+    def load_adapter(self, name: str, path: Path | str, *, digest: str | None = None) -> LoadedAdapter:
+        """Make an adapter known to requests that name it. Raises UnsupportedAdapter (engine/lora/registry.py)."""
+        return self.adapters.load(name, path, digest=digest)
+
+    def unload_adapter(self, name: str) -> bool:
+        """Forget an adapter, or what was none. False: not yet, since a sequence that has it is not released."""
+        # A list of them first: the caller may be another thread than the one that runs steps.
+        if any(one.request.adapter == name for one in list(self._sequences.values())):
+            return False
+        self.adapters.unload(name)
+        return True
+
     def close(self) -> None:
         """Give back the KV pools and forget all sequences. Safe to call twice."""
-    def unload_adapter(self, name: str) -> bool:
-        """Forget an adapter; False: there was none. Raises ProtocolError: a sequence has it."""
-        if name and any(one.request.adapter == name and not one.done for one in self._sequences.values()):
-            raise ProtocolError(f"adapter {name} is unloaded while a sequence has it")
-        return self.adapters.unload(name)
-
         self._sequences.clear()
+        self._sampler.close()
+        self.guides.close()
         self._pool.device = self._pool.host = torch.empty(0)
 
     def statistics(self) -> dict[str, int]:
@@ -164,6 +175,7 @@ class Engine:
         """What the step changes, field by field in the order of the class."""
         for request_id in step.release:
             self._detach(self._known(request_id))
+            self.guides.release(request_id)
             del self._sequences[request_id]
         for request_id in step.evict:
             self._detach(self._known(request_id))
@@ -260,12 +272,12 @@ class Engine:
             self._pool.block_tokens,
             self._device,
             self._by_length,
+            self._adapters_of(rows) if len(self.adapters) else None,
         )
         hidden = self._model.hidden(batch, self._pool.device, self._kernels, self._rope)
         if scored:
             result.prompt_logprobs = score(
                 scored, hidden[len(ids) :], lambda some: self._model.logits(some, self._kernels),
-            self._adapters_of(rows) if len(self.adapters) else None,
                 self.architecture.vocab_size,
             )  # fmt: skip
             hidden = hidden[: len(ids)]
@@ -290,30 +302,34 @@ class Engine:
             result.logprobs = {ids[row]: logprobs for row, logprobs in sampled.logprobs.items()}
         complete = self._slots.append(slots, tokens)
         result.tokens = dict(zip(ids, tokens.tolist(), strict=True))
-        for row in complete.tolist():
+        if sampled.complete:
+            over = {int(slot) for slot in sampled.complete}
+            complete = np.union1d(complete, [row for row, slot in enumerate(slots.tolist()) if slot in over])
+        for row in complete.astype(np.int64).tolist():
             sequence = self._sequences[ids[row]]
             token = int(tokens[row])
             stopped = token in sequence.request.sampling.stop_ids
+            done = stopped or (bool(sampled.complete) and int(slots[row]) in sampled.complete)
             result.finished[ids[row]] = Finish(
-                "stop" if stopped else "length", self._slots.output(int(slots[row])), token if stopped else None
+                "stop" if done else "length", self._slots.output(int(slots[row])), token if stopped else None
             )
             self._end(sequence)
 
-    def _attach(self, sequence: Sequence, blocks: Numbers[int]) -> None:
-        request = self._slots.bind(sequence, blocks)
-        assert sequence.slot is not None
-        self._sampler.add(sequence.slot, request)
-
-    def _detach(self, sequence: Sequence) -> None:
-        slot = self._slots.unbind(sequence)
-        if slot is not None:
-            self._decoding.leave(slot)
     def _adapters_of(self, rows: Rows) -> StepAdapters | None:
         numbers = self._slots.adapter[rows.slots]
         return self.adapters.of_rows(
             numbers if len(numbers) == len(rows.token_ids) else np.repeat(numbers, rows.counts)
         )
 
+    def _attach(self, sequence: Sequence, blocks: Numbers[int]) -> None:
+        request = self._slots.bind(sequence, blocks)
+        assert sequence.slot is not None
+        self._sampler.add(sequence.slot, request, self.guides.place(request))
+
+    def _detach(self, sequence: Sequence) -> None:
+        slot = self._slots.unbind(sequence)
+        if slot is not None:
+            self._decoding.leave(slot)
             self._sampler.remove(slot)
 
     def _end(self, sequence: Sequence) -> None:
@@ -354,34 +370,10 @@ class Engine:
             raise InvalidRequest(
                 field="id", value=request.id, why="a request with this id is running", remedy="another id"
             )
-        tokens = np.asarray([*request.prompt, *request.output], np.int64)
-        if not len(request.prompt):
-            raise InvalidRequest(
-                field="prompt", value="", why="it has no tokens", remedy="at least one token", code="empty_prompt"
-            )
-        if tokens.min() < 0 or tokens.max() >= self.architecture.vocab_size:
-            wrong = int(tokens[(tokens < 0) | (tokens >= self.architecture.vocab_size)][0])
-            raise InvalidRequest(
-                field="prompt",
-                value=wrong,
-                why="it is no token id of this model",
-                remedy=f"ids from 0 to {self.architecture.vocab_size - 1}",
-            )
+        check_tokens(
+            request,
+            vocab_size=self.architecture.vocab_size,
+            max_sequence_tokens=self.max_sequence_tokens,
+            recompute_beyond=self.recompute_beyond,
+        )
         self._sampler.check_request(request)
-        if request.max_tokens <= len(request.output):
-            raise InvalidRequest(
-                field="max_tokens",
-                value=request.max_tokens,
-                why=f"{len(request.output)} output tokens are there already",
-                remedy=f"{len(request.output) + 1} or more",
-            )
-        # The last token sampled is never an input, so it needs no position and no KV.
-        needed = len(request.prompt) + request.max_tokens - 1
-        if needed > self.max_sequence_tokens:
-            raise InvalidRequest(
-                field="max_tokens",
-                value=request.max_tokens,
-                why=f"with {len(request.prompt)} prompt tokens the sequence exceeds {self.max_sequence_tokens} tokens",
-                remedy=f"a shorter prompt, or max_tokens up to {self.max_sequence_tokens + 1 - len(request.prompt)}",
-                code="context_length_exceeded",
-            )

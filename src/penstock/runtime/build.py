@@ -15,12 +15,13 @@ from penstock.control.policy import build_replica
 from penstock.control.replica import Replica
 from penstock.control.request import Request, Sampling
 from penstock.deployment import Deployment
-from penstock.errors import InvalidDeployment
+from penstock.errors import InvalidDeployment, InvalidRequest
 from penstock.runtime.executor import Executor
 from penstock.runtime.facts import ModelInfo, OnPhase
 from penstock.runtime.fingerprint import fingerprint
 from penstock.runtime.local import Loop
 from penstock.runtime.size import size_up
+from penstock.runtime.worker_adapters import AdapterHost
 from penstock.units import format_bytes
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class Built:
     info: ModelInfo
     plan_ahead: bool
     host_blocks: int = 0
+    prepare: Callable[[Request], None] | None = None
+    """Called in a thread of its own for a request with a grammar, before it is submitted. Raises InvalidRequest."""
+    adapters: AdapterHost | None = None
+    """Where adapters are loaded; None: nowhere."""
 
 
 def build(deployment: Deployment, on_phase: OnPhase) -> Built:
@@ -72,7 +77,8 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
         memory, policy = deployment.memory, deployment.policy
         engine = Engine(
             model, blocks=size.blocks, block_tokens=memory.block_tokens, host_blocks=size.host_blocks,
-            max_seqs=policy.max_seqs, kernels=kernels,
+            max_seqs=policy.max_seqs, kernels=kernels, tokenizer_path=size.path,
+            max_adapters=deployment.model.adapter_room, max_rank=deployment.model.max_rank,
         )  # fmt: skip
         replica = replica_for(
             deployment, blocks=size.blocks, max_sequence_tokens=size.max_sequence_tokens, host_blocks=size.host_blocks
@@ -81,6 +87,13 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
             f"{size.blocks} blocks of {memory.block_tokens} tokens, {format_bytes(memory.pool_bytes)}"
             + (f"; host {size.host_blocks} blocks" if size.host_blocks else "")
         )
+    with _phase("read vocabulary", on_phase) as say:
+        # Not with the first grammar: for a large vocabulary it holds the interpreter for a second.
+        try:
+            engine.guides.load()
+            say(f"for grammars: {size.vocab_size} tokens")
+        except InvalidRequest as error:
+            say(f"no grammars: {error.why}")
     with _phase("warm up", on_phase) as say:
         say(f"a decode step of one sequence takes {_warm_up(model, deployment) * 1e3:.2f} ms")
     info = ModelInfo(
@@ -90,7 +103,10 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
         block_tokens=memory.block_tokens, blocks=size.blocks, max_seqs=policy.max_seqs,
         fingerprint=fingerprint(size.path, dtype=deployment.model.served_dtype, kernels=kernels.name),
     )  # fmt: skip
-    return Built(replica, engine, info, policy.plan_ahead, size.host_blocks)
+    return Built(
+        replica, engine, info, policy.plan_ahead, size.host_blocks, engine.guides.prepare,
+        adapters=engine if deployment.model.adapter_room else None,
+    )  # fmt: skip
 
 
 def replica_for(deployment: Deployment, *, blocks: int, max_sequence_tokens: int, host_blocks: int = 0) -> Replica:

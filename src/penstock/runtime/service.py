@@ -21,13 +21,15 @@ from typing import Final, Self
 
 from msgspec.structs import replace
 
-from penstock.control.request import Request
+from penstock.control.request import GUIDE_FAILED, Request
 from penstock.control.statistics import Statistics
+from penstock.control.step import Failed
 from penstock.deployment import Deployment
-from penstock.errors import InvalidRequest, PenstockError, RequestFailed, Unavailable
+from penstock.errors import DeadlinePassed, InvalidRequest, PenstockError, RequestFailed, Unavailable
 from penstock.runtime import wire
-from penstock.runtime.admission import Admission
-from penstock.runtime.facts import ModelInfo, Output, State, StepReport, Timings
+from penstock.runtime.adapters import Adapters
+from penstock.runtime.admission import NO_BOUNDS, Admission
+from penstock.runtime.facts import ModelInfo, Output, State, StepReport, TimeBounds, Timings
 from penstock.runtime.launch import Launcher, launcher_for
 from penstock.runtime.stream import Stream
 from penstock.runtime.supervisor import OnPhase, Supervisor
@@ -55,9 +57,13 @@ class Service:
         self.stopped = asyncio.Event()
         """Set when the service has given up or was closed."""
         queue = deployment.server.queue
-        self.admission = Admission(max_requests=queue.max_requests, max_prompt_tokens=queue.max_prompt_tokens)
+        self.admission = Admission(
+            max_requests=queue.max_requests, max_prompt_tokens=queue.max_prompt_tokens,
+            shared=deployment.server.shared, fair=deployment.policy.order == "fair_share",
+        )  # fmt: skip
         self._supervisor = Supervisor(deployment, launcher, self, on_phase)
         self._streams: dict[str, Stream] = {}
+        self.adapters = Adapters(deployment.model, self._supervisor.send, self._without_adapter)
         self._leaving: set[str] = set()
         """Cancelled here, and the worker has not said so yet: these ids are still taken."""
         self._reserved: set[str] = set()
@@ -140,15 +146,22 @@ class Service:
             return self.admission.retry_after_s(time.monotonic())
         return self._unavailable().retry_after_s
 
-    async def generate(self, request: Request) -> AsyncIterator[Output]:
+    async def generate(self, request: Request, bounds: TimeBounds = NO_BOUNDS) -> AsyncIterator[Output]:
         """Run one request. Closing the iterator cancels it in the worker within one step.
+
+        Args:
+            bounds: times that it asks for; what cannot be kept is refused.
 
         Raises:
             Overloaded, Unavailable, InvalidRequest: before the first item; nothing was taken.
+            DeadlinePassed: it waited until its deadline and got no token.
             RequestFailed: this request cannot be finished.
             Unavailable: also later, when `drain` ends it.
         """
-        stream = self._admit(request)
+        stream = self._admit(request, bounds)
+        timer = None
+        if bounds.deadline_s is not None:
+            timer = asyncio.get_running_loop().call_later(bounds.deadline_s, self._too_late, stream, bounds.deadline_s)
         try:
             while True:
                 output = await stream.next()
@@ -156,14 +169,19 @@ class Service:
                 if output.finished is not None:
                     return
         finally:
+            if timer is not None:
+                timer.cancel()
             self._leave(stream)
 
     @contextlib.contextmanager
-    def reserve(self, requests: Sequence[Request], *, field: str = "prompt") -> Iterator[None]:
+    def reserve(
+        self, requests: Sequence[Request], *, field: str = "prompt", bounds: TimeBounds = NO_BOUNDS
+    ) -> Iterator[None]:
         """Room in the queue for all of `requests` or for none. `generate` each of them within this block.
 
         Args:
             field: what a refusal of so many names as the client's to change.
+            bounds: times that all of them ask for.
 
         Raises:
             Overloaded, Unavailable, InvalidRequest: nothing was taken.
@@ -173,8 +191,10 @@ class Service:
             self._validate(request)
         ids = {request.id for request in requests}
         self.admission.admit_group(
-            {request.id: len(request.prompt) for request in requests}, time.monotonic(), field=field
-        )
+            {request.id: len(request.prompt) for request in requests}, time.monotonic(), field=field,
+            tenant=requests[0].tenant, weight=requests[0].weight, bounds=bounds,
+            content=hash(tuple((request.prompt, request.max_tokens) for request in requests)),
+        )  # fmt: skip
         self._reserved |= ids
         try:
             yield
@@ -214,9 +234,24 @@ class Service:
     async def close(self) -> None:
         """Stop the worker. Streams that are still open fail. Safe to call twice."""
         await self._supervisor.stop()
+        self.adapters.close(RequestFailed("the server stopped"))
         for stream in self._streams.values():
             stream.fail(RequestFailed("the server stopped before this request was finished"))
         self.stopped.set()
+
+    def adapters_in_use(self) -> tuple[set[str], set[str]]:
+        """Names of the adapters of requests that hold KV, and of those that wait."""
+        running: set[str] = set()
+        waiting: set[str] = set()
+        for stream in self._streams.values():
+            if stream.request.adapter and not stream.ended:
+                (running if stream.held else waiting).add(self.adapters.name(stream.request.adapter))
+        return running, waiting
+
+    async def _without_adapter(self, handle: str) -> None:
+        for stream in list(self._streams.values()):
+            if stream.request.adapter == handle:
+                await stream.over.wait()
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -228,14 +263,17 @@ class Service:
         if state not in ("ready", "restarting") or (state == "restarting" and self._supervisor.start_s > QUICK_START_S):
             raise self._unavailable()
 
-    def _admit(self, request: Request) -> Stream:
+    def _admit(self, request: Request, bounds: TimeBounds) -> Stream:
         self._check_open()
         now = time.monotonic()
         if request.id in self._reserved:
             self._reserved.discard(request.id)
         else:
             self._validate(request)
-            self.admission.admit(request.id, len(request.prompt), now)
+            self.admission.admit(
+                request.id, len(request.prompt), now, tenant=request.tenant, weight=request.weight, bounds=bounds,
+                content=hash((request.prompt, request.max_tokens)),
+            )  # fmt: skip
         if request.sampling.temperature > 0 and request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
         if not self._working():
@@ -293,6 +331,19 @@ class Service:
             self._leaving.add(stream.request.id)
             self._supervisor.send(wire.Cancel(stream.request.id))
 
+    def _too_late(self, stream: Stream, deadline_s: float) -> None:
+        """Its deadline has passed. What has a token goes on: the client reads it, or leaves by itself."""
+        if not stream.output and not stream.ended:
+            wait_s = self.admission.retry_after_s(time.monotonic())
+            self._cancel(stream)
+            stream.fail(
+                DeadlinePassed(
+                    f"no token within the deadline of {deadline_s * 1e3:.0f} ms; {self.admission.requests} requests wait "
+                    "for a first token",
+                    retry_after_s=wait_s,
+                )
+            )
+
     def _leave(self, stream: Stream) -> None:
         if not stream.ended:
             self._cancel(stream)
@@ -313,12 +364,15 @@ class Service:
 
     # --- what the supervisor tells (supervisor.Owner) -----------------------------------------------------------------
 
-    def received(self, message: wire.Stepped | wire.Refused | wire.Admitted) -> None:
+    def received(self, message: wire.Stepped | wire.Refused | wire.Admitted | wire.AboutAdapters) -> None:
         """News of one step, for all its requests; what the next one admits; or a refusal of one."""
         if isinstance(message, wire.Admitted):
             for id in message.ids:
                 if (stream := self._streams.get(id)) is not None:
                     stream.held = True
+            return
+        if isinstance(message, wire.AboutAdapters):
+            self.adapters.received(message)
             return
         if isinstance(message, wire.Refused):
             self._fail(
@@ -348,15 +402,22 @@ class Service:
             elif (stream := streams.get(finished.id)) is not None:
                 stream.finish(finished)
         for failed in message.failed:
-            self._fail(failed.id, RequestFailed(f"request {failed.id} could not be computed: {failed.why}"))
+            self._fail(failed.id, _error_of(failed))
         if message.report is not None:
+            if message.report.decoding:
+                self.admission.stepped(message.report.seconds, now)
             self._report(message.report)
         if self._suspects_wait:
             self._submit_all()
 
     def worker_ready(self) -> None:
         """Everything that waits goes to the new worker, in order of arrival."""
+        self.adapters.worker_ready()
         self._submit_all()
+
+    def adapters_to_load(self) -> list[wire.LoadAdapter]:
+        """What a worker must have loaded before it is ready."""
+        return self.adapters.to_load()
 
     def worker_gone(self) -> tuple[int, int]:
         """What it had waits for the next one, unless it has died of it too often."""
@@ -379,6 +440,7 @@ class Service:
 
     def gave_up(self, error: PenstockError) -> None:
         """Nobody will compute what is here."""
+        self.adapters.close(error)
         for stream in self._streams.values():
             stream.fail(RequestFailed(f"the server has stopped: {error}"))
         self.stopped.set()
@@ -398,3 +460,13 @@ class Service:
                 callback(report)
             except Exception:  # noqa: BLE001 - an observer's mistake must not take the worker's connection with it
                 _log.exception("a callback of on_step failed")
+
+
+def _error_of(failed: Failed) -> PenstockError:
+    """A grammar that its own request cannot be held to is the client's to change; anything else is ours."""
+    if failed.why.startswith(GUIDE_FAILED):
+        return InvalidRequest(
+            field="response_format", value="", why=failed.why.removeprefix(GUIDE_FAILED), code="invalid_schema",
+            remedy="a simpler grammar or schema",
+        )  # fmt: skip
+    return RequestFailed(f"request {failed.id} could not be computed: {failed.why}")

@@ -1,10 +1,11 @@
 """The engine's own process: `python -m penstock.runtime.worker --fd N`, N being a socket to the front end.
 
-Three threads, each blocked unless it has work, so that an idle worker takes no CPU:
+Four threads, each blocked unless it has work, so that an idle worker takes no CPU:
 
     main      builds the engine and runs its steps (one thread for all of torch: its thread pool belongs to the caller)
     control   owns the Loop: takes requests and results from one queue of events, plans, commits, sends
     reader    blocks on the socket and puts messages into that queue
+    prepare   compiles the grammars of requests that have one, before the loop sees them
 
 A step that raises ends the process: the engine's state is unknown then, and a fresh one that recomputes is certain.
 Requests that the engine can tell apart fail alone, in the step's result. When the front end is gone, so is the worker.
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import logging
 import os
 import queue
 import signal
@@ -28,9 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from penstock.control.request import Request
 from penstock.control.step import Failed, Finished, NewTokens, Step, StepResult, TokenLogprobs, Update
 from penstock.deployment import Deployment
 from penstock.errors import InvalidRequest, ProtocolError
+from penstock.observe.logs import configure
 from penstock.runtime import wire
 from penstock.runtime.build import Built, OnPhase, build
 from penstock.runtime.facts import StepReport
@@ -39,7 +41,9 @@ from penstock.runtime.forkserver import serve_forks
 from penstock.runtime.local import Loop, Turn
 from penstock.runtime.parent import die_with_parent
 from penstock.runtime.record import Recorder, free_name, recorder_for
+from penstock.runtime.worker_adapters import WorkerAdapters
 
+LOG_LINE: Final = "%(levelname)s %(name)s: %(message)s"
 STATISTICS_EVERY_S: Final = 0.25
 _READ_BYTES: Final = 256 * 2**10
 
@@ -55,7 +59,15 @@ class Ran:
     ended: float
 
 
-Event = wire.ToWorker | Ran
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The preparing thread's news: the request can be submitted, or has an error."""
+
+    request: Request
+    error: InvalidRequest | None
+
+
+Event = wire.ToWorker | Ran | Prepared
 
 
 class Worker:
@@ -65,7 +77,13 @@ class Worker:
         self._link = link
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
+        self.preparing: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        """Requests whose grammar is to be compiled: that may take as long as many steps, which go on meanwhile."""
         self.recorder: Recorder | None = None
+        self.adapters = WorkerAdapters(None, self.send)
+        self._prepares = False
+        self._in_preparation: set[str] = set()
+        self._cancelled: set[str] = set()
         self._statistics_due = 0.0
         self._host_s = 0.0
         """Spent in the loop since the last report of a step."""
@@ -97,6 +115,7 @@ class Worker:
             built.replica, built.executor, clock=time.monotonic, plan_ahead=built.plan_ahead, launch=self._launch,
             observer=self.recorder,
         )  # fmt: skip
+        self._prepares = built.prepare is not None
         while True:
             event = self.events.get()
             while True:
@@ -123,18 +142,56 @@ class Worker:
                 turn = loop.done(result, started, ended)
                 self._host_s += time.monotonic() - began
                 self._report(loop, turn, turn.updates)
+                self.adapters.stepped()
             case wire.Submit(request):
-                try:
-                    loop.submit(request)
-                except InvalidRequest as error:
-                    value = repr(error.value)[:200]
-                    self.send(wire.Refused(request.id, error.field, value, error.why, error.remedy, error.code))
+                if request.sampling.guide is not None and self._prepares:
+                    self._in_preparation.add(request.id)
+                    self.preparing.put(request)
+                else:
+                    self._submit(loop, request)
+            case Prepared(request, error):
+                self._in_preparation.discard(request.id)
+                if error is not None:
+                    self._refuse(request.id, error)
+                else:
+                    self._submit(loop, request)
+                if request.id in self._cancelled:
+                    self._cancelled.discard(request.id)
+                    loop.cancel(request.id)
             case wire.Cancel(id):
-                loop.cancel(id)
+                if id in self._in_preparation:
+                    self._cancelled.add(id)
+                else:
+                    loop.cancel(id)
+            case wire.LoadAdapter():
+                self.adapters.load(event)
+            case wire.UnloadAdapter(name):
+                self.adapters.unload(name)
             case wire.ForgetPrefixes():
                 loop.replica.forget_prefixes()
             case wire.Start():
                 raise ProtocolError("a worker is started once")
+
+    def _submit(self, loop: Loop, request: Request) -> None:
+        try:
+            loop.submit(request)
+        except InvalidRequest as error:
+            self._refuse(request.id, error)
+
+    def _refuse(self, id: str, error: InvalidRequest) -> None:
+        value = repr(error.value)[:200]
+        self.send(wire.Refused(id, error.field, value, error.why, error.remedy, error.code))
+
+    def prepare(self, prepare: Callable[[Request], None]) -> None:
+        """Preparing thread: compile what requests need, one after the other."""
+        while True:
+            request = self.preparing.get()
+            error = None
+            try:
+                prepare(request)
+            except InvalidRequest as one:
+                error = one
+            self.events.put(Prepared(request, error))
 
     def _report(self, loop: Loop, turn: Turn | None, updates: Sequence[Update]) -> None:
         tokens: dict[str, int] = {}
@@ -183,14 +240,21 @@ def serve(link: socket.socket, builder: Builder) -> None:
     if not isinstance(start, wire.Start):
         raise ProtocolError(f"the first message must be Start, not {type(start).__name__}")
     deployment = Deployment.parse(start.deployment)
+    configure(deployment.server.log_format, text=LOG_LINE)
     built = builder(
         deployment,
         lambda name, seconds, detail: worker.send(wire.Phase(name, time.monotonic(), detail)),
     )
     if deployment.server.record is not None:
         worker.recorder = _recorder(deployment, built)
+    worker.adapters = WorkerAdapters(built.adapters, worker.send)
+    worker.adapters.start(start.adapters, restart=start.restart)
     worker.send(wire.Ready(built.info))
     worker.send(wire.Stepped(statistics=built.replica.statistics()))
+    if (prepare := built.prepare) is not None:
+        threading.Thread(
+            target=_or_die, args=(worker, lambda: worker.prepare(prepare)), name="prepare", daemon=True
+        ).start()
     threading.Thread(target=_or_die, args=(worker, lambda: worker.control(built)), name="control", daemon=True).start()
     try:
         while True:
@@ -222,7 +286,7 @@ def _or_die(worker: Worker, body: Callable[[], None]) -> None:
 
 def _last_words(send: Callable[[wire.FromWorker], None], error: BaseException) -> None:
     failure = describe(error)
-    if failure.kind not in ("InvalidDeployment", "UnsupportedModel"):
+    if failure.kind not in ("InvalidDeployment", "UnsupportedAdapter", "UnsupportedModel"):
         traceback.print_exception(error)
         sys.stderr.flush()
     try:
@@ -253,7 +317,7 @@ def work(fd: int, builder: Builder = build) -> None:
     die_with_parent()
     _ignore_signals()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    configure("text", text=LOG_LINE)
     try:
         serve(link, builder)
     except BaseException as error:  # noqa: BLE001 - last words, then the process ends

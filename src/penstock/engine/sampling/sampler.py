@@ -1,9 +1,9 @@
 """The sampler: one row of logits per sequence in, one token per row out.
 
-A batch that is greedy throughout is one reduction. Otherwise rows are taken apart: those with a logit_bias, banned stop
-ids or penalties are copied and edited, greedy ones take their largest logit, and the others go in groups that fit a
-cache through weights, truncation and draw. No row ever sees another: the same logits, seed and position give the same
-token in any batch, and a row that cannot be sampled fails alone.
+A batch that is greedy throughout is one reduction. Otherwise rows are taken apart: those with a grammar, a logit_bias,
+banned stop ids or penalties are copied and edited, greedy ones take their largest logit, and the others go in groups
+that fit a cache through weights, truncation and draw. No row ever sees another: the same logits, seed and position give
+the same token in any batch, and a row that cannot be sampled fails alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from penstock.control.request import Request, Sampling
 from penstock.control.step import TokenLogprobs
+from penstock.engine.guide.masks import Masks
+from penstock.engine.guide.matching import Matching
 from penstock.engine.sampling.check import check_request
 from penstock.engine.sampling.draw import BLOCK, draw, uniforms
 from penstock.engine.sampling.logprobs import token_logprobs
@@ -46,15 +48,18 @@ class SampledRows:
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     """Only of rows that asked."""
     failed: dict[int, str] = field(default_factory=dict)
+    complete: set[int] = field(default_factory=set)
+    """Slots whose grammar allows no token after this one."""
 
 
 class _Slot:
     """What one request wants, ready for use."""
 
-    __slots__ = ("banned_until", "bias_ids", "bias_values", "sampling", "seen", "stop_ids")
+    __slots__ = ("banned_until", "bias_ids", "bias_values", "place", "sampling", "seen", "stop_ids")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, place: Matching | None) -> None:
         sampling = request.sampling
+        self.place = place
         self.sampling: Sampling = sampling
         bias = dict(sampling.logit_bias)
         self.bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
@@ -65,10 +70,12 @@ class _Slot:
 
     @property
     def edits(self) -> bool:
-        return self.seen is not None or len(self.bias_ids) > 0 or self.banned_until > 0
+        return self.seen is not None or len(self.bias_ids) > 0 or self.banned_until > 0 or self.place is not None
 
     def edit(self, row: NDArray[np.float32], output_length: int) -> None:
-        """Apply what changes single logits, in place."""
+        """Apply what changes single logits, in place. The grammar is first: nothing that comes later undoes a ban."""
+        if self.place is not None:
+            self.place.edit(row)
         row[self.bias_ids] += self.bias_values
         if output_length < self.banned_until:
             row[self.stop_ids] = -np.inf
@@ -92,13 +99,18 @@ class Sampler:
         self._truncates = np.zeros(max_seqs, bool)
         self._edits = np.zeros(max_seqs, bool)
         self._wants_logprobs = np.zeros(max_seqs, bool)
+        self._masks = Masks()
 
     def check_request(self, request: Request) -> None:
         """Raise InvalidRequest, naming the field, if `add` would."""
         check_request(request, self.vocab_size)
 
-    def add(self, slot: int, request: Request) -> None:
-        """Take `slot` for a request; tokens in `request.output` count as produced.
+    def close(self) -> None:
+        """No more masks of grammars are computed."""
+        self._masks.close()
+
+    def add(self, slot: int, request: Request, place: Matching | None = None) -> None:
+        """Take `slot` for a request; tokens in `request.output` count as produced, as does what `place` has seen.
 
         Raises:
             InvalidRequest: an option outside its range, an id outside the vocabulary. The slot stays free.
@@ -108,7 +120,7 @@ class Sampler:
             raise ProtocolError(f"sampling slot {slot} of {self.max_seqs} is taken or does not exist")
         check_request(request, self.vocab_size)
         sampling = request.sampling
-        self._slots[slot] = state = _Slot(request)
+        self._slots[slot] = state = _Slot(request, place)
         self._taken[slot] = True
         seed = sampling.seed
         if seed is None:
@@ -184,8 +196,15 @@ class Sampler:
         rows: NDArray[np.int64],
         result: SampledRows,
     ) -> None:
-        for row in rows.tolist():
-            state = self._state(slots[row])
+        states = [self._state(slots[row]) for row in rows]
+        guided = [state.place for state in states if state.place is not None]
+        if guided:
+            self._masks.wait(guided)
+        for row, state in zip(rows.tolist(), states, strict=True):
+            place = state.place
+            if place is not None and place.error:
+                result.failed[row] = place.error
+                continue
             scores = _host(logits, np.array([row]))
             state.edit(scores[0], int(output_lengths[row]))
             token = int(scores[0].argmax())
@@ -199,6 +218,12 @@ class Sampler:
             result.tokens[row] = token
             if state.seen is not None:
                 state.seen.count(token)
+            if place is not None:
+                place.take(token)
+                if place.complete:
+                    result.complete.add(int(slots[row]))
+        if guided:
+            self._masks.start([place for place in guided if not place.complete and not place.error])
 
     def _draw(
         self,

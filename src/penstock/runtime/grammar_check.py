@@ -1,0 +1,132 @@
+"""Tries what a client wants of the text in a process of its own (engine/guide/checker.py), for at most two seconds.
+
+The event loop waits for a line; a grammar that hangs costs one process, which is ended and started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from penstock.errors import InvalidRequest, Overloaded
+
+LIMIT_S: Final = 2.0
+START_S: Final = 30.0
+"""The first answer of a new process: a busy machine may take a while to load it."""
+MAX_WAITING: Final = 64
+_KEPT: Final = 256
+_MAX_LINE: Final = 16 * 2**20
+_COMMAND: Final = (sys.executable, "-m", "penstock.engine.guide.checker")
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarJob:
+    """What to try. Fields as in checker.py; `field` is what an error of the whole is about."""
+
+    field: str
+    grammar: str = ""
+    schemas: Sequence[tuple[str, Any, bool]] = ()
+    lark: str = ""
+    code: str = "invalid_schema"
+
+    def line(self) -> bytes:
+        """As the checker reads it."""
+        job = {"schemas": list(self.schemas), "grammar": self.grammar, "lark": self.lark}
+        return json.dumps(job).encode() + b"\n"
+
+
+class GrammarCheck:
+    """One process, started with the first job and ended with this one. All methods belong to one event loop."""
+
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
+        self._limit_s = limit_s
+        self._process: asyncio.subprocess.Process | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._waiting = 0
+        self._good: OrderedDict[bytes, str] = OrderedDict()
+
+    async def check(self, job: GrammarJob) -> str:
+        """The grammar to use. What was good once is not tried again.
+
+        Raises:
+            InvalidRequest: the field, or the place in its schema, that cannot be used.
+            Overloaded: too many wait.
+        """
+        line = job.line()
+        known = self._good.get(line)
+        if known is not None:
+            self._good.move_to_end(line)
+            return known
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded(f"{self._waiting} grammars wait to be checked", retry_after_s=1.0)
+        self._waiting += 1
+        try:
+            async with self._one_at_a_time:
+                answer = await self._ask(line)
+        finally:
+            self._waiting -= 1
+        if answer is None:
+            raise InvalidRequest(
+                field=job.field, value="", why=f"it takes more than {self._limit_s:g} s, or more memory than it may, "
+                "to compile", remedy="a simpler one: fewer alternatives, shorter counts", code=job.code,
+            )  # fmt: skip
+        if answer["why"]:
+            raise InvalidRequest(
+                field=answer["field"] or job.field, value="", why=answer["why"],
+                remedy="what docs/structured-output.md lists", code=job.code,
+            )  # fmt: skip
+        self._good[line] = answer["grammar"]
+        while len(self._good) > _KEPT:
+            self._good.popitem(last=False)
+        return answer["grammar"]
+
+    async def close(self) -> None:
+        """End the process. Safe to call twice."""
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def _ask(self, line: bytes) -> dict[str, str] | None:
+        """The checker's answer; None if it had to be ended, or ended by itself."""
+        limit_s = self._limit_s
+        if self._process is None or self._process.returncode is not None:
+            # Its own group: a Ctrl-C at the terminal is for the server, which drains first.
+            self._process = await asyncio.create_subprocess_exec(
+                *_COMMAND, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_MAX_LINE,
+                start_new_session=True, stderr=asyncio.subprocess.DEVNULL,
+                env=dict(os.environ) | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"},
+            )  # fmt: skip
+            hello = GrammarJob(field="", grammar="start: /a/").line()
+            if await self._exchange(hello, START_S) is None:
+                return None
+        return await self._exchange(line, limit_s)
+
+    async def _exchange(self, line: bytes, limit_s: float) -> dict[str, str] | None:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        answer = b""
+        try:
+            with contextlib.suppress(TimeoutError, ConnectionError, ValueError):
+                async with asyncio.timeout(limit_s):
+                    process.stdin.write(line)
+                    await process.stdin.drain()
+                    answer = await process.stdout.readline()
+        finally:
+            # Also when whoever asked has gone: the answer to come must not be taken for the next one's.
+            if not answer.endswith(b"\n"):
+                await asyncio.shield(self.close())
+        if not answer.endswith(b"\n"):
+            return None
+        found: dict[str, str] = json.loads(answer)
+        return found
