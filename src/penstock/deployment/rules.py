@@ -80,6 +80,8 @@ def nothing_without_effect(deployment: Deployment) -> None:
     loopback = is_loopback(server.host)
     idle = (
         ("policy.name", policy, policy.compose is not None, "policy.compose: null"),
+        ("model.max_adapters", model, not model.adapter_room, "model.adapters or model.adapter_directory"),
+        ("model.max_rank", model, not model.adapter_room, "model.adapters or model.adapter_directory"),
         ("policy.ageing_s", policy, policy.order not in {"priority", "shortest"}, "policy.order: priority or shortest"),
         ("memory.watermark", memory, memory.kind == "reserved", "memory.kind: paged or prefix_tree"),
         ("memory.host_tier", memory, policy.evict != "swap", "policy.evict: swap"),
@@ -96,6 +98,19 @@ def nothing_without_effect(deployment: Deployment) -> None:
 
 
 def is_loopback(host: str) -> bool:
+def adapters_have_room(deployment: Deployment) -> None:
+    model = deployment.model
+    if len(model.adapters) > model.max_adapters:
+        raise InvalidDeployment(
+            field="model.adapters", value=sorted(model.adapters), why=f"there is room for {model.max_adapters}",
+            remedy=f"model.max_adapters: {len(model.adapters)}",
+        )  # fmt: skip
+    if model.name is not None and model.name in model.adapters:
+        raise InvalidDeployment(
+            field="model.adapters", value=model.name, why="it is the model's own name", remedy="another name"
+        )
+
+
     """Whether an address to listen on is reachable from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -105,5 +120,5 @@ def is_loopback(host: str) -> bool:
 
 RULES: Final = (
     swap_needs_host_memory, public_needs_key, keys_agree, administration_has_a_key, certificate_and_key_come_together,
-    budget_holds_a_decode_batch, nothing_without_effect,
+    budget_holds_a_decode_batch, adapters_have_room, nothing_without_effect,
 )  # fmt: skip

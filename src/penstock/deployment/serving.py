@@ -14,6 +14,20 @@ from penstock.units import Count, Seconds
 DEFAULT_KV_BYTES: Final = 256 * 2**20
 
 
+def _as_mapping(value: object) -> object:
+    """A flag's `a=x,b=y` as {a: x, b: y}; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    return {name.strip(): path.strip() for name, _, path in pairs}
+
+
+ADAPTER_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+AdapterName = Annotated[str, StringConstraints(pattern=ADAPTER_NAME)]
+AdapterPath = Annotated[str, StringConstraints(min_length=1)]
+Adapters = Annotated[dict[AdapterName, AdapterPath], BeforeValidator(_as_mapping)]
+
+
 class Model(Section):
     """Which weights, and in what precision."""
 
@@ -27,6 +41,28 @@ class Model(Section):
     max_sequence_tokens: Count | None = Field(
         None, gt=0, description="Longest prompt + output; default: what the model was trained for."
     )
+
+    adapters: Adapters = Field(
+        {}, description="LoRA adapters to load at start, name: directory; as a flag name=directory,name=directory."
+    )
+    adapter_directory: str | None = Field(
+        None, description="Adapters that a running server is told to load must lie in here; none: it loads no others."
+    )
+    max_adapters: int = Field(8, ge=1, le=1024, description="Adapters at one time.")
+    max_rank: int = Field(32, ge=1, le=1024, description="Largest rank of an adapter; memory is set aside for it.")
+    pooling: Literal["last", "mean"] | None = Field(
+        None,
+        description="Embeddings are made of the last token's hidden state, or of the mean of all. Default: as the "
+        "checkpoint's 1_Pooling/config.json says; without one there are no embeddings.",
+    )
+    normalize: bool | None = Field(
+        None, description="Embeddings have length 1. Default: as the checkpoint's modules.json says; without one, yes."
+    )
+
+    @property
+    def adapter_room(self) -> int:
+        """Adapters that can be loaded at one time; 0 where none ever will be."""
+        return self.max_adapters if self.adapters or self.adapter_directory is not None else 0
 
     @property
     def served_dtype(self) -> Literal["float32", "bfloat16"]:

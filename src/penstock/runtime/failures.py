@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from penstock.errors import BadInput, InvalidDeployment, InvalidRequest, PenstockError, UnsupportedModel
+from penstock.errors import (
+    BadInput,
+    InvalidDeployment,
+    InvalidRequest,
+    PenstockError,
+    UnsupportedAdapter,
+    UnsupportedModel,
+)
 from penstock.runtime.wire import Failure
 
 _BAD_INPUT: dict[str, type[BadInput]] = {
-    kind.__name__: kind for kind in (BadInput, InvalidDeployment, InvalidRequest, UnsupportedModel)
+    kind.__name__: kind for kind in (BadInput, InvalidDeployment, InvalidRequest, UnsupportedAdapter, UnsupportedModel)
 }
 
 

@@ -67,7 +67,7 @@ class Recorder:
         self._write(
             Submit(
                 t=self._ns(now), id=request.id, prompt_tokens=len(prompt), max_tokens=request.max_tokens, blocks=blocks,
-                output_tokens=len(request.output), tenant=self._name(request.tenant), salt=self._name(request.salt),
+                output_tokens=len(request.output), tenant=self._name(request.tenant), salt=self._name(_border(request)),
                 priority=request.priority, joined=self._joined(),
                 uncached=request.sampling.prompt_logprobs is not None,
             )

@@ -36,7 +36,8 @@ class Size:
 
 def size_up(deployment: Deployment) -> Size:
     """Find the model and cut the KV memory into blocks. Loads nothing. Raises InvalidDeployment, UnsupportedModel."""
-    from penstock.engine.checkpoint import model_footprint
+    from penstock.engine.checkpoint import dtype_bytes, model_footprint
+    from penstock.engine.lora.adapter import adapter_elements_bound
 
     require_servable(deployment)
     path = resolve_model(deployment.model.path)
@@ -65,8 +66,16 @@ def size_up(deployment: Deployment) -> Size:
             why=f"not one KV block fits: {memory.block_tokens} tokens need {block_bytes} bytes",
             remedy=f"{footprint.kv_bytes_per_token * footprint.max_sequence_tokens} bytes hold one full sequence",
         )  # fmt: skip
+    model = deployment.model
+    adapter_bytes = 0
+    if model.adapter_room:
+        elements = adapter_elements_bound(
+            path, model.adapters.values(), room=model.adapter_room, max_rank=model.max_rank,
+            more=model.adapter_directory is not None,
+        )  # fmt: skip
+        adapter_bytes = elements * dtype_bytes(model.served_dtype)
     if deployment.hardware.device == "cpu":
-        _require_fit(deployment, footprint.weight_bytes, available_bytes())
+        _require_fit(deployment, footprint.weight_bytes, adapter_bytes, available_bytes())
     return Size(
         path=path, architecture=footprint.architecture, parameters=footprint.parameters,
         weight_bytes=footprint.weight_bytes, vocab_size=footprint.vocab_size,
@@ -90,12 +99,12 @@ def available_bytes() -> int | None:
     return min(found, default=None)
 
 
-def _require_fit(deployment: Deployment, weight_bytes: int, available: int | None) -> None:
+def _require_fit(deployment: Deployment, weight_bytes: int, adapter_bytes: int, available: int | None) -> None:
     memory = deployment.memory
-    needed = weight_bytes + memory.pool_bytes + memory.host_bytes + RUNTIME_BYTES
+    needed = weight_bytes + adapter_bytes + memory.pool_bytes + memory.host_bytes + RUNTIME_BYTES
     if available is None or needed <= available:
         return
-    left = available - weight_bytes - memory.host_bytes - RUNTIME_BYTES
+    left = available - weight_bytes - adapter_bytes - memory.host_bytes - RUNTIME_BYTES
     remedy = (
         f"memory.kv_bytes: {left // 2**20}MiB or less"
         if left >= 2**20
@@ -103,7 +112,9 @@ def _require_fit(deployment: Deployment, weight_bytes: int, available: int | Non
     )
     raise InvalidDeployment(
         field="memory.kv_bytes", value=memory.pool_bytes,
-        why=f"weights {format_bytes(weight_bytes)}, KV {format_bytes(memory.pool_bytes + memory.host_bytes)} and "
+        why=f"weights {format_bytes(weight_bytes)}, "
+        + (f"adapters {format_bytes(adapter_bytes)}, " if adapter_bytes else "")
+        + f"KV {format_bytes(memory.pool_bytes + memory.host_bytes)} and "
         f"{format_bytes(RUNTIME_BYTES)} for the runtime need {format_bytes(needed)}; {format_bytes(available)} are "
         "available", remedy=remedy,
     )  # fmt: skip

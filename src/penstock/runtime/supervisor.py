@@ -43,11 +43,14 @@ _log = logging.getLogger("penstock.runtime")
 class Owner(Protocol):
     """Whoever has requests in the worker."""
 
-    def received(self, message: wire.Stepped | wire.Refused | wire.Admitted) -> None:
+    def received(self, message: wire.Stepped | wire.Refused | wire.Admitted | wire.AboutAdapters) -> None:
         """News from the worker that is running."""
 
     def worker_ready(self) -> None:
         """`supervisor.send` works from now on."""
+
+    def adapters_to_load(self) -> list[wire.LoadAdapter]:
+        """What a worker must have loaded before it is ready."""
 
     def worker_gone(self) -> tuple[int, int]:
         """Nothing that was sent will be answered. Returns how many requests that hit, and how many were given up."""
@@ -160,7 +163,8 @@ class Supervisor:
                     self._launcher, self._received, self._lost, self._phase
                 )
                 self._phase("start worker", time.monotonic(), "a process of its own")
-                worker.send(wire.Start(self._deployment.model_dump(mode="json"), restart=self.info is not None))
+                deployment, restart = self._deployment.model_dump(mode="json"), self.info is not None
+                worker.send(wire.Start(deployment, restart=restart, adapters=self._owner.adapters_to_load()))
                 if not await self._is_ready(worker):
                     return await worker.exited
         except OSError as error:
@@ -234,7 +238,7 @@ class Supervisor:
                     self._steps += 1
                     self._slowest_s = max(self._slowest_s, message.report.seconds)
                 self._owner.received(message)
-            case wire.Refused() | wire.Admitted():
+            case wire.Refused() | wire.Admitted() | wire.AdapterLoaded() | wire.AdapterRefused() | wire.AdapterGone():
                 self._owner.received(message)
             case wire.Phase(name, ended, detail):
                 self._phase(name, ended, detail)

@@ -1,7 +1,7 @@
 """What front end and worker say to each other: typed messages in length-prefixed msgpack frames.
 
-    front end -> worker    Start, Submit, Cancel, ForgetPrefixes
-    worker -> front end    Phase, Ready, Admitted, Stepped, Refused, Failure
+    front end -> worker    Start, Submit, Cancel, ForgetPrefixes, LoadAdapter, UnloadAdapter
+    worker -> front end    Phase, Ready, Admitted, Stepped, Refused, Failure, AdapterLoaded, AdapterRefused, AdapterGone
 
 A frame is 4 bytes of length (big-endian), then that many bytes of msgpack. Bytes become exactly the types below or a
 ProtocolError; nothing received can run code or claim memory beyond MAX_FRAME_BYTES.
@@ -31,6 +31,21 @@ class Message(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     """Base of all messages; the tag is the class's name."""
 
 
+class LoadAdapter(Message, frozen=True):
+    """Make this adapter known. Answered by AdapterLoaded or AdapterRefused."""
+
+    name: str
+    path: str
+    digest: str | None = None
+    """Of its files, if they must be those that were loaded before."""
+
+
+class UnloadAdapter(Message, frozen=True):
+    """No request that comes has it. Answered by AdapterGone once the last that had it is out of the engine."""
+
+    name: str
+
+
 class Start(Message, frozen=True):
     """The first message: what to load."""
 
@@ -38,6 +53,8 @@ class Start(Message, frozen=True):
     """As `Deployment.model_dump(mode="json")` writes it."""
     restart: bool = False
     """It takes the place of another."""
+    adapters: list[LoadAdapter] = []
+    """To load before it is ready. A worker that takes another's place goes on without one that fails."""
 
 
 class Submit(Message, frozen=True):
@@ -104,6 +121,31 @@ class Refused(Message, frozen=True):
     code: str
 
 
+class AdapterLoaded(Message, frozen=True):
+    """Requests may name it."""
+
+    name: str
+    rank: int
+    bytes: int
+    digest: str
+
+
+class AdapterRefused(Message, frozen=True):
+    """It cannot be loaded: fields of UnsupportedAdapter."""
+
+    name: str
+    field: str
+    value: str
+    why: str
+    remedy: str
+
+
+class AdapterGone(Message, frozen=True):
+    """It takes up no room any more."""
+
+    name: str
+
+
 class Failure(Message, frozen=True):
     """The worker's last words. `kind` is the error's class; the other fields are a BadInput's, or empty."""
 
@@ -115,8 +157,9 @@ class Failure(Message, frozen=True):
     remedy: str = ""
 
 
-ToWorker = Start | Submit | Cancel | ForgetPrefixes
-FromWorker = Phase | Ready | Admitted | Stepped | Refused | Failure
+ToWorker = Start | Submit | Cancel | ForgetPrefixes | LoadAdapter | UnloadAdapter
+AboutAdapters = AdapterLoaded | AdapterRefused | AdapterGone
+FromWorker = Phase | Ready | Admitted | Stepped | Refused | Failure | AboutAdapters
 
 Incoming = TypeVar("Incoming")
 _encoder = msgspec.msgpack.Encoder()

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from penstock.engine.architecture import Architecture
+from penstock.engine.architecture import Architecture, read_architecture
 from penstock.engine.checkpoint import Entry, entries_of
-from penstock.engine.lora.targets import Target, targets
+from penstock.engine.lora.targets import Target, adapter_elements, targets
 from penstock.errors import UnsupportedAdapter, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -113,6 +113,33 @@ def load_adapter(plan: AdapterPlan, dtype: torch.dtype, device: torch.device) ->
             torch.cat([down for _, down, _ in parts]), tuple(Part(target.first, up) for target, _, up in parts)
         )
     return weights
+
+
+def adapter_elements_bound(
+    model: Path | str, adapters: Iterable[Path | str], *, room: int, max_rank: int, more: bool
+) -> int:
+    """Elements that adapters of the checkpoint in `model` can come to take: those given, and if there may be `more`,
+    the largest possible ones in the rest of the room. Reads headers only; the given ones are judged on the way.
+
+    Raises: UnsupportedModel, UnsupportedAdapter.
+    """
+    architecture = read_architecture(model)
+    plans = [plan_adapter(path, architecture) for path in adapters]
+    for plan in plans:
+        check_rank(plan, max_rank)
+    rest = room - len(plans) if more else 0
+    return sum(plan.elements for plan in plans) + rest * adapter_elements(architecture, max_rank)
+
+
+def check_rank(plan: AdapterPlan, max_rank: int) -> None:
+    """Raises UnsupportedAdapter: it is larger than what memory was set aside for."""
+    if plan.rank > max_rank:
+        raise UnsupportedAdapter(
+            field="r",
+            value=plan.rank,
+            why=f"adapters of rank {max_rank} at most have room here",
+            remedy=f"model.max_rank: {plan.rank}",
+        )
 
 
 def adapter_digest(path: Path | str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from penstock.engine.architecture import Architecture
-from penstock.engine.lora.adapter import adapter_digest, load_adapter, plan_adapter
+from penstock.engine.lora.adapter import adapter_digest, check_rank, load_adapter, plan_adapter
 from penstock.engine.lora.step import StepAdapters, Weights
 from penstock.errors import InvalidRequest, UnsupportedAdapter
 
@@ -67,13 +67,7 @@ class AdapterRegistry:
                 remedy="unload one first, or a larger model.max_adapters",
             )
         plan = plan_adapter(path, self._architecture)
-        if plan.rank > self._max_rank:
-            raise UnsupportedAdapter(
-                field="r",
-                value=plan.rank,
-                why=f"adapters of rank {self._max_rank} at most have room here",
-                remedy=f"model.max_rank: {plan.rank}",
-            )
+        check_rank(plan, self._max_rank)
         found = adapter_digest(path)
         if digest is not None and found != digest:
             raise UnsupportedAdapter(
@@ -92,13 +86,11 @@ class AdapterRegistry:
         self._by_number[number] = loaded
         return loaded
 
-    def unload(self, name: str) -> bool:
-        """Forget it; the caller sees to it that nobody uses it. False: there was none of that name."""
+    def unload(self, name: str) -> None:
+        """Forget it, if there is one; the caller sees to it that nobody uses it."""
         loaded = self._by_name.pop(name, None)
-        if loaded is None:
-            return False
-        self._by_number[loaded.number] = None
-        return True
+        if loaded is not None:
+            self._by_number[loaded.number] = None
 
     def number(self, name: str) -> int:
         """What rows of a request with this adapter carry; NONE for ''. Raises InvalidRequest: it is not loaded."""

@@ -6,9 +6,12 @@ Queries, keys and values are one product here (and gate and up are), so a module
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from penstock.engine.architecture import Architecture
-from penstock.engine.lora.step import Place
+
+if TYPE_CHECKING:
+    from penstock.engine.lora.step import Place
 
 
 @dataclass(frozen=True, slots=True)
