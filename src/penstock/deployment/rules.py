@@ -78,10 +78,11 @@ def nothing_without_effect(deployment: Deployment) -> None:
     """A setting somebody wrote down, and that nothing would read, is a mistake of theirs that we should name."""
     policy, memory, server = deployment.policy, deployment.memory, deployment.server
     loopback = is_loopback(server.host)
+    model = deployment.model
     idle = (
-        ("policy.name", policy, policy.compose is not None, "policy.compose: null"),
         ("model.max_adapters", model, not model.adapter_room, "model.adapters or model.adapter_directory"),
         ("model.max_rank", model, not model.adapter_room, "model.adapters or model.adapter_directory"),
+        ("policy.name", policy, policy.compose is not None, "policy.compose: null"),
         ("policy.ageing_s", policy, policy.order not in {"priority", "shortest"}, "policy.order: priority or shortest"),
         ("memory.watermark", memory, memory.kind == "reserved", "memory.kind: paged or prefix_tree"),
         ("memory.host_tier", memory, policy.evict != "swap", "policy.evict: swap"),
@@ -97,7 +98,6 @@ def nothing_without_effect(deployment: Deployment) -> None:
             )  # fmt: skip
 
 
-def is_loopback(host: str) -> bool:
 def adapters_have_room(deployment: Deployment) -> None:
     model = deployment.model
     if len(model.adapters) > model.max_adapters:
@@ -111,6 +111,7 @@ def adapters_have_room(deployment: Deployment) -> None:
         )
 
 
+def is_loopback(host: str) -> bool:
     """Whether an address to listen on is reachable from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
