@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Final
 
+from penstock.cli.options import group
+
 VERBS: Final[dict[str, str]] = {
     "serve": "Serve a model over HTTP, with the API that OpenAI clients speak.",
     "chat": "Talk to a model in the terminal.",
@@ -19,6 +21,7 @@ VERBS: Final[dict[str, str]] = {
     "simulate": "What a deployment would do: its control plane at virtual time, over modelled hardware.",
     "inspect": "Show a model, a device, or how one fits the other.",
     "calibrate": "Measure this machine, for simulate to predict it.",
+    "learn": "Learn a price of operators from measured ones, for simulate.",
     "record": "Run a trace through the engine and write down its schedule.",
     "replay": "Run a recorded schedule again in the twin; show the first step that differs.",
     "reproduce": "A paper's numbers beside ours, with tolerance and verdict.",
@@ -39,18 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # Shell completion passes the words typed so far in the environment.
     words = arguments or os.environ.get("COMP_WORDS", "").split()[1:]
-    asked = next((word for word in words if not word.startswith("-")), None)
+    asked = _verb_of(words)
     app = typer.Typer(
         name="penstock",
         help="Serves language models on a control plane that a simulator shares.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
+        context_settings={"auto_envvar_prefix": "PENSTOCK"},
     )
     for verb, summary in VERBS.items():
         function = _load(verb) if verb == asked else _unloaded
         app.command(verb, short_help=summary, help=None if verb == asked else summary)(function)
-    app.callback()(_group)
+    app.callback()(group)
     try:
         app(arguments, prog_name="penstock")
     except PenstockError as error:
@@ -60,6 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - our own mistake, said as errors are: the traceback goes to a file
+        from penstock.cli.console import show_unexpected
+
+        show_unexpected(error)
+        sys.exit(1)
+
+
+def _verb_of(words: Sequence[str]) -> str | None:
+    """The first word that is neither an option nor the value of the one option that stands before verbs."""
+    rest = iter(words)
+    for word in rest:
+        if word == "--options":
+            next(rest, None)
+        elif not word.startswith("-"):
+            return word
+    return None
 
 
 def _load(verb: str) -> Callable[..., Any]:
@@ -69,7 +89,3 @@ def _load(verb: str) -> Callable[..., Any]:
 
 def _unloaded() -> None:
     """Stands in the list of verbs for one that was not asked for."""
-
-
-def _group() -> None:
-    """Makes the program a group of verbs even while only one is there."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -22,6 +25,23 @@ def stderr() -> Console:
 def stdout() -> Console:
     """For results."""
     return Console(highlight=False, soft_wrap=True)
+
+
+def show_unexpected(error: Exception) -> None:
+    """An error nobody foresaw: one line, and its traceback in a file of the user's own."""
+    cause = f"{type(error).__name__}: {' '.join(str(error).split())}" if str(error) else type(error).__name__
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = directory / "last-error.txt"
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
+            traceback.print_exception(error, file=out)
+        remedy = f"report it with {file} and the output of penstock doctor"
+    except OSError:
+        traceback.print_exception(error)
+        remedy = "report it with the lines above and the output of penstock doctor"
+    stderr().print(f"[bold red]error:[/] {escape(cause)}: nobody foresaw this. Remedy: {escape(remedy)}")
+    sys.stderr.flush()
 
 
 class Narrator(Protocol):

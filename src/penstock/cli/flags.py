@@ -127,6 +127,7 @@ def _parameter(key: str, kind: Any, default: Any, text: str) -> inspect.Paramete
     shown = "" if default is None or default == () else f" Default: {_as_yaml(default)}."
     option = typer.Option(
         flag_name(key), help=escape(text + shown), metavar=_metavar(kind), show_default=False,
+        envvar=environment_name(key),
         rich_help_panel=f"{key.rpartition('.')[0]} (keys of the deployment file)",
     )  # fmt: skip
     return inspect.Parameter(
