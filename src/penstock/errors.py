@@ -7,13 +7,15 @@ PenstockError                 exit code 1, HTTP 500
 │   ├── UnsupportedModel
 │   └── UnsupportedAdapter
 ├── RequestFailed             one request ended without a result; no other is touched
-├── Overloaded                HTTP 429, with the seconds to wait
+├── Overloaded                HTTP 429, with the seconds to wait and the numbers behind them
+├── DeadlinePassed            HTTP 408
 ├── Unavailable               HTTP 503, with the seconds to wait
 └── ProtocolError             a caller or an executor broke a contract: our own mistake
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -53,18 +55,34 @@ class UnsupportedModel(BadInput):
     """A checkpoint this engine has no implementation for."""
 
 
-class RequestFailed(PenstockError):
-    """A request that was taken and cannot be finished. It fails alone."""
 class UnsupportedAdapter(BadInput):
     """An adapter that this engine cannot attach to the model, or that does not fit into the room for adapters."""
 
 
+class RequestFailed(PenstockError):
+    """A request that was taken and cannot be finished. It fails alone."""
 
 
 class Overloaded(PenstockError):
-    """The bounded queue is full; nothing was taken."""
+    """The bounded queue is full, a time cannot be kept, or a limit was reached; nothing was taken.
+
+    `code` is the machine-readable cause in the HTTP answer, `details` the numbers in it.
+    """
 
     status = 429
+
+    def __init__(
+        self, message: str, *, retry_after_s: float, code: str = "server_overloaded",
+        details: Mapping[str, object] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.retry_after_s, self.code, self.details = retry_after_s, code, details
+
+
+class DeadlinePassed(PenstockError):
+    """The client's own deadline passed while its request waited for a first token."""
+
+    status = 408
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)

@@ -140,6 +140,7 @@ def test_fair_share_tenants_who_no_longer_matter_are_forgotten() -> None:
         assert order.peek(0) is one
         order.pop()
         order.charge(one, 4)
+        order.departed(one)
     assert len(order.counters(0)) < 2000
 
 

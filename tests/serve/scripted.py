@@ -21,8 +21,9 @@ from penstock.deployment import Deployment
 from penstock.engine.token_settings import TokenSettings
 from penstock.errors import PenstockError
 from penstock.runtime import ChatTemplate, Tokenizer
-from penstock.runtime.admission import Admission
-from penstock.runtime.facts import ModelInfo, Output, State, StepReport, Timings
+from penstock.runtime.adapters import Adapters
+from penstock.runtime.admission import NO_BOUNDS, Admission
+from penstock.runtime.facts import ModelInfo, Output, State, StepReport, TimeBounds, Timings
 from penstock.serve.app import create_app
 
 EOS = 256
@@ -117,6 +118,7 @@ class ScriptedService:
         queue = deployment.server.queue
         self.admission = Admission(max_requests=queue.max_requests, max_prompt_tokens=queue.max_prompt_tokens)
         self.on_step: list[Callable[[StepReport], None]] = []
+        self.adapters = Adapters(deployment.model, lambda message: None, self._unused)
         self.script: Script = say("hello")
         self.calls: list[Request] = []
         self.cancelled: list[str] = []
@@ -128,7 +130,7 @@ class ScriptedService:
         self.all_left = threading.Event()
         self.someone_runs = threading.Event()
 
-    async def generate(self, request: Request) -> AsyncIterator[Output]:
+    async def generate(self, request: Request, bounds: TimeBounds = NO_BOUNDS) -> AsyncIterator[Output]:
         self.calls.append(request)
         self.running += 1
         self.all_left.clear()
@@ -147,7 +149,9 @@ class ScriptedService:
                 self.all_left.set()
 
     @contextmanager
-    def reserve(self, requests: Sequence[Request], *, field: str = "prompt") -> Iterator[None]:
+    def reserve(
+        self, requests: Sequence[Request], *, field: str = "prompt", bounds: TimeBounds = NO_BOUNDS
+    ) -> Iterator[None]:
         """Bounded as the real one; given back at the end, not at each first token."""
         self.admission.admit_group({one.id: len(one.prompt) for one in requests}, 0.0, field=field)
         try:
@@ -155,6 +159,12 @@ class ScriptedService:
         finally:
             for one in requests:
                 self.admission.gone(one.id, 0.0)
+
+    async def _unused(self, handle: str) -> None:
+        """No scripted request outlasts its test."""
+
+    def adapters_in_use(self) -> tuple[set[str], set[str]]:
+        return set(), set()
 
     def reset_prefix_cache(self) -> None:
         self.resets += 1

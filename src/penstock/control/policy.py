@@ -29,12 +29,13 @@ from penstock.errors import InvalidDeployment
 
 _T = TypeVar("_T")
 
-ORDERS: Final[dict[str, Callable[[float], Order]]] = {
-    "arrival": lambda ageing_s: Arrival(),
-    "priority": Priority,
-    "shortest": Shortest,
-    "fair_share": lambda ageing_s: FairShare(),
+ORDERS: Final[dict[str, Callable[[float, int], Order]]] = {
+    "arrival": lambda ageing_s, max_seqs: Arrival(),
+    "priority": lambda ageing_s, max_seqs: Priority(ageing_s),
+    "shortest": lambda ageing_s, max_seqs: Shortest(ageing_s),
+    "fair_share": lambda ageing_s, max_seqs: FairShare(max_seqs),
 }
+"""From the time that outweighs a priority level, and the places in the batch."""
 
 COMPOSES: Final[dict[str, Callable[[int], Compose]]] = {
     "stall_free": StallFree,
@@ -78,7 +79,7 @@ def build_replica(
     """
     compose = compose or _known("policy.name", policy, POLICIES)
     return Replica(
-        order=_known("policy.order", order, ORDERS)(ageing_s),
+        order=_known("policy.order", order, ORDERS)(ageing_s, max_seqs),
         compose=_known("policy.compose", compose, COMPOSES)(token_budget),
         evict=_evict(evict, host_blocks),
         memory=_memory(memory, blocks, block_tokens, max_sequence_tokens),

@@ -158,6 +158,7 @@ class Residents:
         self._prefilling.pop(sequence.id, None)
         self._stalled.pop(sequence.id, None)
         del self._running[sequence.id]
+        self._order.departed(sequence)
         self._draft.withdraw(sequence.id)
         host = self._evict.take_host(sequence) if prompt_done else None
         if host is None:
@@ -198,6 +199,7 @@ class Residents:
             elif state is STALLED:
                 del self._stalled[request_id]
             del self._running[request_id]
+            self._order.departed(sequence)
             if finish is not None and finish.output and state is not PREFILLING:
                 # The last token was never an input, so it has no KV.
                 self._memory.release(sequence, _followed(sequence.prompt, finish.output)[:-1])

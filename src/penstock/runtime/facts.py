@@ -10,6 +10,18 @@ from penstock.control.step import FinishReason, PromptLogprobs, TokenLogprobs
 
 State = Literal["starting", "ready", "restarting", "draining", "stopped"]
 
+@dataclass(frozen=True, slots=True)
+class TimeBounds:
+    """What a request asks of its time, in seconds from its arrival; None: nothing."""
+
+    ttft_s: float | None = None
+    """The first token is to come within this. Only looked at on arrival."""
+    tpot_s: float | None = None
+    """A token is to take no longer than this. Only looked at on arrival."""
+    deadline_s: float | None = None
+    """Without a token by then, it ends."""
+
+
 OnPhase = Callable[[str, float, str], None]
 """Told the name, the seconds and the details of each phase of starting as it ends."""
 

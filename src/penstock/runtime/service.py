@@ -336,13 +336,8 @@ class Service:
         if not stream.output and not stream.ended:
             wait_s = self.admission.retry_after_s(time.monotonic())
             self._cancel(stream)
-            stream.fail(
-                DeadlinePassed(
-                    f"no token within the deadline of {deadline_s * 1e3:.0f} ms; {self.admission.requests} requests wait "
-                    "for a first token",
-                    retry_after_s=wait_s,
-                )
-            )
+            text = f"no token within the deadline of {deadline_s * 1e3:.0f} ms; {self.admission.requests} requests wait"
+            stream.fail(DeadlinePassed(f"{text} for a first token", retry_after_s=wait_s))
 
     def _leave(self, stream: Stream) -> None:
         if not stream.ended:

@@ -12,6 +12,7 @@ import hmac
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from starlette.requests import Request
@@ -20,6 +21,7 @@ from penstock.deployment import Deployment, Key, Server
 from penstock.deployment.access import Scope, check_keys, read_key_file
 from penstock.errors import InvalidDeployment
 from penstock.serve.errors import Refusal
+from penstock.serve.quota import Quota, has_limits
 
 OPEN: Final = Key(name="open", hash="sha256:" + "0" * 64, scopes=("inference", "admin", "metrics"))
 """Stands for everyone where no keys are configured; nothing hashes to it that is ever looked up."""
@@ -39,6 +41,7 @@ class KeyRing:
         """By digest."""
         self._tenants: dict[str, Key] = {}
         """The first entry of each: they agree on everything that concerns the tenant."""
+        self.quota = Quota(self.entitlement)
         self._seen: tuple[int, int, int] | None = None
         self.reload()
 
@@ -78,7 +81,11 @@ class KeyRing:
     async def tenant(self, request: Request) -> str:
         """A dependency: the tenant of a request whose key may use the model. Raises Refusal 401, 403."""
         key = self._require(request, "inference")
-        return "" if key is OPEN else key.owner
+        if key is OPEN:
+            return ""
+        if has_limits(key):
+            request.scope["penstock.headers"] = partial(self.quota.headers, key.owner)
+        return key.owner
 
     async def anyone(self, request: Request) -> None:
         """A dependency: any key will do. Raises Refusal 401."""

@@ -17,6 +17,7 @@ from penstock.serve.front import Call, Front
 from penstock.serve.generation import Generation, Prompt
 from penstock.serve.logprobs import chat_logprobs, prompt_logprobs
 from penstock.serve.schema import ChatBody, Message
+from penstock.serve.time_bounds import time_bounds
 
 TEMPLATE_KWARGS: Final = frozenset({"enable_thinking", "thinking", "reasoning_effort"})
 """What a client may hand to the template. Not `tools` or `messages`: those have fields of their own."""
@@ -24,7 +25,7 @@ TEMPLATE_KWARGS: Final = frozenset({"enable_thinking", "thinking", "reasoning_ef
 
 async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> Answer:
     """From the body to an answer that runs when it is sent. Raises InvalidRequest, Refusal, Overloaded."""
-    call = Call(tenant)
+    call = Call(tenant, time_bounds(request))
     body, size = await front.body(request, ChatBody)
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest(
@@ -44,7 +45,7 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     form = ChatFormat(
-        front.frame(call, "chatcmpl-", kind, usage=usage), front.tokenizer, choices=len(generation.choices),
+        front.frame(call, "chatcmpl-", kind, usage=usage, model=body.model), front.tokenizer, choices=len(generation.choices),
         logprobs=bool(body.logprobs), prompt_ids=prompt.ids if body.return_token_ids else None,
         prompt_top=body.prompt_logprobs, timings=bool(body.timings),
     )  # fmt: skip

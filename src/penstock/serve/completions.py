@@ -16,6 +16,7 @@ from penstock.serve.front import Call, Front
 from penstock.serve.generation import Generation, Prompt
 from penstock.serve.logprobs import LegacyLogprobs, prompt_logprobs
 from penstock.serve.schema import CompletionBody
+from penstock.serve.time_bounds import time_bounds
 
 DEFAULT_MAX_TOKENS: Final = 16
 
@@ -25,7 +26,7 @@ Asked = str | Sequence[int | str | list[int]]
 
 async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer:
     """From the body to an answer that runs when it is sent. Raises InvalidRequest, Refusal, Overloaded."""
-    call = Call(tenant)
+    call = Call(tenant, time_bounds(request))
     body, _ = await front.body(request, CompletionBody)
     if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
         raise InvalidRequest(
@@ -42,7 +43,7 @@ async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer
     )  # fmt: skip
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     form = CompletionFormat(
-        front.frame(call, "cmpl-", "text_completion", usage=usage), front.tokenizer, generation,
+        front.frame(call, "cmpl-", "text_completion", usage=usage, model=body.model), front.tokenizer, generation,
         body=body,
     )  # fmt: skip
     return Answer(generation, form, stream=bool(body.stream), tenant=tenant)

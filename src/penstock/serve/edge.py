@@ -21,6 +21,8 @@ _LOCAL_HOST = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9
 class Edge:
     """Wraps the app. The request id is in scope['request_id'] and in the x-request-id header of the answer.
 
+    scope['penstock.headers'], if a route sets it, gives more headers when the answer begins.
+
     scope['penstock.send'] is the way out past the layers between here and a route: each costs a coroutine per write,
     and an answer that streams writes once per token.
 
@@ -59,7 +61,8 @@ class Edge:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                more = scope["penstock.headers"]() if "penstock.headers" in scope else ()
+                message["headers"] = [*message.get("headers", ()), *more, (b"x-request-id", request_id)]
                 self.on_answer(getattr(scope.get("route"), "path", ""), message["status"])
             return send(message)
 

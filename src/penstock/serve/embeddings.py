@@ -23,6 +23,7 @@ from penstock.serve.completions import read_prompts
 from penstock.serve.front import Call, Front
 from penstock.serve.generation import Generation
 from penstock.serve.schema import Body, Named, Text, TokenId
+from penstock.serve.time_bounds import time_bounds
 
 NO_EMBEDDINGS: Final = "the model has none"
 
@@ -43,7 +44,7 @@ class EmbeddingBody(Named, frozen=True, kw_only=True):
 
 async def embeddings(front: Front, request: HttpRequest, tenant: str) -> Answer:
     """From the body to an answer that runs when it is sent. Raises InvalidRequest, Refusal, Overloaded."""
-    call = Call(tenant)
+    call = Call(tenant, time_bounds(request))
     body, _ = await front.body(request, EmbeddingBody)
     width = front.service.info.embedding_width
     if not width:
@@ -58,10 +59,12 @@ async def embeddings(front: Front, request: HttpRequest, tenant: str) -> Answer:
         )  # fmt: skip
     prompts = await read_prompts(front, body.input, special=body.add_special_tokens is not False, field="input")
     generation = front.generation(
-        call, Body(temperature=0.0, ignore_eos=True, priority=body.priority), prompts, max_tokens=0,
+        call, Body(model=body.model, temperature=0.0, ignore_eos=True, priority=body.priority), prompts, max_tokens=0,
         max_field="input", prompt_field="input", logprobs=None, embed=True,
     )  # fmt: skip
-    form = EmbeddingFormat(front.service.info.name, dimensions=body.dimensions, base64=body.encoding_format == "base64")
+    form = EmbeddingFormat(
+        body.model or front.service.info.name, dimensions=body.dimensions, base64=body.encoding_format == "base64"
+    )
     return Answer(generation, form, stream=False, tenant=tenant)
 
 

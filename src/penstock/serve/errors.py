@@ -1,4 +1,5 @@
-"""Every refusal in one shape: {"error": {"message", "type", "param", "code"}}, a status, and when to come back.
+"""Every refusal in one shape: {"error": {"message", "type", "param", "code"}}, a status, and when to come back. A 429
+has the numbers behind it as `details` beside those.
 
 `wire` turns any exception into that shape. Errors raised on purpose are the tree of `penstock.errors` plus `Refusal`,
 for causes that only HTTP knows (a wrong key, a body that is too large). Anything else is our own mistake: it is logged
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from penstock.errors import BadInput, InvalidRequest, Overloaded, PenstockError, Unavailable
+from penstock.errors import BadInput, DeadlinePassed, InvalidRequest, Overloaded, PenstockError, Unavailable
 
 log = logging.getLogger("penstock.serve")
 
@@ -47,7 +48,7 @@ def wire(error: BaseException) -> WireError:
     """The answer to `error`: status, JSON body, headers. Logs what nobody raised on purpose."""
     status, code, param, message = _facts(error)
     headers = [(b"content-type", b"application/json")]
-    if isinstance(error, Overloaded | Unavailable):
+    if isinstance(error, Overloaded | Unavailable | DeadlinePassed):
         headers += retry_headers(error.retry_after_s)
     if isinstance(error, Refusal) and error.allow:
         headers.append((b"allow", error.allow.encode()))
@@ -56,7 +57,9 @@ def wire(error: BaseException) -> WireError:
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     kind = TYPE_BY_STATUS.get(status, "invalid_request_error")
-    detail = {"message": message, "type": kind, "param": param, "code": code}
+    detail: dict[str, object] = {"message": message, "type": kind, "param": param, "code": code}
+    if isinstance(error, Overloaded) and error.details is not None:
+        detail["details"] = error.details
     return WireError(status, code, msgspec.json.encode({"error": detail}), tuple(headers))
 
 
@@ -78,7 +81,9 @@ def _facts(error: BaseException) -> tuple[int, str, str | None, str]:
         case BadInput():
             return 400, "invalid_value", error.field, _printable(str(error))
         case Overloaded():
-            return 429, "server_overloaded", None, str(error)
+            return 429, error.code, None, str(error)
+        case DeadlinePassed():
+            return 408, "deadline_passed", None, str(error)
         case Unavailable():
             return 503, "service_unavailable", None, str(error)
         case PenstockError():

@@ -15,6 +15,8 @@ from penstock.control.request import Request, Sampling
 from penstock.deployment import Deployment
 from penstock.errors import InvalidRequest
 from penstock.runtime import Detokenizer
+from penstock.runtime.admission import NO_BOUNDS
+from penstock.runtime.facts import TimeBounds
 from penstock.serve.auth import KeyRing
 from penstock.serve.body import parse_body, read_body
 from penstock.serve.choice import Choice
@@ -44,6 +46,7 @@ class Call:
     """One POST: who asked, when, and the names its answer carries."""
 
     tenant: str
+    bounds: TimeBounds = NO_BOUNDS
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     arrived: float = field(default_factory=monotonic)
     created: int = field(default_factory=lambda: int(time()))
@@ -78,21 +81,32 @@ class Front:
         return body, len(raw)
 
     def check_model(self, name: str | None) -> None:
-        """Raises Refusal 404 unless `name` is the model served here; None means that one."""
-        served = self.service.info.name
-        if name is not None and name != served:
-            raise Refusal(
-                404, "model_not_found", f"no model {name[:120]!r} here. Remedy: one of: {served}", param="model"
-            )
+        """Raises Refusal 404 unless `name` is the model served here or one of its adapters; None means the model."""
+        self.adapter(name)
 
-    def frame(self, call: Call, id_prefix: str, kind: str, *, usage: bool) -> ChunkFrame:
-        """The constant part of an answer's chunks."""
+    def adapter(self, name: str | None) -> str:
+        """What a request that names `name` carries as its adapter: '' for the model itself. Raises Refusal 404."""
+        served = self.service.info.name
+        if name is None or name == served:
+            return ""
+        handle = self.service.adapters.handle(name)
+        if handle is None:
+            names = ", ".join([served, *(one.name for one in self.service.adapters.listed())])
+            raise Refusal(
+                404, "model_not_found", f"no model {name[:120]!r} here. Remedy: one of: {names}", param="model"
+            )
+        return handle
+
+    def frame(
+        self, call: Call, id_prefix: str, kind: str, *, usage: bool, model: str | None = None
+    ) -> ChunkFrame:  # fmt: skip
+        """The constant part of an answer's chunks; `model` as the request named it."""
         info = self.service.info
         return ChunkFrame(
             id=id_prefix + call.id,
             kind=kind,
             created=call.created,
-            model=info.name,
+            model=model or info.name,
             fingerprint=info.fingerprint,
             usage=usage,
         )
@@ -114,6 +128,7 @@ class Front:
         silent, max_tokens = max_tokens == 0, max_tokens or (None if max_tokens is None else 1)
         key = self.keys.entitlement(call.tenant)
         group = "" if key.sharing_group is None else f"group:{key.sharing_group}"
+        adapter = self.adapter(body.model)
         choices: list[Choice] = []
         for number, prompt in enumerate(prompts):
             bound = self._bound(prompt, max_tokens, max_field, prompt_field)
@@ -127,7 +142,7 @@ class Front:
                 request = Request(
                     id=f"{call.id}-{index}", prompt=prompt.ids, max_tokens=bound, tenant=call.tenant,
                     prefix_group=group, weight=key.weight,
-                    salt=body.cache_salt or "", priority=body.priority or 0,
+                    salt=body.cache_salt or "", priority=body.priority or 0, adapter=adapter,
                     sampling=_with_seed(sampling, seed_of_choice(sampling.seed, one)),
                 )  # fmt: skip
                 choices.append(
@@ -141,7 +156,9 @@ class Front:
                         silent=silent,
                     )
                 )  # fmt: skip
-        return Generation(self.service, self.metrics, prompts, choices, n)
+        return Generation(
+            self.service, self.metrics, prompts, choices, n, bounds=call.bounds, quota=self.keys.quota
+        )  # fmt: skip
 
     def _check_entries(self, body: Body, prompts: Sequence[Prompt], top: int | None) -> None:
         """Raises InvalidRequest where log-probabilities of so many prompt tokens would be an answer without bound."""

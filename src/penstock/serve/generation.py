@@ -14,10 +14,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from penstock.control.request import Request
-from penstock.errors import InvalidRequest, Overloaded, Unavailable
-from penstock.runtime.facts import Output
+from penstock.errors import DeadlinePassed, InvalidRequest, Overloaded, Unavailable
+from penstock.runtime.facts import Output, TimeBounds
 from penstock.serve.choice import Choice, Piece
 from penstock.serve.metrics import Metrics
+from penstock.serve.quota import Quota
 
 if TYPE_CHECKING:
     from penstock.runtime.service import Service
@@ -38,8 +39,10 @@ class Generation:
     """One HTTP request's work. `prompts[i]` has the choices i * n to i * n + n - 1."""
 
     def __init__(
-        self, service: Service, metrics: Metrics, prompts: Sequence[Prompt], choices: Sequence[Choice], n: int
-    ) -> None:
+        self, service: Service, metrics: Metrics, prompts: Sequence[Prompt], choices: Sequence[Choice], n: int, *,
+        bounds: TimeBounds, quota: Quota,
+    ) -> None:  # fmt: skip
+        self.bounds, self.quota = bounds, quota
         self.service, self.metrics, self.prompts, self.choices, self.n = service, metrics, prompts, choices, n
 
     async def run(self, emit: Emit, flush: Flush) -> None:
@@ -50,11 +53,16 @@ class Generation:
             RequestFailed: one of them failed; the others are cancelled then.
         """
         self.metrics.choices.observe(self.n)
-        if len(self.choices) == 1:
-            await self._follow(self.choices[0], emit, flush)
-        else:
-            await self._together(emit, flush)
+        requests = [choice.request for choice in self.choices]
+        with self.quota.hold(requests, self.service.info.kv_capacity_tokens, self._made):
+            if len(self.choices) == 1:
+                await self._follow(self.choices[0], emit, flush)
+            else:
+                await self._together(emit, flush)
         self.metrics.longest.observe(max(len(choice.token_ids) for choice in self.choices))
+
+    def _made(self) -> int:
+        return sum(len(choice.token_ids) for choice in self.choices)
 
     def usage(self) -> dict[str, Any]:
         """Tokens so far: each prompt counts once, whatever n is."""
@@ -102,7 +110,7 @@ class Generation:
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
-        except (Overloaded, Unavailable, InvalidRequest):
+        except (Overloaded, Unavailable, InvalidRequest, DeadlinePassed):
             outcome = "failed" if choice.first_at else "refused"
             raise
         finally:
@@ -118,14 +126,15 @@ class Generation:
 
     def _outputs(self, request: Request) -> AsyncGenerator[Output, None]:
         # An iterator by its interface; that it can be closed is part of the contract.
-        return cast("AsyncGenerator[Output, None]", self.service.generate(request))
+        return cast("AsyncGenerator[Output, None]", self.service.generate(request, self.bounds))
 
     async def _together(self, emit: Emit, flush: Flush) -> None:
         """All are admitted before any is computed: a refusal halfway would throw work away, on every retry again."""
         requests = [choice.request for choice in self.choices]
         with ExitStack() as reserved:
             try:
-                reserved.enter_context(self.service.reserve(requests, field="n" if self.n > 1 else "prompt"))
+                field = "n" if self.n > 1 else "prompt"
+                reserved.enter_context(self.service.reserve(requests, field=field, bounds=self.bounds))
             except (Overloaded, Unavailable, InvalidRequest):
                 for choice in self.choices:
                     self.metrics.entered(choice.request.tenant)

@@ -46,6 +46,10 @@ class Order:
         """It left the decode set; `sequence.join_clock` is still the tick at which it entered."""
         raise NotImplementedError
 
+    def departed(self, sequence: Sequence) -> None:
+        """It was taken and has no place in the batch any more: it ended or gave way."""
+        raise NotImplementedError
+
     def __len__(self) -> int:
         """How many wait."""
         raise NotImplementedError
@@ -95,6 +99,9 @@ class KeyedOrder(Order):
         """Nothing to note."""
 
     def left(self, sequence: Sequence, clock: int) -> None:
+        """Nothing to note."""
+
+    def departed(self, sequence: Sequence) -> None:
         """Nothing to note."""
 
     def __len__(self) -> int:
