@@ -124,3 +124,7 @@ def scripted(_scripted: Scripted) -> Scripted:
     service.someone_left.clear()
     service.someone_runs.clear()
     return _scripted
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-wire", action="store_true", help="write tests/goldens/wire anew")
