@@ -26,7 +26,7 @@ samplings = st.builds(
 )  # fmt: skip
 requests = st.builds(
     Request, id=ids, prompt=st.lists(tokens, max_size=50), max_tokens=st.integers(1, 10**6),
-    output=st.lists(tokens, max_size=9).map(tuple), tenant=ids, salt=ids, priority=st.integers(-9, 9),
+    output=st.lists(tokens, max_size=9).map(tuple), tenant=ids, salt=ids, adapter=ids, priority=st.integers(-9, 9),
     sampling=samplings,
 )  # fmt: skip
 logprobs = st.builds(TokenLogprobs, floats, st.lists(st.tuples(tokens, floats), max_size=3).map(tuple))
@@ -36,6 +36,8 @@ to_worker = st.one_of(
     st.builds(wire.Start, st.dictionaries(ids, st.none() | st.integers(-5, 5) | ids, max_size=3)),
     st.builds(wire.Submit, requests),
     st.builds(wire.Cancel, ids),
+    st.builds(wire.LoadAdapter, ids, ids, st.none() | ids),
+    st.builds(wire.UnloadAdapter, ids),
 )
 from_worker = st.one_of(
     st.builds(wire.Phase, ids, floats, ids),
@@ -45,8 +47,11 @@ from_worker = st.one_of(
         st.dictionaries(ids, tokens, max_size=4), st.dictionaries(ids, logprobs, max_size=2),
         st.lists(st.builds(Finished, ids, reasons, st.none() | tokens, tokens)),
         st.lists(st.builds(Failed, ids, ids), max_size=2),
-        st.none() | st.builds(Statistics, waiting=tokens, steps=tokens),
+        statistics=st.none() | st.builds(Statistics, waiting=tokens, steps=tokens),
     ),
+    st.builds(wire.AdapterLoaded, ids, tokens, tokens, ids),
+    st.builds(wire.AdapterRefused, *[ids] * 5),
+    st.builds(wire.AdapterGone, ids),
     st.builds(wire.Admitted, st.lists(ids, max_size=4)),
     st.builds(wire.Refused, *[ids] * 6),
     st.builds(wire.Failure, *[ids] * 6),

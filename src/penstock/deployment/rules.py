@@ -105,6 +105,11 @@ def adapters_have_room(deployment: Deployment) -> None:
             field="model.adapters", value=sorted(model.adapters), why=f"there is room for {model.max_adapters}",
             remedy=f"model.max_adapters: {len(model.adapters)}",
         )  # fmt: skip
+    if model.adapter_directory is not None and deployment.server.admin_port is None:
+        raise InvalidDeployment(
+            field="model.adapter_directory", value=model.adapter_directory, why="nobody could ask for an adapter of it",
+            remedy="server.admin_port: the listener that takes such requests",
+        )  # fmt: skip
     if model.name is not None and model.name in model.adapters:
         raise InvalidDeployment(
             field="model.adapters", value=model.name, why="it is the model's own name", remedy="another name"

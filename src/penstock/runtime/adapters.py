@@ -67,8 +67,11 @@ class Adapters:
         """The client's name of a handle."""
         return handle.rpartition("#")[0]
 
-    async def load(self, name: str, path: str, *, taken: str = "") -> Adapter:
-        """Load the adapter in directory `path` as `name`. `taken`: the model's own name.
+    async def load(self, name: str, path: str, *, taken: str = "", in_place: bool = False) -> Adapter:
+        """Load the adapter in directory `path` as `name`.
+
+        `taken`: the model's own name. `in_place`: the name may stand for another adapter, which goes when this one is
+        there and no request has it any more; there must be room for both meanwhile.
 
         Raises: UnsupportedAdapter: no such place, no room, or as the engine says.
         """
@@ -82,8 +85,9 @@ class Adapters:
                 field="lora_name", value=name, why="it is no name for an adapter",
                 remedy="up to 128 letters, digits and . _ : / -, beginning with a letter or digit",
             )  # fmt: skip
-        names = {one.name for one in self._loaded.values()} | {one.name for one, _ in self._loading.values()}
-        if name == taken or name in names:
+        before = self.handle(name)
+        loading = any(one.name == name for one, _ in self._loading.values())
+        if name == taken or loading or (before is not None and not in_place):
             raise UnsupportedAdapter(
                 field="lora_name", value=name, why="this name is taken", remedy="another name, or unload that one first"
             )
@@ -92,9 +96,12 @@ class Adapters:
         self._loading[adapter.handle] = adapter, future
         self._send(wire.LoadAdapter(adapter.handle, adapter.path))
         try:
-            return await future
+            loaded = await future
         finally:
             self._loading.pop(adapter.handle, None)
+        if before is not None:
+            await self._retire(before)
+        return loaded
 
     async def unload(self, name: str) -> None:
         """New requests cannot name it from now on; returns when the last that did is over and its room is free.
@@ -107,8 +114,15 @@ class Adapters:
                 field="lora_name", value=name, why="no adapter of this name is loaded",
                 remedy="one of: " + (", ".join(one.name for one in self._loaded.values()) or "none is loaded"),
             )  # fmt: skip
+        await self._retire(handle)
+
+    async def _retire(self, handle: str) -> None:
+        """Let no request have it from now on; return when it is gone."""
+        adapter = self._loaded.pop(handle, None)
+        if adapter is None:
+            return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._going[handle] = self._loaded.pop(handle), future
+        self._going[handle] = adapter, future
         await self._unused(handle)
         self._unused_now.add(handle)
         self._send(wire.UnloadAdapter(handle))

@@ -18,6 +18,7 @@ import msgspec
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.responses import Response
 
+from penstock.serve.adapters import adapter_routes
 from penstock.serve.app import guard
 from penstock.serve.auth import KeyRing
 from penstock.serve.front import Front
@@ -28,6 +29,7 @@ def create_admin_app(app: FastAPI, drain: asyncio.Event) -> FastAPI:
     front, keys = app.state.front, app.state.keys
     admin = FastAPI(title="Penstock administration", docs_url=None, redoc_url=None, openapi_url=None)
     admin.include_router(administration(front, keys, drain))
+    admin.include_router(adapter_routes(front, keys))
 
     @admin.get("/health")
     async def health() -> Response:

@@ -96,12 +96,12 @@ def _inference(front: Front, keys: KeyRing) -> APIRouter:
 
     @router.get("/v1/models", dependencies=[Depends(keys.tenant)])
     async def models() -> Response:
-        return _json({"object": "list", "data": [_model(front, started)]})
+        adapters = [_model(front, started, one.name) for one in front.service.adapters.listed()]
+        return _json({"object": "list", "data": [_model(front, started), *adapters]})
 
     @router.get("/v1/models/{name:path}", dependencies=[Depends(keys.tenant)])
     async def model(name: str) -> Response:
-        front.check_model(name)
-        return _json(_model(front, started))
+        return _json(_model(front, started, name if front.adapter(name) else None))
 
     return router
 
@@ -142,15 +142,16 @@ def _open(service: Service, deployment: Deployment) -> APIRouter:
     return router
 
 
-def _model(front: Front, started: int) -> dict[str, Any]:
+def _model(front: Front, started: int, adapter: str | None = None) -> dict[str, Any]:
+    """The model, or one of its adapters, whose parent it is."""
     info = front.service.info
     return {
-        "id": info.name,
+        "id": adapter or info.name,
         "object": "model",
         "created": started,
         "owned_by": "penstock",
         "root": info.name,
-        "parent": None,
+        "parent": info.name if adapter else None,
         "max_model_len": info.max_sequence_tokens,
         "vocab_size": info.vocab_size,
     }

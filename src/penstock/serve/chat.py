@@ -45,9 +45,10 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     form = ChatFormat(
-        front.frame(call, "chatcmpl-", kind, usage=usage, model=body.model), front.tokenizer, choices=len(generation.choices),
-        logprobs=bool(body.logprobs), prompt_ids=prompt.ids if body.return_token_ids else None,
-        prompt_top=body.prompt_logprobs, timings=bool(body.timings),
+        front.frame(call, "chatcmpl-", kind, usage=usage, model=body.model), front.tokenizer,
+        choices=len(generation.choices), logprobs=bool(body.logprobs),
+        prompt_ids=prompt.ids if body.return_token_ids else None, prompt_top=body.prompt_logprobs,
+        timings=bool(body.timings),
     )  # fmt: skip
     return Answer(generation, form, stream=bool(body.stream), tenant=tenant)
 

@@ -86,7 +86,8 @@ def _readers(metrics: Metrics) -> dict[str, Read]:
         return [((route, str(status)), count) for (route, status), count in sorted(metrics.responses.items())]
 
     def adapters() -> Rows:
-        return [(("0", "", ""), 1)]
+        running, waiting = service.adapters_in_use()
+        return [((str(service.adapters.room), ",".join(sorted(waiting)), ",".join(sorted(running))), 1)]
 
     def nothing() -> float:
         """There is no cache outside the worker, so nothing was ever asked of it: 0 is the true count."""
