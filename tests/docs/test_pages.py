@@ -1,0 +1,83 @@
+"""Pages name verbs, flags, keys, routes and metrics that exist, and the index and llms.txt lead to all of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from penstock.cli import VERBS, _load
+from penstock.deployment import Deployment, keys
+from penstock.observe.alerts import unknown_names
+from penstock.observe.definitions import by_name
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "llms.txt", *(ROOT / "docs").glob("*.md")])
+
+
+def flags_of(verb: str) -> set[str]:
+    """Every flag a verb takes."""
+    app = typer.Typer()
+    app.command(verb)(_load(verb))
+    command: Any = typer.main.get_command(app)
+    return {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
+
+
+def commands(text: str) -> list[str]:
+    """Command lines of `penstock` in a page: indented or fenced lines, and code in a sentence."""
+    lines = [line.split(" #")[0] for line in text.splitlines() if re.match(r" {4}\S|penstock ", line)]
+    return [
+        found
+        for one in (*lines, *re.findall(r"`([^`\n]+)`", text))
+        for found in re.findall(r"(?:^|\s|/)penstock (?=[a-z-])([^|>;#]*)", one)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_a_page_names_a_verb_and_flags_that_exist(page: Path) -> None:
+    known: dict[str, set[str]] = {}
+    for line in commands(page.read_text(encoding="utf-8")):
+        words = line.split()
+        if words[0].startswith("-") or words[0] == "VERB":
+            continue
+        assert words[0] in VERBS, line
+        flags = known.setdefault(words[0], flags_of(words[0]))
+        for flag in re.findall(r"(?<=\s)(--?[a-z][\w.-]*)", line):
+            assert flag in flags or flag == "--section.key", f"{flag} in: penstock {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_key_named_in_a_page_is_one_of_the_deployment_file(page: Path) -> None:
+    sections = "|".join(Deployment.model_fields)
+    text = page.read_text(encoding="utf-8")
+    groups = {key.rpartition(".")[0] for key in keys()} | set(Deployment.model_fields)
+    for name in re.findall(rf"`((?:{sections})\.[a-z_.]+?)(?:: [^`]*)?`", text):
+        assert name in keys() or name in groups or name.endswith(".py"), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_metric_named_in_a_page_exists(page: Path) -> None:
+    named = unknown_names(re.sub(r"penstock_\*|vllm:\*", "", page.read_text(encoding="utf-8")))
+    assert [name for name in named if name not in by_name()] == []
+
+
+@pytest.mark.parametrize("name", ["production.md", "monitoring.md"])
+def test_yaml_that_looks_like_a_deployment_is_one(name: str, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+    deployments = [block for block in blocks if block.keys() <= set(Deployment.model_fields)]
+    assert deployments
+    for block in deployments:
+        Deployment.parse(block)
+
+
+def test_the_index_and_llms_txt_lead_to_every_page() -> None:
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    index = set(re.findall(r"\]\((\w[\w-]*\.md)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
+    assert pages <= index
+    programs = set(re.findall(r"\]\(docs/([\w-]+\.md)", (ROOT / "llms.txt").read_text(encoding="utf-8")))
+    assert pages - programs <= {"deprecation.md"}
