@@ -91,9 +91,14 @@ class Forks:
         self._hello: asyncio.Future[Hello] | None = None
         self._forked: asyncio.Future[int] | None = None
         self._children: dict[int, asyncio.Future[int]] = {}
+        self._launching = asyncio.Lock()
 
     async def launch(self, link: socket.socket, on_mark: OnMark) -> Child:
         """`on_mark` hears of the imports, when they had to be done for this one."""
+        async with self._launching:
+            return await self._launch(link, on_mark)
+
+    async def _launch(self, link: socket.socket, on_mark: OnMark) -> Child:
         if self._control is not None:
             with contextlib.suppress(OSError, TimeoutError):
                 return await self._fork(link, FORK_PATIENCE_S)

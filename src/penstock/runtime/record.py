@@ -6,7 +6,9 @@ to the file several times a second, so that a run that is killed leaves all but 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import secrets
 import threading
@@ -28,6 +30,7 @@ from penstock.runtime.schedule import FORMAT, NANOSECONDS, Cancel, Done, End, He
 
 FLUSH_EVERY_S: Final = 0.25
 FLUSH_BYTES: Final = 256 * 2**10
+_log = logging.getLogger("penstock.runtime")
 _HASH_BYTES: Final = 8
 """Two different blocks are taken for equal once in 2**64 pairs."""
 
@@ -57,6 +60,11 @@ class Recorder:
             ) from None  # fmt: skip
         self._write(header)
         self.flush()
+        if self._file is None:
+            raise BadInput(
+                field="record", value=str(path), why="not even its first line could be written",
+                remedy="a directory with free space",
+            )  # fmt: skip
 
     # -- what the loop calls (runtime/local.py: Observer) ---------------------------------------------------------
 
@@ -116,8 +124,11 @@ class Recorder:
                 data = bytes(self._buffer)
                 if self._deflate is not None:
                     data = self._deflate.compress(data) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
-                self._file.write(data)
-                self._file.flush()
+                try:
+                    self._file.write(data)
+                    self._file.flush()
+                except OSError as error:
+                    self._abandon(error)
             self._buffer.clear()
         self._flush_due = monotonic() + FLUSH_EVERY_S
 
@@ -125,12 +136,25 @@ class Recorder:
         self.flush()
         with self._lock:
             if self._file is not None:
-                if self._deflate is not None:
-                    self._file.write(self._deflate.flush())
-                self._file.close()
+                try:
+                    if self._deflate is not None:
+                        self._file.write(self._deflate.flush())
+                    self._file.close()
+                except OSError as error:
+                    self._abandon(error)
                 self._file = None
 
+    def _abandon(self, error: OSError) -> None:
+        """A full disk ends the recording, not the run. What was written until then can be replayed."""
+        _log.error("recording into %s has ended: %s", self.path, error.strerror or error)
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
+
     def _write(self, line: Line) -> None:
+        if self._file is None:
+            return
         with self._lock:
             self._encoder.encode_into(line, self._buffer, -1)
             self._buffer += b"\n"

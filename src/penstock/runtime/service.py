@@ -69,6 +69,8 @@ class Service:
         self._reserved: set[str] = set()
         """Admitted by `reserve` and not yet run."""
         self._suspects_wait = False
+        self._blank_deaths = 0
+        """Workers in a row that ended with requests of which they held none."""
         self._draining = False
         self.recovered = 0
         """Requests that went on in another worker, each counted once per death."""
@@ -420,10 +422,12 @@ class Service:
         self.statistics = Statistics()
         orphans = [stream for stream in self._streams.values() if stream.sent and not stream.ended]
         given_up = 0
-        # Who only waited had no part in it, unless nobody was held: then the worker may have died of taking one in.
+        # Who only waited had no part in it. If nobody was held, the worker may have died of taking one in; but only when
+        # that happens again, for a worker can be killed at that moment too.
         anyone_held = any(stream.held for stream in orphans)
+        self._blank_deaths = self._blank_deaths + 1 if orphans and not anyone_held else 0
         for stream in orphans:
-            blamed = stream.held or not anyone_held
+            blamed = stream.held or self._blank_deaths > 1
             stream.sent = stream.held = False
             stream.deaths += blamed
             if stream.deaths > SUSPECT_DEATHS:

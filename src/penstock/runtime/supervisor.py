@@ -213,15 +213,20 @@ class Supervisor:
                 await self._end_stuck(worker, ids)
 
     async def _end_stuck(self, worker: WorkerProcess, ids: list[str]) -> None:
+        """Say where it stands and end it, unless all it took was to wake it up."""
         _log.error(
             "worker %d made no step for %.1f s after its step %d; requests: %s; its stacks follow if it can write them",
             worker.pid, time.monotonic() - self.progress, self._steps,
             ", ".join(ids[:16]) + (", ..." if len(ids) > 16 else ""),
             extra={"worker_pid": worker.pid, "request_ids": ids, "step": self._steps},
         )  # fmt: skip
+        steps = self._steps
         worker.signal(signal.SIGUSR1)
-        worker.signal(signal.SIGCONT)  # one that was stopped cannot write them either
+        worker.signal(signal.SIGCONT)  # one that was stopped could not write them
         await asyncio.wait({worker.exited}, timeout=LAST_DUMP_S)
+        if self._steps > steps:
+            _log.warning("worker %d goes on: it had been stopped by a signal", worker.pid)
+            return
         worker.signal(signal.SIGKILL)
         await worker.exited
 

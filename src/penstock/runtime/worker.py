@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import logging
 import os
 import queue
 import signal
@@ -31,7 +32,7 @@ from typing import Final
 from penstock.control.request import Request
 from penstock.control.step import Failed, Finished, NewTokens, Step, StepResult, TokenLogprobs, Update
 from penstock.deployment import Deployment
-from penstock.errors import InvalidRequest, ProtocolError
+from penstock.errors import BadInput, InvalidRequest, ProtocolError
 from penstock.observe.logs import configure
 from penstock.runtime import wire
 from penstock.runtime.build import Built, OnPhase, build
@@ -48,6 +49,8 @@ STATISTICS_EVERY_S: Final = 0.25
 _READ_BYTES: Final = 256 * 2**10
 
 Builder = Callable[[Deployment, OnPhase], Built]
+
+_log = logging.getLogger("penstock.runtime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +249,7 @@ def serve(link: socket.socket, builder: Builder) -> None:
         lambda name, seconds, detail: worker.send(wire.Phase(name, time.monotonic(), detail)),
     )
     if deployment.server.record is not None:
-        worker.recorder = _recorder(deployment, built)
+        worker.recorder = _recorder(deployment, built, start.restart)
     worker.adapters = WorkerAdapters(built.adapters, worker.send)
     worker.adapters.start(start.adapters, restart=start.restart)
     worker.send(wire.Ready(built.info))
@@ -266,13 +269,19 @@ def serve(link: socket.socket, builder: Builder) -> None:
         worker.close()
 
 
-def _recorder(deployment: Deployment, built: Built) -> Recorder:
-    """Of this worker's schedule; the one that takes its place will write a file of its own."""
+def _recorder(deployment: Deployment, built: Built, restart: bool) -> Recorder | None:
+    """Of this worker's schedule; the one that takes its place will write a file of its own, or none if it cannot."""
     path = free_name(Path(str(deployment.server.record)))
-    return recorder_for(
-        path, deployment, blocks=built.info.blocks, max_sequence_tokens=built.info.max_sequence_tokens,
-        host_blocks=built.host_blocks, now=time.monotonic(), model=built.info.fingerprint,
-    )  # fmt: skip
+    try:
+        return recorder_for(
+            path, deployment, blocks=built.info.blocks, max_sequence_tokens=built.info.max_sequence_tokens,
+            host_blocks=built.host_blocks, now=time.monotonic(), model=built.info.fingerprint,
+        )  # fmt: skip
+    except BadInput as error:
+        if not restart:
+            raise
+        _log.error("this worker records nothing: %s", error)
+        return None
 
 
 def _or_die(worker: Worker, body: Callable[[], None]) -> None:

@@ -1,0 +1,327 @@
+"""SERVING-CHECKLIST section 13: a fault at every process and step boundary, and the tokens of the undisturbed run.
+
+Real engine and small checkpoint. Every step's books are recounted (faulty_worker.py); at the end nothing is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import shutil
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.control.request import Request, Sampling
+from penstock.control.step import TokenLogprobs
+from penstock.deployment import Deployment
+from penstock.errors import RequestFailed, Unavailable
+from penstock.runtime.launch import Child, Forks, OnMark
+from penstock.runtime.service import Service
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
+
+PREFIX = tuple(range(40, 76))
+SAMPLINGS = {
+    "greedy": Sampling(temperature=0.0),
+    "seeded": Sampling(temperature=0.8, top_p=0.9, seed=11),
+    "no seed": Sampling(temperature=1.0),
+    "penalties": Sampling(temperature=1.0, seed=5, frequency_penalty=0.7, repetition_penalty=1.1, presence_penalty=0.3),
+    "logprobs": Sampling(temperature=0.7, top_k=40, logprobs=2, seed=3),
+    "late stop": Sampling(temperature=1.0, min_p=0.01, seed=9, min_tokens=12, stop_ids=tuple(range(0, 256, 3))),
+}
+
+
+def requests() -> list[Request]:
+    """Two of each kind: one with a prefix that all of those share, one without."""
+    return [
+        Request(id=f"{name} {i}", prompt=(*(PREFIX if i else ()), *range(5 + n, 30 + n)), max_tokens=26 + n, sampling=s)
+        for n, (name, s) in enumerate(SAMPLINGS.items())
+        for i in range(2)
+    ]
+
+
+@dataclass
+class Served:
+    tokens: list[int]
+    logprobs: list[TokenLogprobs]
+    finished: str | None = None
+
+
+class Shared:
+    """A fork server that outlives the services that use it."""
+
+    def __init__(self, forks: Forks) -> None:
+        self.forks = forks
+
+    async def launch(self, link: socket.socket, on_mark: OnMark) -> Child:
+        return await self.forks.launch(link, on_mark)
+
+    async def close(self) -> None:
+        return
+
+
+class Bench:
+    """One event loop and one fork server for all tests of this file."""
+
+    seeds = itertools.count(1)
+
+    def __init__(self, directory: Path, checkpoint: Path) -> None:
+        self.script, self.begun, self.checkpoint = directory / "script.json", directory / "begun", checkpoint
+        self.runner = asyncio.Runner()
+        self.forks = Forks((sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(self.script)))
+
+    def deployment(self, **overrides: Any) -> Deployment:
+        small = {"memory.kv_bytes": "4MiB", "policy.max_seqs": 8, "policy.token_budget": 32, "hardware.threads": 1}
+        return Deployment.load(None, {**small, "model.path": str(self.checkpoint), **overrides})
+
+    @asynccontextmanager
+    async def service(self, deployment: Deployment, *faults: dict[str, Any]) -> AsyncIterator[Service]:
+        Bench.seeds = itertools.count(1)
+        shutil.rmtree(self.begun, ignore_errors=True)
+        self.begun.mkdir()
+        self.script.write_text(json.dumps({"faults": faults, "begun": str(self.begun)}))
+        service = await Service.start(deployment, launcher=Shared(self.forks))
+        try:
+            yield service
+        finally:
+            await service.close()
+
+    def run(self, body: Any) -> Any:
+        async def bounded() -> Any:
+            async with asyncio.timeout(120):
+                return await body
+
+        return self.runner.run(bounded())
+
+    def serve(self, deployment: Deployment, *faults: dict[str, Any]) -> dict[str, Served]:
+        """All requests at once; every fault strikes once, and nothing is held at the end.
+
+        A worker that was stopped is either replaced or, if it makes a step as soon as it is woken, kept.
+        """
+
+        async def body() -> dict[str, Served]:
+            async with self.service(deployment, *faults) as service:
+                found = await asyncio.gather(*(served(service, one) for one in requests()))
+                stopped = sum(fault["do"] == "stop" for fault in faults)
+                assert len(faults) - stopped <= service.restarts <= len(faults)
+                assert len(list(self.begun.glob("worker*"))) == service.restarts + 1
+                await idle(service)
+                return {one.id: each for one, each in zip(requests(), found, strict=True)}
+
+        found: dict[str, Served] = self.run(body())
+        return found
+
+
+async def served(service: Service, request: Request) -> Served:
+    result = Served([], [])
+    async for output in service.generate(request):
+        result.tokens += output.tokens
+        result.logprobs += output.logprobs or ()
+        result.finished = output.finished
+    return result
+
+
+async def idle(service: Service) -> None:
+    """The worker that is left has ended everything and holds no block."""
+    while service.statistics.running or service.statistics.waiting or not service.statistics.total_blocks:
+        await asyncio.sleep(0.005)
+    now = service.statistics
+    assert (now.held_blocks, now.swapped, now.stalled, service.in_flight) == (0, 0, 0, 0)
+    assert now.free_blocks + now.cached_blocks == now.total_blocks
+    assert service.admission.requests == 0
+
+
+@pytest.fixture(scope="module")
+def bench(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("faults"), checkpoint)
+    yield bench
+    bench.run(bench.forks.close())
+    bench.runner.close()
+
+
+@pytest.fixture(autouse=True)
+def seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeds that the front end draws are the same in each run."""
+    monkeypatch.setattr("penstock.runtime.service.secrets.randbits", lambda bits: next(Bench.seeds))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bench: Bench) -> Callable[..., dict[str, Served]]:
+    runs: dict[str, dict[str, Served]] = {}
+
+    def of(deployment: Deployment) -> dict[str, Served]:
+        key = deployment.to_yaml()
+        if key not in runs:
+            runs[key] = bench.serve(deployment)
+        return runs[key]
+
+    return of
+
+
+def assert_same(found: dict[str, Served], wanted: dict[str, Served]) -> None:
+    for id, one in wanted.items():
+        assert found[id].tokens == one.tokens, id
+        assert found[id].finished == one.finished
+        assert [logprobs.chosen for logprobs in found[id].logprobs] == pytest.approx(
+            [logprobs.chosen for logprobs in one.logprobs], abs=1e-4
+        )
+
+
+BOUNDARIES = [
+    ("submit read", 5), ("before submit", 3), ("after submit", 6), ("before plan", 8), ("after plan", 9),
+    ("before launch", 2), ("after launch", 7), ("before run", 5), ("after run", 11), ("before commit", 1),
+    ("after commit", 13), ("before prefill", 2), ("after prefill", 3),
+    ("before Admitted", 1), ("amid Admitted", 1), ("after Admitted", 2),
+    ("before Stepped", 4), ("amid Stepped", 9), ("after Stepped", 12),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("boundary", "hit"), BOUNDARIES)
+def test_killed_at(bench: Bench, undisturbed: Callable[..., Any], boundary: str, hit: int) -> None:
+    here = bench.deployment()
+    assert_same(bench.serve(here, {"at": boundary, "hit": hit, "do": "kill"}), undisturbed(here))
+
+
+@pytest.mark.parametrize("deed", ["exit", "raise", "drop", "garbage"])
+@pytest.mark.parametrize(("boundary", "hit"), [("before run", 4), ("before Stepped", 6)])
+def test_other_ends(bench: Bench, undisturbed: Callable[..., Any], boundary: str, hit: int, deed: str) -> None:
+    here = bench.deployment()
+    assert_same(bench.serve(here, {"at": boundary, "hit": hit, "do": deed}), undisturbed(here))
+
+
+@pytest.mark.parametrize("boundary", ["before run", "amid Stepped", "after commit", "submit read"])
+def test_stopped_at(
+    bench: Bench, undisturbed: Callable[..., Any], boundary: str, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Found long before `server.step_deadline`, since a worker that was stopped does not compute."""
+    here = bench.deployment()
+    wanted = undisturbed(here)
+    monkeypatch.setattr("penstock.runtime.supervisor.QUIET_S", 0.4)
+    monkeypatch.setattr("penstock.runtime.supervisor.POLL_S", 0.1)
+    with caplog.at_level(logging.ERROR, "penstock.runtime"):
+        assert_same(bench.serve(here, {"at": boundary, "hit": 3, "do": "stop"}), wanted)
+    (report,) = [record for record in caplog.records if "made no step" in record.message]
+    assert report.request_ids  # type: ignore[attr-defined]
+    assert report.step >= 0  # type: ignore[attr-defined]
+    assert "Current thread" in (bench.begun / "stderr").read_text(), "the stacks of all its threads"
+
+
+def test_killed_again_and_again_while_it_starts_and_right_after(
+    bench: Bench, undisturbed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.runtime.supervisor.BACK_OFF_S", (0.0,))
+    here = bench.deployment()
+    places = [("before run", 6), ("load", 1), ("loaded", 1), ("before Ready", 1), ("after run", 12),
+              ("amid Ready", 1), ("after Ready", 1), ("after Stepped", 12)]  # fmt: skip
+    faults = [{"at": place, "hit": hit, "do": "kill"} for place, hit in places]
+    assert_same(bench.serve(here, *faults), undisturbed(here))
+
+
+@pytest.mark.parametrize(("boundary", "hit"), [("before swap out", 1), ("after swap out", 2), ("before swap in", 1)])
+def test_killed_while_swapping(bench: Bench, undisturbed: Callable[..., Any], boundary: str, hit: int) -> None:
+    tight = {"memory.kv_bytes": "300KiB", "memory.host_bytes": "1MiB", "memory.kind": "paged", "policy.evict": "swap"}
+    here = bench.deployment(**tight)
+    assert_same(bench.serve(here, {"at": boundary, "hit": hit, "do": "kill"}), undisturbed(here))
+
+
+@pytest.mark.parametrize("boundary", ["before evict", "after evict"])
+def test_killed_while_evicting(bench: Bench, undisturbed: Callable[..., Any], boundary: str) -> None:
+    here = bench.deployment(**{"memory.kv_bytes": "300KiB"})
+    assert_same(bench.serve(here, {"at": boundary, "do": "kill"}), undisturbed(here))
+
+
+@pytest.mark.parametrize("boundary", ["before cancel", "after cancel"])
+def test_killed_when_a_client_leaves(bench: Bench, undisturbed: Callable[..., Any], boundary: str) -> None:
+    here = bench.deployment()
+    wanted = undisturbed(here)
+
+    async def leave_soon(service: Service) -> None:
+        request = Request(id="leaves", prompt=(1, 2, 3), max_tokens=200, sampling=Sampling(temperature=0.0))
+        async with aclosing(service.generate(request)) as outputs:  # type: ignore[type-var]
+            await anext(outputs)
+
+    async def body() -> dict[str, Served]:
+        async with bench.service(here, {"at": boundary, "do": "kill"}) as service:
+            found, _ = await asyncio.gather(
+                asyncio.gather(*(served(service, one) for one in requests())), leave_soon(service)
+            )
+            assert service.restarts == 1
+            await idle(service)
+            return {one.id: each for one, each in zip(requests(), found, strict=True)}
+
+    assert_same(bench.run(body()), wanted)
+
+
+def test_killed_while_draining(bench: Bench, undisturbed: Callable[..., Any]) -> None:
+    here = bench.deployment()
+    wanted = undisturbed(here)
+
+    async def body() -> dict[str, Served]:
+        async with bench.service(here, {"at": "before run", "hit": 8, "do": "kill"}) as service:
+            running = [asyncio.create_task(served(service, one)) for one in requests()]
+            await asyncio.sleep(0)
+            draining = asyncio.create_task(service.drain(60.0))
+            await asyncio.sleep(0)
+            with pytest.raises(Unavailable):
+                await served(service, Request(id="late", prompt=(1,), max_tokens=1))
+            assert await draining == 0
+            assert service.restarts == 1
+            found = await asyncio.gather(*running)
+            return {one.id: each for one, each in zip(requests(), found, strict=True)}
+
+    assert_same(bench.run(body()), wanted)
+
+
+def test_an_idle_worker_may_be_killed_any_number_of_times(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.runtime.supervisor.SETTLED_S", 0.0)
+    monkeypatch.setattr("penstock.runtime.supervisor.BACK_OFF_S", (0.0,))
+
+    async def body() -> None:
+        async with bench.service(bench.deployment(), *[{"at": "after Stepped", "do": "kill"}] * 8) as service:
+            while service.restarts < 8 or service.state != "ready":
+                await asyncio.sleep(0.01)
+
+    bench.run(body())
+
+
+def test_a_request_of_which_every_worker_dies_before_it_is_admitted_fails_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.runtime.supervisor.BACK_OFF_S", (0.0,))
+
+    async def body() -> None:
+        async with bench.service(bench.deployment(), *[{"at": "before submit", "do": "kill"}] * 4) as service:
+            with pytest.raises(RequestFailed, match="3 workers ended"):
+                await served(service, Request(id="deadly", prompt=(1, 2), max_tokens=4))
+            late = await served(service, Request(id="good", prompt=(1, 2), max_tokens=4))
+            assert len(late.tokens) == 4
+            assert service.restarts == 4
+
+    bench.run(body())
+
+
+def test_the_fork_server_itself_may_be_killed(bench: Bench, undisturbed: Callable[..., Any]) -> None:
+    here = bench.deployment()
+    wanted = undisturbed(here)
+
+    async def body() -> dict[str, Served]:
+        async with bench.service(here) as service:
+            running = [asyncio.create_task(served(service, one)) for one in requests()]
+            await running[0]
+            assert bench.forks._server is not None
+            bench.forks._server.kill()
+            found = await asyncio.gather(*running)
+            assert service.restarts == 1
+            return {one.id: each for one, each in zip(requests(), found, strict=True)}
+
+    assert_same(bench.run(body()), wanted)
