@@ -149,7 +149,7 @@ class Admission:
 
     def stepped(self, seconds: float, now: float) -> None:
         """A step with decodes took so long: each of them has its next token."""
-        keep = 0.5 ** (max(now - self._step_at, 0.0) / _STEP_HALF_LIFE_S)
+        keep = 0.5 ** (max(now - self._step_at, 0.0) / _STEP_HALF_LIFE_S) if self._step_s else 0.0
         self._step_s, self._step_at = keep * self._step_s + (1 - keep) * seconds, now
 
     # -- what is predicted ----------------------------------------------------------------------------------------
@@ -203,6 +203,9 @@ class Admission:
         lacking_tokens = room.own_prompt_tokens + kept_tokens + tokens - most_tokens
         if lacking <= 0 and (lacking_tokens <= 0 or not self._all.waiting):
             return
+        short = 2 * (room.own_requests + count) <= room.requests
+        if short and 2 * (room.own_prompt_tokens + tokens) <= room.prompt_tokens:
+            return  # half a line is there for whoever comes: else those who do not come would leave the engine idle
         if place is not None and now < place.due - place.slack:
             raise self._refusal("queue_full", line, room, place.due - now, place_kept=True)
         rates = self._rates(line, now)
