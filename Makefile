@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup setup-dev setup-measured serve test lint types unit test-slow format bench-control bench-azure bench-life \
+.PHONY: setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life \
 	bench-twin schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
@@ -45,6 +45,9 @@ test-slow: setup-dev  ## minutes to hours; figures go to benchmarks/RESULTS.md
 format: setup-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: setup-dev  ## 100,000 fuzzed requests against a running server: no 5xx, step loop alive, memory flat; half an hour
+	$(BIN)/python tests/serve/fuzz_server.py
 
 bench-control: setup  ## planning time per step by batch size, and its share of a real step
 	$(BIN)/python benchmarks/control_overhead.py

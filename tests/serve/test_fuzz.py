@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import httpx
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .conftest import Scripted
-from .strategies import CHAT, COMPLETION, values
+from .strategies import BY_PATH, RAW, encoded
 
-FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def check(reply: httpx.Response) -> None:
@@ -24,28 +22,21 @@ def check(reply: httpx.Response) -> None:
     elif reply.headers["content-type"].startswith("text/event-stream"):
         assert reply.content.endswith(b"data: [DONE]\n\n")
     else:
-        assert reply.json()["usage"]["total_tokens"] > 0
+        assert isinstance(reply.json(), dict)
 
 
-def post(scripted: Scripted, path: str, body: Any) -> httpx.Response:
-    raw = json.dumps(body).encode()  # ASCII: lone surrogates and NaN go out the way sloppy clients send them
+def post(scripted: Scripted, path: str, raw: bytes) -> httpx.Response:
     return scripted.http.post(path, content=raw, headers={"content-type": "application/json"})
 
 
+@pytest.mark.parametrize("path", BY_PATH)
 @FUZZ
-@given(body=CHAT)
-def test_no_chat_body_breaks_the_server(scripted: Scripted, body: dict[str, Any]) -> None:
-    check(post(scripted, "/v1/chat/completions", body))
-
-
-@FUZZ
-@given(body=COMPLETION)
-def test_no_completion_body_breaks_the_server(scripted: Scripted, body: dict[str, Any]) -> None:
-    check(post(scripted, "/v1/completions", body))
+@given(data=st.data())
+def test_no_body_breaks_the_server(scripted: Scripted, path: str, data: st.DataObject) -> None:
+    check(post(scripted, path, encoded(data.draw(BY_PATH[path]))))
 
 
 @FUZZ
-@given(raw=st.binary(max_size=200) | values.map(lambda value: json.dumps(value).encode()))
+@given(raw=RAW)
 def test_no_bytes_break_the_server(scripted: Scripted, raw: bytes) -> None:
-    reply = scripted.http.post("/v1/completions", content=raw, headers={"content-type": "application/json"})
-    check(reply)
+    check(post(scripted, "/v1/completions", raw))
