@@ -241,7 +241,7 @@ def test_a_run_past_saturation_is_labelled() -> None:
         ({"memory__kv_bytes": 1000}, "memory.kv_bytes", "bytes hold"),
         ({"memory__kv_bytes": 100 * 2**30}, "memory.kv_bytes", "more devices"),
         ({"layout__tensor_parallel": 3}, "layout.tensor_parallel", "32"),
-        ({"twin__price": "learned"}, "twin.data", "penstock.twin.learned"),
+        ({"twin__price": "learned"}, "twin.data", "penstock learn"),
         ({"twin__price": "measured", "twin__data": "nowhere"}, "twin.data", "no such file"),
     ],
 )

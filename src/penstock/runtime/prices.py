@@ -34,7 +34,7 @@ def operator_price(deployment: Deployment, device: Device, shape: ModelShape) ->
                 remedy=f"hardware.name: a machine that `{own}` measured; or twin.price: roofline",
             )  # fmt: skip
     if asked == "learned":
-        return _learned(deployment, roofline)
+        return _learned(deployment, device, roofline)
     return _measured(deployment, device, roofline)
 
 
@@ -81,13 +81,18 @@ def _profile(path: Path, roofline: Roofline) -> OperatorPrice | None:
     return None
 
 
-def _learned(deployment: Deployment, roofline: Roofline) -> tuple[OperatorPrice, list[str]]:
+def _learned(deployment: Deployment, device: Device, roofline: Roofline) -> tuple[OperatorPrice, list[str]]:
+    from penstock.twin.calibrated import calibration_of
     from penstock.twin.learned import Learned
 
     data = deployment.twin.data
-    if data is None or not Path(data).is_file():
+    path = None if data is None else Path(data).expanduser()
+    if path is None or not path.is_file():
         raise InvalidDeployment(
             field="twin.data", value=data, why="a learned price is read from a file of its own",
-            remedy="twin.data: the JSON that penstock.twin.learned writes after a training",
+            remedy="twin.data: a file that `penstock learn PROFILE --out FILE` wrote",
         )  # fmt: skip
-    return Learned.load(Path(data), roofline), []
+    # What was not learned of a calibrated machine (norms, copies) was measured all the same.
+    learned = Learned.load(path, calibration_of(device) or roofline)
+    other = learned.trained_on and learned.trained_on != device.name
+    return learned, [f"the learned price was trained on {learned.trained_on}, not on {device.name}"] if other else []

@@ -116,16 +116,18 @@ class Learned:
         families: by `family_of`.
         fallback: prices operators of families without data; its estimates carry its own name.
         scores: what `validate` said when it was trained.
+        trained_on: name of the device.
     """
 
     name = "learned"
 
     def __init__(
         self, limits: Limits, families: Mapping[str, Family], fallback: OperatorPrice,
-        scores: Mapping[str, Scores] | None = None,
+        scores: Mapping[str, Scores] | None = None, trained_on: str = "",
     ) -> None:  # fmt: skip
         self.limits, self.families, self.fallback = limits, dict(families), fallback
         self.scores = dict(scores or {})
+        self.trained_on = trained_on
         self._known: dict[Operator, float] = {}
 
     def price(self, operator: Operator) -> Estimate:
@@ -155,6 +157,7 @@ class Learned:
         """Write it as JSON."""
         data = {
             "format": FORMAT,
+            "device": self.trained_on,
             "limits": {**asdict(self.limits), "flop_per_s": dict(self.limits.flop_per_s)},
             "families": {
                 name: {"floor_s": one.floor_s, "seen": sorted(one.seen), "trees": one.trees.as_json()}
@@ -183,40 +186,42 @@ class Learned:
                 for name, one in data["families"].items()
             }  # fmt: skip
             scores = {name: Scores(**one) for name, one in data["scores"].items()}
-            return cls(Limits(**data["limits"]), families, fallback, scores)
+            return cls(Limits(**data["limits"]), families, fallback, scores, str(data.get("device", "")))
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise BadInput(
-                field="learned", value=str(path), why=f"it is no learned price: {error}",
-                remedy="a file written by Learned.save; train it again",
+                field="twin.data", value=str(path), why=f"it is no learned price: {error}",
+                remedy="a file that `penstock learn` wrote",
             ) from None  # fmt: skip
 
 
 def train(
     points: Iterable[Point], device: Device, fallback: OperatorPrice, *, growth: Growth | None = None, folds: int = 5,
-    seed: int = 0,
+    seed: int = 0, on_family: Callable[[str, int, int], None] | None = None,
 ) -> Learned:  # fmt: skip
     """Learn from measured points; several for the same operator are averaged.
 
     Args:
         folds: of the cross-validation whose scores the result carries; 0: none (it costs 2 x folds fits).
+        on_family: told before each family is begun: its name, points done and points in all.
     Raises:
         BadInput: there are no points, or one that is not positive.
     """
     limits, by_family = Limits.of(device), _by_family(points)
-    families = {
-        name: Family(
+    families: dict[str, Family] = {}
+    scores: dict[str, Scores] = {}
+    done, total = 0, sum(map(len, by_family.values()))
+    for name, family in sorted(by_family.items()):
+        if on_family is not None:
+            on_family(name, done, total)
+        done += len(family)
+        families[name] = Family(
             _fit(family, limits, growth),
             min(seconds for _, seconds in family),
             frozenset(tuple(sizes(operator)) for operator, _ in family),
         )
-        for name, family in sorted(by_family.items())
-    }
-    scores = {
-        name: _score(family, limits, growth, folds, seed)
-        for name, family in sorted(by_family.items())
-        if folds and len({shape_of(operator) for operator, _ in family}) >= folds
-    }
-    return Learned(limits, families, fallback, scores)
+        if folds and len({shape_of(operator) for operator, _ in family}) >= folds:
+            scores[name] = _score(family, limits, growth, folds, seed)
+    return Learned(limits, families, fallback, scores, device.name)
 
 
 def validate(

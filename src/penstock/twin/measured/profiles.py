@@ -15,7 +15,8 @@ The format is CSV or Parquet, one measured operator a line, columns in any order
     active     experts: how many got a token
     bytes, ranks   of a collective: its message
 
-What a profile does not hold goes to the fallback price. Other tools' profiles have readers of their own
+What a profile does not hold goes to the fallback price. `penstock learn` reads the same files; it wants the sizes that
+may be left blank here, and a few columns more (`learnable.py`). Other tools' profiles have readers of their own
 (`layerwise.py`), which give the same object.
 """
 
@@ -176,12 +177,13 @@ class Profile:
 def read_profile(path: Path, fallback: OperatorPrice) -> Profile:
     """A profile in the open format of this module. Raises InvalidProfile, which names file, line and column."""
     points = Points()
-    for line, row in enumerate(_rows(path), start=2):
+    for line, row in enumerate(profile_lines(path), start=2):
         _add(points, {key: value for key, value in row.items() if value not in (None, "")}, path, line)
     return Profile(points, fallback)
 
 
-def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
+def profile_lines(path: Path) -> Iterable[Mapping[str, Any]]:
+    """Its lines by column, CSV (plain or .gz) or Parquet. Raises InvalidProfile: it cannot be read."""
     if path.suffix == ".parquet":
         return read_table(path)
     try:
