@@ -67,7 +67,7 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
         ({"metadata": {"k": "v" * 513}}, "metadata[...]"),
         ({"user": "a\0b"}, "user"),
         ({"metadata": {"a": ["\0"]}}, "metadata"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
         ({"best_of": 3}, "best_of"),
         ({"cache_salt": ""}, "cache_salt"),
     ],
@@ -130,7 +130,7 @@ def test_messages_that_make_no_sense_are_400(scripted: Scripted, messages: Any, 
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"tool_choice": {"type": "function", "function": {"name": "f"}}},
         {"modalities": ["audio"]},
-        {"guided_json": {"type": "object"}},
+        {"structured_outputs": {"structural_tag": "{}"}},
         {"chat_template": "{{ 1 }}"},
         {"chat_template_kwargs": {"tools": []}},
         {"top_logprobs": 3},
@@ -193,7 +193,7 @@ def test_bytes_that_are_no_request_are_400(scripted: Scripted, raw: bytes, code:
 
 
 def test_numbers_of_any_size_inside_free_form_fields_are_no_bug_of_ours(scripted: Scripted) -> None:
-    calls = [{"id": "1", "n": 10**400}]
+    calls = [{"id": "1", "n": 10**400, "function": {"name": "f", "arguments": {"n": 10**400}}}]
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": calls}]
     assert scripted.chat(messages=messages).status_code == 200
     assert error_of(scripted.chat(user="\0", nonsense=10**400))["param"] == "user"

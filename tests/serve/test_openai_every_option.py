@@ -62,7 +62,12 @@ NEEDS: Final[dict[str, dict[str, Any]]] = {
     "top_logprobs": {"logprobs": True},
 }
 """What an option cannot be without."""
-OTHERS: Final = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format", "structured_outputs"})
+OTHERS: Final = frozenset(
+    {
+        "tools", "tool_choice", "parallel_tool_calls", "response_format", "structured_outputs", "guided_json",
+        "guided_regex", "guided_choice", "guided_grammar",
+    }
+)  # fmt: skip
 """Options with tests of their own (test_tools.py and others of that kind)."""
 
 PYTHON_CLIENT_KNOWS: Final = frozenset(

@@ -193,6 +193,12 @@ class Server(Section):
     queue: Queue = Queue()
     max_body_bytes: Count = Field(8 * 10**6, gt=0, description="Largest request body.")
     limits: Limits = Limits()
+    tool_parser: Literal[
+        "auto", "hermes", "mistral_v11", "mistral", "deepseek", "deepseek_v31", "pythonic", "llama3_json", "json"
+    ] = Field("auto", description="Format in which the model calls tools; auto: by its chat template and vocabulary.")
+    reasoning_parser: Literal["auto", "none", "think", "brackets", "seed", "granite"] = Field(
+        "auto", description="How the model marks its reasoning; auto: by its vocabulary and template."
+    )
     cors_origins: tuple[Origin, ...] = Field(
         (), description="Origins whose web pages may call the API from a browser, such as https://app.example.org."
     )

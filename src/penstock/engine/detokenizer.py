@@ -26,8 +26,11 @@ class Detokenizer:
         include_stop: bool = False,
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
+        keep: frozenset[int] = frozenset(),
     ) -> None:
         """`include_stop`: the text ends with the stop string instead of before it.
+
+        `keep`: special tokens that are text all the same.
 
         `min_tokens`: text that the first so many tokens complete is no part of a stop string.
 
@@ -37,7 +40,7 @@ class Detokenizer:
         """The stop string that was found: of all in the text the one that ends first, of those the longest."""
         self.tokens_used = 0
         """Tokens fed, up to and including the one that completed the stop string."""
-        self._stream = TokenStream(tokenizer, skip_special_tokens=skip_special_tokens)
+        self._stream = TokenStream(tokenizer, skip_special_tokens=skip_special_tokens, keep=keep)
         self._stops = StopStrings(stop) if stop else None
         self._include_stop = include_stop
         self._min_tokens = min_tokens

@@ -205,9 +205,12 @@ class Tokenizer:
 class TokenStream:
     """Text of one sequence, token by token, in whole characters."""
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special_tokens: bool, keep: frozenset[int] = frozenset()
+    ) -> None:
+        """`keep`: special tokens that are not skipped."""
         self._tokenizer = tokenizer
-        self._skipped: frozenset[int] = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped: frozenset[int] = tokenizer.special_ids - keep if skip_special_tokens else frozenset()
         self._text = TextStream(tokenizer.alphabet.strip)
         self._started = False
 

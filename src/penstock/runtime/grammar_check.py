@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from penstock.engine.guide import grammar as grammar
 from penstock.errors import InvalidRequest, Overloaded
 
 LIMIT_S: Final = 2.0
@@ -34,11 +35,12 @@ class GrammarJob:
     grammar: str = ""
     schemas: Sequence[tuple[str, Any, bool]] = ()
     lark: str = ""
+    regex: str = ""
     code: str = "invalid_schema"
 
     def line(self) -> bytes:
         """As the checker reads it."""
-        job = {"schemas": list(self.schemas), "grammar": self.grammar, "lark": self.lark}
+        job = {"schemas": list(self.schemas), "grammar": self.grammar, "lark": self.lark, "regex": self.regex}
         return json.dumps(job).encode() + b"\n"
 
 

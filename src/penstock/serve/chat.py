@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: messages through the model's template, and the chunks of a chat answer."""
+"""POST /v1/chat/completions: messages through the model's template, to an answer that is read as the model writes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any, Final
 from starlette.requests import Request as HttpRequest
 
 from penstock.errors import InvalidRequest
-from penstock.runtime import Tokenizer
 from penstock.serve.answer import Answer
-from penstock.serve.choice import Choice, Piece
-from penstock.serve.events import ChunkFrame, json_bytes, json_text
+from penstock.serve.answer_plan import answer_plan
+from penstock.serve.chat_format import ChatFormat
+from penstock.serve.chat_parts import ChatPartsFormat
 from penstock.serve.front import Call, Front
-from penstock.serve.generation import Generation, Prompt
-from penstock.serve.logprobs import chat_logprobs, prompt_logprobs
+from penstock.serve.generation import Prompt
 from penstock.serve.schema import ChatBody, Message
+from penstock.serve.structured import wanted
 from penstock.serve.time_bounds import time_bounds
+from penstock.serve.tools.request import ToolUse, plain_calls, tool_use
 
 TEMPLATE_KWARGS: Final = frozenset({"enable_thinking", "thinking", "reasoning_effort"})
 """What a client may hand to the template. Not `tools` or `messages`: those have fields of their own."""
@@ -34,17 +35,22 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
             why="logprobs is not true",
             remedy="logprobs: true, or leave it out",
         )
-    prompt = await chat_prompt(front, body, size)
+    constraint = wanted(body, front.deployment.server.limits)
+    use = tool_use(body, front.deployment.server.limits)
+    prompt = await chat_prompt(front, body, size, tools=use)
+    guide, plan = await answer_plan(front, use, constraint, prompt)
     newer = body.max_completion_tokens is not None
     generation = front.generation(
         call, body, [prompt],
         max_tokens=body.max_completion_tokens if newer else body.max_tokens,
         max_field="max_completion_tokens" if newer else "max_tokens", prompt_field="messages",
         logprobs=(body.top_logprobs or 0) if body.logprobs else None, prompt_logprobs=body.prompt_logprobs,
+        guide=guide, plan=plan,
     )  # fmt: skip
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    form = ChatFormat(
+    kind_of_form = ChatFormat if plan.plain else ChatPartsFormat
+    form = kind_of_form(
         front.frame(call, "chatcmpl-", kind, usage=usage, model=body.model), front.tokenizer,
         choices=len(generation.choices), logprobs=bool(body.logprobs),
         prompt_ids=prompt.ids if body.return_token_ids else None, prompt_top=body.prompt_logprobs,
@@ -53,8 +59,11 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
     return Answer(generation, form, stream=bool(body.stream), tenant=tenant)
 
 
-async def chat_prompt(front: Front, body: ChatBody, size: int) -> Prompt:
-    """The messages of `body`, which had `size` bytes, through the model's template. Raises InvalidRequest."""
+async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse | None = None) -> Prompt:
+    """The messages of `body`, which had `size` bytes, through the model's template. Raises InvalidRequest.
+
+    `tools`: what the template shows of `body.tools`.
+    """
     if front.template is None:
         raise InvalidRequest(
             field="messages",
@@ -78,6 +87,7 @@ async def chat_prompt(front: Front, body: ChatBody, size: int) -> Prompt:
         front.template.encode,
         messages,
         add_generation_prompt=body.add_generation_prompt is not False,
+        tools=[tool.given for tool in tools.tools] if tools is not None and tools.tools else None,
         extra=kwargs or None,
         max_tokens=context,
     )
@@ -99,8 +109,10 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if message.name is not None:
             turn["name"] = message.name
         if message.tool_calls:
-            turn["tool_calls"] = message.tool_calls
-            calls |= {str(one.get("id")) for one in message.tool_calls}
+            turn["tool_calls"] = plain_calls(message.tool_calls, f"{where}.tool_calls")
+            calls |= {str(one["id"]) for one in turn["tool_calls"]}
+        if message.reasoning_content or message.reasoning:
+            turn["reasoning_content"] = message.reasoning_content or message.reasoning
         if message.role == "tool":
             if message.tool_call_id not in calls:
                 raise InvalidRequest(
@@ -130,79 +142,3 @@ def _content(message: Message, where: str) -> str | None:
                 remedy='parts of the form {"type": "text", "text": "..."}', code="unsupported_content",
             )  # fmt: skip
     return "".join(part.text or "" for part in content)
-
-
-class ChatFormat:
-    """The chunks of a chat answer, and the whole of one.
-
-    `prompt_ids` is set if token ids are to be returned, `prompt_top` if log-probabilities of the prompt are.
-    """
-
-    def __init__(
-        self, frame: ChunkFrame, tokenizer: Tokenizer, *, choices: int, logprobs: bool,
-        prompt_ids: Sequence[int] | None, prompt_top: int | None = None, timings: bool = False,
-    ) -> None:  # fmt: skip
-        self._prompt_top, self._timings = prompt_top, timings
-        self._frame, self._tokenizer, self._logprobs, self._prompt_ids = frame, tokenizer, logprobs, prompt_ids
-        self._content = [frame.prefix(index, b',"delta":{"content":') for index in range(choices)]
-        self._plain_tail = b'},"logprobs":null,"finish_reason":null' + frame.close
-        self._only_text = not logprobs and prompt_ids is None
-
-    def opening(self, choice: Choice) -> bytes:
-        """The role, with the first token and not before."""
-        role = b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
-        fields: dict[str, Any] = {} if self._prompt_ids is None else {"prompt_token_ids": self._prompt_ids}
-        if choice.index == 0:
-            fields |= self._prompt_logprobs(choice)
-        return self._frame.prefix(choice.index, role) + self._frame.close_with(fields)
-
-    def piece(self, choice: Choice, piece: Piece) -> bytes:
-        """One event; nothing while the text is held back, unless ids or logprobs of the tokens were asked for."""
-        if self._only_text:
-            return self._content[choice.index] + json_text(piece.text) + self._plain_tail if piece.text else b""
-        if not piece.tokens and not piece.text:
-            return b""
-        tail = b'},"logprobs":' + json_bytes(self._logprobs_of(piece)) + b',"finish_reason":null'
-        if self._prompt_ids is not None:
-            tail += b',"token_ids":' + json_bytes(piece.tokens)
-        return self._content[choice.index] + json_text(piece.text) + tail + self._frame.close
-
-    def closing(self, choice: Choice) -> bytes:
-        """The finish chunk: an empty delta."""
-        reasons = json_bytes(choice.finish_reason) + b',"stop_reason":' + json_bytes(choice.stop_reason)
-        start = self._frame.prefix(choice.index, b',"delta":{},"logprobs":null,"finish_reason":')
-        timings = {"timings": choice.shown_timings()} if self._timings else {}
-        return start + reasons + self._frame.close_with(timings)
-
-    def ending(self, generation: Generation) -> bytes:
-        return self._frame.ending(generation.usage())
-
-    def whole(self, generation: Generation) -> bytes:
-        fields: dict[str, Any] = {"choices": [self._choice(choice) for choice in generation.choices]}
-        if self._prompt_ids is not None:
-            fields["prompt_token_ids"] = self._prompt_ids
-        fields |= self._prompt_logprobs(generation.choices[0])
-        if self._timings:
-            fields["timings"] = generation.slowest().shown_timings()
-        return self._frame.whole(fields | {"usage": generation.usage()})
-
-    def _choice(self, choice: Choice) -> dict[str, Any]:
-        shown = {
-            "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": self._logprobs_of(Piece("", choice.token_ids, choice.logprobs)),
-            "finish_reason": choice.finish_reason,
-            "stop_reason": choice.stop_reason,
-        }
-        return shown if self._prompt_ids is None else shown | {"token_ids": choice.token_ids}
-
-    def _prompt_logprobs(self, choice: Choice) -> dict[str, Any]:
-        if self._prompt_top is None or choice.prompt_logprobs is None:
-            return {}
-        shown = prompt_logprobs(self._tokenizer, choice.request.prompt, choice.prompt_logprobs, self._prompt_top)
-        return {"prompt_logprobs": shown}
-
-    def _logprobs_of(self, piece: Piece) -> dict[str, Any] | None:
-        if not self._logprobs:
-            return None
-        return {"content": chat_logprobs(self._tokenizer, piece.tokens, piece.logprobs), "refusal": None}

@@ -14,6 +14,8 @@ from penstock.control.step import PromptLogprobs, TokenLogprobs
 from penstock.errors import Unavailable
 from penstock.runtime import Detokenizer
 from penstock.runtime.facts import Output, Timings
+from penstock.serve.reading import Reader
+from penstock.serve.tools.parts import Part
 
 
 @dataclass(slots=True)
@@ -23,6 +25,8 @@ class Piece:
     text: str
     tokens: Sequence[int]
     logprobs: Sequence[TokenLogprobs]
+    parts: Sequence[Part] = ()
+    """What `text` is made of, where the choice has a reader."""
 
 
 class Choice:
@@ -30,15 +34,16 @@ class Choice:
 
     __slots__ = (
         "_client_stop_ids", "_detokenizer", "_include_stop", "arrived", "cached_tokens", "embedding", "finish_reason",
-        "first_at", "index", "last_at", "logprobs", "opened", "prompt_index", "prompt_logprobs", "request", "silent",
-        "stop_reason", "texts", "timings", "token_ids",
+        "first_at", "index", "last_at", "logprobs", "opened", "prompt_index", "prompt_logprobs", "reader", "request",
+        "silent", "stop_reason", "texts", "timings", "token_ids",
     )  # fmt: skip
 
     def __init__(
         self, *, index: int, prompt_index: int, request: Request, detokenizer: Detokenizer, arrived: float,
         client_stop_ids: Sequence[int] = (), include_stop: bool = False, silent: bool = False,
+        reader: Reader | None = None,
     ) -> None:  # fmt: skip
-        """`silent`: only the prompt is of interest; what the engine makes is dropped."""
+        """`silent`: only the prompt is of interest; what the engine makes is dropped. `reader`: takes text apart."""
         self.index, self.prompt_index, self.request = index, prompt_index, request
         self.arrived = arrived
         self.first_at: float | None = None
@@ -54,6 +59,7 @@ class Choice:
         self.embedding: tuple[float, ...] | None = None
         self.opened = False
         self.silent = silent
+        self.reader = reader
         self._detokenizer = detokenizer
         self._client_stop_ids = client_stop_ids
         self._include_stop = include_stop
@@ -100,11 +106,15 @@ class Choice:
                 return Piece("", (), ())
             if output.stop_id is not None and not self._include_stop:
                 visible = tokens[:-1]
-        text, used = self._read(visible)
+        parts: list[Part] = []
+        text, used = self._read(visible, parts)
         if used is not None:
             tokens, logprobs = tokens[:used], logprobs[:used]
         elif output.finished is not None:
-            text += self._detokenizer.flush()
+            rest = self._detokenizer.flush()
+            text += rest
+            if self.reader is not None:
+                parts += self.reader.feed(rest)
             self.finish_reason = output.finished
             if output.stop_id in self._client_stop_ids:
                 self.stop_reason = output.stop_id
@@ -112,15 +122,20 @@ class Choice:
         self.logprobs += logprobs
         if text:
             self.texts.append(text)
-        return Piece(text, tokens, logprobs)
+        if self.reader is not None and self.finish_reason is not None:
+            parts += self.reader.flush()
+            if self.finish_reason == "stop":
+                self.finish_reason = self.reader.ending
+        return Piece(text, tokens, logprobs, parts)
 
-    def _read(self, tokens: Sequence[int]) -> tuple[str, int | None]:
+    def _read(self, tokens: Sequence[int], parts: list[Part]) -> tuple[str, int | None]:
         """The text that `tokens` add, and how many of them were needed if a stop string was found."""
         if not tokens:
             return "", None
         detokenizer = self._detokenizer
         if len(tokens) == 1:
             text = detokenizer.feed(tokens)
+            self._take_apart(text, parts)
             if detokenizer.stopped is None:
                 return text, None
             self._stopped(detokenizer.stopped)
@@ -128,10 +143,17 @@ class Choice:
         texts = []
         for used, token in enumerate(tokens, 1):
             texts.append(detokenizer.feed((token,)))
+            self._take_apart(texts[-1], parts)
             if detokenizer.stopped is not None:
                 self._stopped(detokenizer.stopped)
                 return "".join(texts), used
         return "".join(texts), None
+
+    def _take_apart(self, text: str, parts: list[Part]) -> None:
+        """The text of one more token."""
+        if self.reader is not None:
+            self.reader.reasoning_tokens += self.reader.reasoning
+            parts += self.reader.feed(text)
 
     def _stopped(self, stop: str) -> None:
         self.finish_reason, self.stop_reason = "stop", stop

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from starlette.requests import Request as HttpRequest
 
+from penstock.control.request import Guide
 from penstock.errors import InvalidRequest
 from penstock.runtime import Tokenizer
 from penstock.serve.answer import Answer
@@ -16,6 +17,7 @@ from penstock.serve.front import Call, Front
 from penstock.serve.generation import Generation, Prompt
 from penstock.serve.logprobs import LegacyLogprobs, prompt_logprobs
 from penstock.serve.schema import CompletionBody
+from penstock.serve.structured import wanted
 from penstock.serve.time_bounds import time_bounds
 
 DEFAULT_MAX_TOKENS: Final = 16
@@ -35,11 +37,14 @@ async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer
     prompts = await read_prompts(
         front, body.prompt, special=body.add_special_tokens is not False, field="prompt", echo=bool(body.echo)
     )
+    constraint = wanted(body, front.deployment.server.limits)
+    guide = None if constraint is None else Guide(grammar=await front.grammars.check(constraint))
     scored = [body.prompt_logprobs, body.logprobs if body.echo else None]
     generation = front.generation(
         call, body, prompts, max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         max_field="max_tokens", prompt_field="prompt", logprobs=body.logprobs,
         prompt_logprobs=max((top for top in scored if top is not None), default=None),
+        guide=guide,
     )  # fmt: skip
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     form = CompletionFormat(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from msgspec.structs import replace
 from starlette.requests import Request as HttpRequest
 
-from penstock.control.request import Request, Sampling
+from penstock.control.request import Guide, Request, Sampling
 from penstock.deployment import Deployment
 from penstock.errors import InvalidRequest
 from penstock.runtime import Detokenizer
 from penstock.runtime.admission import NO_BOUNDS
 from penstock.runtime.facts import TimeBounds
+from penstock.runtime.grammar_check import GrammarCheck
 from penstock.serve.auth import KeyRing
 from penstock.serve.body import parse_body, read_body
 from penstock.serve.choice import Choice
@@ -26,6 +27,7 @@ from penstock.serve.generation import Generation, Prompt
 from penstock.serve.limits import check_limits
 from penstock.serve.metrics import Metrics
 from penstock.serve.offload import Offload
+from penstock.serve.reading import PLAIN, Plan, Reader
 from penstock.serve.sampling import make_sampling, seed_of_choice
 from penstock.serve.schema import Body, Named
 
@@ -66,6 +68,7 @@ class Front:
     ) -> None:
         self.service, self.deployment, self.metrics = service, deployment, metrics
         self.tokenizer, self.template, self.keys = tokenizer, template, keys
+        self.grammars = GrammarCheck()
         self.offload = Offload(max_pending=deployment.server.queue.max_requests)
 
     async def body(self, request: HttpRequest, kind: type[SomeBody]) -> tuple[SomeBody, int]:
@@ -114,10 +117,12 @@ class Front:
     def generation(
         self, call: Call, body: Body, prompts: Sequence[Prompt], *, max_tokens: int | None, max_field: str,
         prompt_field: str, logprobs: int | None, prompt_logprobs: int | None = None, embed: bool = False,
+        guide: Guide | None = None, plan: Plan = PLAIN,
     ) -> Generation:  # fmt: skip
         """n sequences for each prompt, checked against the context and ready to run.
 
-        `max_tokens` None: to the end of the context; 0: only the prompts are looked at.
+        `max_tokens` None: to the end of the context; 0: only the prompts are looked at. `guide`: the grammar the text
+        obeys. `plan`: how it is read.
 
         Raises:
             InvalidRequest: too long, a token id that does not exist, or fields that contradict each other.
@@ -137,6 +142,7 @@ class Front:
                 vocab_size=info.vocab_size, max_tokens=bound, logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs, embed=embed,
             )  # fmt: skip
+            sampling = sampling if guide is None else replace(sampling, guide=guide)
             for one in range(n):
                 index = number * n + one
                 request = Request(
@@ -151,9 +157,10 @@ class Front:
                         detokenizer=Detokenizer(
                             self.tokenizer, stop=stops, include_stop=bool(body.include_stop_str_in_output),
                             min_tokens=sampling.min_tokens, skip_special_tokens=body.skip_special_tokens is not False,
+                            keep=plan.keep,
                         ),
                         client_stop_ids=body.stop_token_ids or (), include_stop=bool(body.include_stop_str_in_output),
-                        silent=silent,
+                        silent=silent, reader=None if plan.plain else Reader(plan, _call_id),
                     )
                 )  # fmt: skip
         return Generation(
@@ -191,3 +198,7 @@ class Front:
 
 def _with_seed(sampling: Sampling, seed: int | None) -> Sampling:
     return sampling if seed == sampling.seed else replace(sampling, seed=seed)
+
+
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"

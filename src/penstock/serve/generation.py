@@ -68,6 +68,7 @@ class Generation:
         """Tokens so far: each prompt counts once, whatever n is."""
         prompt_tokens = sum(len(prompt.ids) for prompt in self.prompts)
         completion_tokens = sum(len(choice.token_ids) for choice in self.choices)
+        reasoning = sum(one.reader.reasoning_tokens for one in self.choices if one.reader is not None)
         cached = [self.choices[first : first + self.n] for first in range(0, len(self.choices), self.n)]
         return {
             "prompt_tokens": prompt_tokens,
@@ -77,7 +78,7 @@ class Generation:
             "prompt_tokens_details": {
                 "cached_tokens": sum(min(one.cached_tokens for one in group) for group in cached)
             },
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": reasoning},
         }
 
     def slowest(self) -> Choice:
@@ -104,7 +105,7 @@ class Generation:
                     metrics.generated_tokens += len(piece.tokens)
                     emit(choice, piece)
                     if choice.finish_reason is not None:
-                        outcome = choice.finish_reason
+                        outcome = "stop" if choice.finish_reason == "tool_calls" else choice.finish_reason
                         break
                     await flush()
         except asyncio.CancelledError:

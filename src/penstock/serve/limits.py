@@ -44,6 +44,7 @@ CHECKS: Final[tuple[tuple[str, str, Measure, str], ...]] = (  # field, limit, wh
     ("top_logprobs", "top_logprobs", _number, ""),
     ("prompt_logprobs", "top_logprobs", _number, ""),
     ("logprobs", "logprobs", _top, ""),
+    ("tools", "tools", len, " tools"),
     ("metadata", "metadata_pairs", len, " pairs"),
 )
 

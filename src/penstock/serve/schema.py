@@ -66,6 +66,13 @@ class Body(Named, frozen=True, kw_only=True):
     """Tell where this request's time went."""
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    response_format: dict[str, Any] | None = None
+    """structured.py knows what may stand there, and in vLLM's names for the same:"""
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[Any] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: dict[str, Any] | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=256)] | None = None
 
@@ -91,13 +98,16 @@ class TextPart(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One turn. `tool_calls` are calls the assistant made earlier; they go to the template as they are."""
+    """One turn. `tool_calls` are calls the assistant made earlier."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
     name: Annotated[str, Meta(max_length=256)] | None = None
     tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
     tool_calls: Annotated[list[dict[str, Any]], Meta(max_length=128)] | None = None
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
+    """What the assistant thought, under either name; templates that want it find it as `reasoning_content`."""
 
 
 class ChatBody(Body, frozen=True, kw_only=True):
@@ -109,3 +119,7 @@ class ChatBody(Body, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=100)] | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[Any], Meta(max_length=1024)] | None = None
+    """tools/request.py knows what may stand there."""
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None

@@ -17,16 +17,8 @@ def _empty(value: Any, body: Mapping[str, Any]) -> bool:
     return value is False or value in (None, "", [], {})
 
 
-def _tools_switched_off(value: Any, body: Mapping[str, Any]) -> bool:
-    return _empty(value, body) or body.get("tool_choice") == "none"
-
-
 def _no_tool_wanted(value: Any, body: Mapping[str, Any]) -> bool:
     return value in (None, "none") or (value == "auto" and not body.get("tools"))
-
-
-def _plain_text(value: Any, body: Mapping[str, Any]) -> bool:
-    return value is None or value == {"type": "text"}
 
 
 def _one_of_n(value: Any, body: Mapping[str, Any]) -> bool:
@@ -38,14 +30,10 @@ def _only_text(value: Any, body: Mapping[str, Any]) -> bool:
 
 
 _LEAVE_OUT = "leave the field out"
-_NO_CONSTRAINT = "leave the field out and check the text yourself"
 
 UNSUPPORTED: Final[dict[str, tuple[Harmless, str]]] = {
-    "tools": (_tools_switched_off, 'leave tools out, or set tool_choice to "none"'),
-    "tool_choice": (_no_tool_wanted, 'leave it out, or "none"'),
     "functions": (_empty, _LEAVE_OUT),
     "function_call": (_no_tool_wanted, 'leave it out, or "none"'),
-    "response_format": (_plain_text, '{"type": "text"}, or leave the field out'),
     "modalities": (_only_text, '["text"], or leave the field out'),
     "audio": (_empty, _LEAVE_OUT),
     "best_of": (_one_of_n, "the same value as n, or leave the field out"),
@@ -57,11 +45,6 @@ UNSUPPORTED: Final[dict[str, tuple[Harmless, str]]] = {
     "chat_template": (_empty, "leave the field out; the model's own template is used"),
     "documents": (_empty, "put the text into a message"),
     "continue_final_message": (_empty, "/v1/completions with the rendered prompt"),
-    "structured_outputs": (_empty, _NO_CONSTRAINT),
-    "guided_json": (_empty, _NO_CONSTRAINT),
-    "guided_regex": (_empty, _NO_CONSTRAINT),
-    "guided_choice": (_empty, _NO_CONSTRAINT),
-    "guided_grammar": (_empty, _NO_CONSTRAINT),
     "logits_processors": (_empty, _LEAVE_OUT),
     "vllm_xargs": (_empty, _LEAVE_OUT),
     "kv_transfer_params": (_empty, _LEAVE_OUT),

@@ -3,11 +3,11 @@
 One JSON object per line on standard input, one on standard output. A grammar that does not come to an end, exhausts the
 stack or the memory takes only this process with it; whoever started it ends it after its time and starts another.
 
-    {"schemas": [[field, schema, lenient], ...], "grammar": text, "lark": text}
+    {"schemas": [[field, schema, lenient], ...], "grammar": text, "lark": text, "regex": text}
     {"field": "", "why": "", "grammar": text}
 
 `schemas` are tried one by one, so that an error can name its place; then `grammar` as a whole, up to its first mask.
-`lark`: a client's own grammar instead of `grammar`; the answer has what became of it.
+`lark`, `regex`: a client's own instead of `grammar`; the answer has what became of it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ def check(job: dict[str, Any]) -> dict[str, str]:
             where, why = _place(schema, lenient, why)
             return {"field": field + where, "why": why}
     text = job.get("grammar", "")
+    if job.get("regex"):
+        text = texts.regex(job["regex"])
     if job.get("lark"):
         try:
             text = texts.lark(job["lark"])

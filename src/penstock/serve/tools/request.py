@@ -1,0 +1,162 @@
+"""`tools`, `tool_choice` and `parallel_tool_calls` of a body, checked, and what they mean for the answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from penstock.errors import InvalidRequest
+from penstock.runtime import Tokenizer
+from penstock.runtime.grammar_check import GrammarJob, grammar
+from penstock.serve.structured import check_schema
+from penstock.serve.tools.tool import NO_ARGUMENTS, Mark, Tool, ToolFormat
+
+if TYPE_CHECKING:
+    from penstock.deployment.limits import Limits
+    from penstock.serve.schema import ChatBody
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools an answer may or must call. No tools: none are shown and none are looked for."""
+
+    tools: tuple[Tool, ...] = ()
+    """Shown to the model, in the client's order."""
+    callable: tuple[Tool, ...] = ()
+    """Those a guided answer may call: all, or the one that was named."""
+    required: bool = False
+    many: bool = True
+    ends: str = "tool_calls"
+    """The finish reason of an answer that calls."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all tools."""
+        return frozenset(tool.name for tool in self.tools)
+
+    def job(self, form: ToolFormat, tokenizer: Tokenizer) -> GrammarJob:
+        """The grammar that a required call obeys, for the checker.
+
+        It is tried with the markers as plain text: the checker knows no model.
+        """
+        schemas = [
+            (f"tools[{self.tools.index(tool)}].function.parameters", tool.parameters, not tool.strict)
+            for tool in self.callable
+        ]
+        return GrammarJob(field="tools", grammar=self._text(form, grammar.literal), schemas=schemas)
+
+    def text(self, form: ToolFormat, tokenizer: Tokenizer) -> str:
+        """The same grammar, with the model's own control tokens."""
+
+        def mark(spelling: str) -> str:
+            id = tokenizer.control_tokens.get(spelling)
+            return grammar.literal(spelling) if id is None else f"<[{id}]>"
+
+        return self._text(form, mark)
+
+    def _text(self, form: ToolFormat, mark: Mark) -> str:
+        return grammar.rules(form.rules(self.callable, mark, many=self.many))
+
+
+def tool_use(body: ChatBody, limits: Limits) -> ToolUse:
+    """What a body says of tools.
+
+    Raises:
+        InvalidRequest: a tool that is none, two of one name, a choice of a tool that is not there.
+    """
+    tools = tuple(_tool(f"tools[{at}]", given, limits) for at, given in enumerate(body.tools or ()))
+    seen: set[str] = set()
+    for at, tool in enumerate(tools):
+        if tool.name in seen:
+            raise _invalid(f"tools[{at}].function.name", tool.name, "another tool has this name", "a name of its own")
+        seen.add(tool.name)
+    choice = ("auto" if tools else "none") if body.tool_choice is None else body.tool_choice
+    many = body.parallel_tool_calls is not False
+    if choice == "none":
+        # The template does not see them either: a model that is shown tools uses them.
+        return ToolUse()
+    if choice in ("auto", "required") or isinstance(choice, Mapping):
+        if not tools:
+            if choice == "auto":
+                return ToolUse()
+            raise _invalid("tool_choice", choice, "there are no tools", "tools, or leave it out")
+        if choice == "auto":
+            return ToolUse(tools, tools, many=many)
+        if choice == "required":
+            return ToolUse(tools, tools, required=True, many=many)
+        name = _named(choice) if isinstance(choice, Mapping) else choice
+        for tool in tools:
+            if tool.name == name:
+                return ToolUse(tools, (tool,), required=True, many=False, ends="stop")
+        raise _invalid("tool_choice.function.name", name, "no tool has this name", "one of " + ", ".join(sorted(seen)))
+    raise _invalid(
+        "tool_choice", choice, "unknown",
+        'none, auto, required or {"type": "function", "function": {"name": ...}}',
+    )  # fmt: skip
+
+
+def _named(choice: Mapping[str, Any]) -> Any:
+    function = choice.get("function")
+    if choice.get("type", "function") != "function" or not isinstance(function, Mapping):
+        raise _invalid(
+            "tool_choice", dict(choice), "it names no function", '{"type": "function", "function": {"name": ...}}'
+        )
+    return function.get("name")
+
+
+def _tool(field: str, given: Any, limits: Limits) -> Tool:
+    if not isinstance(given, dict) or given.get("type", "function") != "function":
+        kind = given.get("type") if isinstance(given, dict) else given
+        raise _invalid(f"{field}.type", kind, "this server knows functions only", "function", "unsupported_parameter")
+    function = given.get("function")
+    if not isinstance(function, dict):
+        raise _invalid(f"{field}.function", function, "it is not an object", '{"name": ..., "parameters": {...}}')
+    name = function.get("name")
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise _invalid(f"{field}.function.name", name, "no name of a tool", "1 to 64 of A-Z a-z 0-9 _ -")
+    description = function.get("description")
+    if description is not None and not isinstance(description, str):
+        raise _invalid(f"{field}.function.description", description, "it is not a text", "a text")
+    parameters = function.get("parameters")
+    if parameters is None or parameters == {}:
+        parameters = NO_ARGUMENTS
+    where = f"{field}.function.parameters"
+    check_schema(where, parameters, limits)
+    if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
+        raise _invalid(where, parameters, "arguments are an object", '{"type": "object", ...}', "invalid_schema")
+    return Tool(name, {"type": "object"} | parameters, function.get("strict") is True, given)
+
+
+def plain_calls(calls: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:
+    """Calls of an earlier turn as templates read them: arguments are an object, not its JSON.
+
+    Raises: InvalidRequest: a call without id or name, or one whose arguments are no object.
+    """
+    plain = []
+    for at, call in enumerate(calls):
+        where = f"{field}[{at}]"
+        function = call.get("function")
+        if not isinstance(call.get("id"), str) or not call["id"]:
+            raise _invalid(f"{where}.id", call.get("id"), "a call has an id", "the id it was given with")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise _invalid(f"{where}.function", function, "it has no name", '{"name": ..., "arguments": "{...}"}')
+        given = function.get("arguments", "{}")
+        try:
+            arguments = json.loads(given or "{}") if isinstance(given, str) else given
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise _invalid(f"{where}.function.arguments", given, "they are not an object", "the JSON of an object")
+        plain.append(
+            {"id": call["id"], "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+        )
+    return plain
+
+
+def _invalid(field: str, value: Any, why: str, remedy: str, code: str = "invalid_value") -> InvalidRequest:
+    return InvalidRequest(field=field, value=value, why=why, remedy=remedy, code=code)
