@@ -125,6 +125,7 @@ class Tally:
             self.by_path.setdefault(path or "raw bytes", Counter())[status] += 1
             if problem and len(self.wrong) < 20:
                 self.wrong.append(problem)
+                print("WRONG", problem, file=sys.stderr, flush=True)
 
 
 class Client:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from functools import partial
 
 import pytest
 
@@ -62,3 +64,25 @@ def test_errors_of_the_work_come_through() -> None:
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(Offload(max_pending=1).run(fail, characters=BIG, field="prompt"))
+
+
+def test_a_refusal_says_when_to_come_back_from_what_work_took_of_late() -> None:
+    go_on = threading.Event()
+
+    async def main() -> tuple[float, float]:
+        offload, waits = Offload(max_pending=1), []
+        for seconds in (0.0, 0.3):
+            for _ in range(3):
+                await offload.run(partial(time.sleep, seconds), characters=BIG, field="prompt")
+            go_on.clear()
+            first = asyncio.create_task(offload.run(go_on.wait, characters=BIG, field="prompt"))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded) as refused:
+                await offload.run(go_on.wait, characters=BIG, field="prompt")
+            go_on.set()
+            await first
+            waits.append(refused.value.retry_after_s)
+        return waits[0], waits[1]
+
+    quick, slow = asyncio.run(main())
+    assert quick < slow < 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -13,6 +14,9 @@ INLINE_CHARACTERS: Final = 4_000
 """Below this a tokenizer is done sooner (about a millisecond) than a thread has answered under load."""
 LIMIT_S: Final = 10.0
 THREADS: Final = 2
+MIN_RETRY_S: Final = 0.05
+RECENT: Final = 0.2
+"""Weight of the newest piece of work in what one takes."""
 
 Result = TypeVar("Result")
 
@@ -24,6 +28,8 @@ class Offload:
         self._max_pending, self._limit_s = max_pending, limit_s
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="penstock-text")
         self._pending = 0
+        self._work_s = 0.0
+        """What one piece of work took of late."""
 
     async def run(self, work: Callable[[], Result], *, characters: int, field: str) -> Result:
         """`work()`, here if `characters` of input are few, else in a thread.
@@ -36,9 +42,18 @@ class Offload:
         if characters <= INLINE_CHARACTERS:
             return work()
         if self._pending >= self._max_pending:
-            raise Overloaded(f"{self._pending} prompts wait to be tokenised", retry_after_s=1.0)
+            wait_s = max(MIN_RETRY_S, self._pending * self._work_s / THREADS)
+            raise Overloaded(f"{self._pending} prompts wait to be tokenised", retry_after_s=wait_s)
         self._pending += 1
-        running = asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+        def timed() -> Result:
+            started = time.monotonic()
+            try:
+                return work()
+            finally:
+                self._work_s += RECENT * (time.monotonic() - started - self._work_s)
+
+        running = asyncio.get_running_loop().run_in_executor(self._pool, timed)
         running.add_done_callback(self._finished)
         try:
             return await asyncio.wait_for(asyncio.shield(running), self._limit_s)
