@@ -41,7 +41,7 @@ class Stepping(ScriptedService):
         super().__init__(deployment)
         self.streams: dict[str, Stream] = {}
 
-    async def generate(self, request: Request) -> AsyncIterator[Output]:
+    async def generate(self, request: Request, bounds: object = None) -> AsyncIterator[Output]:
         stream = Stream(request, time.monotonic())
         self.streams[request.id] = stream
         try:
