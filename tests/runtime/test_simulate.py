@@ -257,3 +257,25 @@ def test_a_trace_with_a_bad_line_is_refused_by_file_line_and_column(tmp_path: An
     trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,12,4\n2023-11-16 18:15:47,x,4\n")
     with pytest.raises(BadInput, match=r"bad\.csv:3 ContextTokens"):
         simulate(deployment(workload__trace=str(trace), workload__rate=None, workload__requests=None))
+
+
+def test_through_idle_time_nothing_runs_and_power_is_idle() -> None:
+    deployment = Deployment.load(
+        None,
+        {"model.path": "llama-3-8b", "hardware.name": "h100-sxm", "layout.tensor_parallel": 2, "twin.price": "roofline",
+         "twin.idle_watts": 50, "cluster.replicas": 2, "cluster.router": "round_robin",
+         "workload.law": "constant", "workload.rate": 0.1, "workload.requests": 7},
+    )  # fmt: skip
+    result = simulate(deployment)
+    for one, requests in zip(result.series, (4, 3), strict=True):
+        assert (np.diff(one.t_s) >= 0).all()
+        gaps = np.flatnonzero((one.step_s[:-1] == 0) & (one.step_s[1:] == 0) & (np.diff(one.t_s) > 1.0))
+        assert len(gaps) == requests - 1 + (one.replica == 1)  # After its last request the other still has one.
+        for column, level in ((one.running, 0), (one.waiting, 0), (one.kv_used, 0), (one.power_w, 100.0)):
+            assert (column[gaps] == level).all()
+            assert (column[gaps + 1] == level).all()
+        assert one.running.max() == 1
+        assert one.power_w.max() > 200.0
+    # The area under the curves of power is the energy, but for what lies between samples.
+    area = sum(float(np.trapezoid(one.power_w, one.t_s)) for one in result.series)
+    assert result.energy_j == pytest.approx(area, rel=0.1)

@@ -51,7 +51,8 @@ class RequestColumns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSeries:
-    """Samples of one replica, each at the end of a step or less often; every array is [S]."""
+    """Samples of one replica, each at the end of a step or less often, and both ends of each rest in which there
+    was nothing to do: a step of no time. Every array is [S]."""
 
     replica: int
     t_s: Floats
@@ -66,7 +67,7 @@ class ReplicaSeries:
     """Share of the KV blocks in use, 0 to 1."""
     power_w: Floats
     step_s: Floats
-    """How long the step took."""
+    """How long the step took; 0 in a rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,11 +130,11 @@ def _per_s(name: str, times: Floats, edges: Floats) -> Curve:
 def _composition(series: list[ReplicaSeries], edges: Floats) -> tuple[Floats, list[tuple[str, Floats]]]:
     if not series:
         return np.empty(0), []
-    times = np.concatenate([one.t_s for one in series])
+    times = np.concatenate([one.t_s[one.step_s > 0] for one in series])
     steps = np.maximum(np.histogram(times, edges)[0], 1)
     layers = []
     for name, column in (("decode", "decoding"), ("prefill", "prefill_tokens")):
-        rows = np.concatenate([getattr(one, column) for one in series])
+        rows = np.concatenate([getattr(one, column)[one.step_s > 0] for one in series])
         layers.append((name, np.histogram(times, edges, weights=rows)[0] / steps))
     return edges, layers
 

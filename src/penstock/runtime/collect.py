@@ -56,6 +56,8 @@ class Collector:
         self.prompt_tokens, self.output_tokens, self.cached_tokens = array("q"), array("q"), array("q")
         self.preemptions, self.replica, self.outcome = array("l"), array("l"), array("b")
         self.samples: list[list[Sample]] = [[] for _ in range(replicas)]
+        self.idle: list[list[tuple[float, float]]] = [[] for _ in range(replicas)]
+        """From when to when each had nothing to do, as far as it is longer than the distance of samples."""
         self.steps = [0] * replicas
         self.busy_s = [0.0] * replicas
         self.ended_count = 0
@@ -66,6 +68,8 @@ class Collector:
         self._most = max(FEWEST, MOST_SAMPLES // replicas)
         self._due = [0.0] * replicas
         self._distance = [FIRST_SAMPLE_S] * replicas
+        self._ended = [NEVER] * replicas
+        """When the last step of each ended."""
         self._on_step = on_step
 
     # -- requests ---------------------------------------------------------------------------------------------------
@@ -116,6 +120,10 @@ class Collector:
         number = instance.number
         self.steps[number] += 1
         self.busy_s[number] += ended - started
+        before = self._ended[number]
+        if started > before:
+            self.rested(number, before, started)
+        self._ended[number] = ended
         if ended > self.last_s:
             self.last_s = ended
         if ended >= self._due[number]:
@@ -129,6 +137,7 @@ class Collector:
         number = instance.number
         self.steps[number] += len(ends)
         self.busy_s[number] += ends[-1] - started
+        self._ended[number] = ends[-1]
         if ends[-1] > self.last_s:
             self.last_s = ends[-1]
         if ends[-1] >= self._due[number]:
@@ -139,6 +148,16 @@ class Collector:
             for end in ends:
                 self._on_step(number, started, end, decoding, 0, 0)
                 started = end
+
+    def rested(self, number: int, begin: float, end: float) -> None:
+        """A replica had nothing to do in between."""
+        if end - begin >= self._distance[number]:
+            self.idle[number].append((begin, end))
+
+    def finish(self, number: int) -> None:
+        """A replica has nothing left to do while others went on to the end of the run."""
+        if self.last_s > self._ended[number]:
+            self.rested(number, self._ended[number], self.last_s)
 
     def _sample(self, instance: Instance, step: Step | None, now: float, step_s: float, back: int = 0) -> None:
         number = instance.number
@@ -158,4 +177,6 @@ class Collector:
         if len(samples) >= self._most:
             del samples[1::2]
             self._distance[number] *= 2
+            longest = self._distance[number]
+            self.idle[number] = [gap for gap in self.idle[number] if gap[1] - gap[0] >= longest]
         self._due[number] = now + self._distance[number]

@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penstock.control.cluster.router import build_router
 from penstock.deployment import Deployment
@@ -77,6 +78,9 @@ def _result(
     notes: Sequence[str], wall_s: float,
 ) -> SimulationResult:  # fmt: skip
     cluster.settle()
+    for instance in cluster.instances:
+        if not instance.outstanding:
+            collector.finish(instance.number)
     parts = _Parts()
     power = modelled.device.idle_watts is not None and modelled.device.peak_watts is not None
     watts = [_explain(modelled.price, samples, collector.busy_s[number], parts)
@@ -84,17 +88,20 @@ def _result(
     span = collector.last_s - float(np.nanmin(collector.arrival_s)) if len(collector.arrival_s) else 0.0
     devices = modelled.layout.devices * deployment.cluster.replicas
     price = modelled.device.price_per_hour
-    energy = None
+    energy, idle_watts = None, 0.0
     if power and modelled.device.idle_watts is not None:
-        idle = sum(max(0.0, span - busy) for busy in collector.busy_s) * modelled.layout.devices
-        energy = parts.joules + idle * modelled.device.idle_watts.value
+        idle_watts = modelled.layout.devices * modelled.device.idle_watts.value
+        energy = parts.joules + sum(max(0.0, span - busy) for busy in collector.busy_s) * idle_watts
     slo = deployment.slo
     told = [*notes, *modelled.notes, *(f"{number} x refused: {why}" for why, number in collector.reasons.items())]
     return SimulationResult(
         title=f"{modelled.shape.name} on {deployment.cluster.replicas * modelled.layout.devices} x "
         f"{modelled.device.name}",
         requests=_columns(collector),
-        series=tuple(_series(number, samples, watts[number]) for number, samples in enumerate(collector.samples)),
+        series=tuple(
+            _series(number, samples, watts[number], collector.idle[number], idle_watts)
+            for number, samples in enumerate(collector.samples)
+        ),
         steps=sum(collector.steps), busy_s=tuple(collector.busy_s), operator_s=dict(parts.by_kind),
         basis_s=dict(parts.by_basis), open_loop=deployment.workload.law not in _CLOSED,
         interrupted="" if stop == "done" else _STOPS[stop], notes=tuple(told),
@@ -166,16 +173,28 @@ def _columns(collector: Collector) -> RequestColumns:
     )  # fmt: skip
 
 
-def _series(number: int, samples: Sequence[Sample], watts: Sequence[float]) -> ReplicaSeries:
+def _series(
+    number: int, samples: Sequence[Sample], watts: Sequence[float], idle: Sequence[tuple[float, float]],
+    idle_watts: float,
+) -> ReplicaSeries:  # fmt: skip
+    """Samples, and between them the two ends of each rest, where all is zero but the power."""
     stats = [sample.statistics for sample in samples]
+    rests = [moment for gap in idle for moment in gap]
+    times = np.array([*(sample.t for sample in samples), *rests], dtype=np.float64)
+    order = np.argsort(times, kind="stable")  # A rest begins after the sample of its moment.
+
+    def whole(values: Iterable[int]) -> NDArray[np.int64]:
+        return np.array([*values, *[0] * len(rests)], dtype=np.int64)[order]
+
+    def real(values: Iterable[float], rest: float = 0.0) -> NDArray[np.float64]:
+        return np.array([*values, *[rest] * len(rests)], dtype=np.float64)[order]
+
     return ReplicaSeries(
-        replica=number, t_s=np.array([sample.t for sample in samples]),
-        waiting=np.array([one.waiting + one.swapped for one in stats], dtype=np.int64),
-        running=np.array([one.running for one in stats], dtype=np.int64),
-        decoding=np.array([sample.load.decoding for sample in samples], dtype=np.int64),
-        prefill_tokens=np.array([sample.load.tokens - sample.load.decoding for sample in samples], dtype=np.int64),
-        kv_used=np.array([one.held_blocks / one.total_blocks if one.total_blocks else 0.0 for one in stats]),
-        power_w=np.array(watts), step_s=np.array([sample.step_s for sample in samples]),
+        replica=number, t_s=times[order], waiting=whole(one.waiting + one.swapped for one in stats),
+        running=whole(one.running for one in stats), decoding=whole(sample.load.decoding for sample in samples),
+        prefill_tokens=whole(sample.load.tokens - sample.load.decoding for sample in samples),
+        kv_used=real(one.held_blocks / one.total_blocks if one.total_blocks else 0.0 for one in stats),
+        power_w=real(watts, idle_watts), step_s=real(sample.step_s for sample in samples),
     )  # fmt: skip
 
 
