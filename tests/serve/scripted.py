@@ -36,8 +36,13 @@ INFO = ModelInfo(
 )  # fmt: skip
 
 
-def byte_tokenizer(**sampling_defaults: float) -> Tokenizer:
-    """The real tokenizer, over a vocabulary of the 256 bytes and one end token."""
+def byte_tokenizer(
+    *, special: Sequence[str] = (), template: str | None = None, **sampling_defaults: float
+) -> Tokenizer:
+    """The real tokenizer, over a vocabulary of the 256 bytes, one end token and `special` ones (ids from 257 on).
+
+    `template`: the chat template that its checkpoint is said to have.
+    """
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -46,9 +51,12 @@ def byte_tokenizer(**sampling_defaults: float) -> Tokenizer:
     library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=pieces, merges=[]))
     library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.decoder = tokenizers.decoders.ByteLevel()
-    library.add_special_tokens(["<|end|>"])
+    library.add_special_tokens(["<|end|>", *special])
     return Tokenizer(
-        json.loads(library.to_str()), TokenSettings(eos_token="<|end|>", sampling_defaults=dict(sampling_defaults))
+        json.loads(library.to_str()), TokenSettings(
+            eos_token="<|end|>", sampling_defaults=dict(sampling_defaults),
+            templates={} if template is None else {"default": template},
+        ),
     )
 
 

@@ -109,8 +109,13 @@ def tiny_checkpoint(
             noise = torch.randn(parameter.shape, generator=generator)
             # Norms multiply by about 1, which Gemma stores as 0; everything else, biases too, is around 0.
             is_norm = parameter.ndim == 1 and name.endswith("weight")
-            around = 0 if family.startswith("gemma") else 1
-            parameter.copy_(around + 0.1 * noise if is_norm else std * noise)
+            gemma, size, around = family.startswith("gemma"), std, 1
+            if gemma:
+                # Its embeddings are scaled up and are the head too: unless they are small beside what the layers add,
+                # the output is the last token again and again.
+                around = 2 if "post_" in name else 0
+                size = std / 3 if "embed_tokens" in name else std
+            parameter.copy_(around + 0.1 * noise if is_norm else size * noise)
     path = Path(directory)
     model.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=max_shard_size)
     return path
