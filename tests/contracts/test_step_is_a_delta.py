@@ -13,10 +13,23 @@ from typing import Any
 import pytest
 
 from penstock.compiled import in_use
+from penstock.control.cluster.router import build_router
+from penstock.control.compose.fill import Compose, Fill, View
+from penstock.control.evict.recompute import Recompute
+from penstock.control.memory.paged import Paged
+from penstock.control.order.arrival import Arrival
+from penstock.control.policy import COMPOSES
 from penstock.control.replica import Replica
 from penstock.control.request import Request
 from penstock.control.step import Step, StepResult
+from penstock.runtime.collect import Collector
+from penstock.runtime.instance import Instance
+from penstock.runtime.virtual import Cluster
 from penstock.testing import small_replica
+from penstock.twin.twin import Twin
+from penstock.workload.build import build_source
+from penstock.workload.settings import ArrivalSettings, WorkloadSettings
+from tests.runtime.test_instance import Priced
 
 pytestmark = pytest.mark.skipif(in_use(), reason="calls inside compiled code cannot be counted")
 BLOCK = 16
@@ -71,6 +84,42 @@ def test_a_step_of_decodes_makes_as_many_calls_for_400_sequences_as_for_4(policy
         assert step.decoding == batch
         assert [step.grow, step.chunks, step.join, step.pause, step.admit] == [[]] * 5
     assert counts[4] == counts[400]
+
+
+class EveryThird(Compose):
+    """Prompts are computed in one step of three, however many wait: its shapes do not follow from the counts."""
+
+    every_step = True
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def fills(self, view: View) -> tuple[Fill, ...]:
+        self.asked += 1
+        budget = 64 if view.decoding == 0 or self.asked % 3 == 0 else 0
+        return (Fill(decode=True, budget=budget), Fill(decode=True, budget=64))
+
+
+def test_a_rule_that_must_be_asked_before_every_step_says_so_and_is_asked() -> None:
+    assert [name for name, make in COMPOSES.items() if make(64).every_step] == []
+    asked, ends = {}, {}
+    for coast in (True, False):
+        rule = EveryThird()
+        collector = Collector(1)
+        settings = WorkloadSettings(
+            arrivals=ArrivalSettings(rate=2.0), prompt_tokens="20", output_tokens="40", requests=30
+        )
+        cluster = Cluster(
+            build_router("round_robin"), build_source(settings), collector, max_tokens=lambda one: one.output_tokens
+        )
+        replica = Replica(
+            order=Arrival(), compose=rule, evict=Recompute(), memory=Paged(400, 4), max_seqs=6, watermark=0.0
+        )
+        cluster.instances.append(Instance(0, replica, Twin(Priced()), cluster, plan_ahead=False, coast=coast))
+        cluster.run()
+        asked[coast], ends[coast] = rule.asked, list(collector.finish_s[:30])
+    assert asked[True] == asked[False] > 100
+    assert ends[True] == ends[False]
 
 
 def test_where_blocks_fill_up_a_step_pays_one_call_at_most_for_each_new_block() -> None:

@@ -157,6 +157,8 @@ class Replica(Residents):
         decode_set = self._decode_set
         if self._prefilling or self._draft.said or self._stalled or self._updates or not decode_set:
             return 0
+        if self._compose.every_step:
+            return 0
         running = None
         for step in self._in_flight:
             # What the running one announced is known already; only its chunks still have a commit to come.

@@ -52,6 +52,9 @@ class Compose:
 
     decodes_wait: bool = False
     """When blocks run out: True, decodes without a block wait; False, a victim is evicted."""
+    every_step: bool = False
+    """True: it must be asked before every step, since its shapes follow from more than the counts of a `View`, or since
+    it does work for each sequence. Planning then costs what it does, and no stretch of steps is coasted through."""
 
     def fills(self, view: View) -> tuple[Fill, ...]:
         """Shapes to try, best first."""
