@@ -4,15 +4,15 @@ Starts `penstock serve` with two keys and fair share, then runs four stages agai
 
     alone      the quiet tenant by itself: its p99 TTFT without load
     peak       the flooding tenant in closed loop at several concurrencies: the best throughput of all
-    flood      the flooding tenant sends three times as many requests per second as the server can do, at random moments,
-               while the quiet one goes on as before. One in four refused requests comes back when it was told, the
-               others give up
+    flood      the flooding tenant sends three times as many requests per second as the server can do, at random
+               moments, while the quiet one goes on as before. One in four refused requests comes back when it was
+               told, the others give up
     crowd      the flooding tenant has three times as many clients as the server has places; all of them come back when
                they were told, until they are served; one in ten comes too early, at 60 % of the time it was told
 
-Checked: in `flood` and `crowd` throughput is within 5 % of the peak, the quiet tenant's p99 TTFT within 2x of what it is
-alone, nothing of the quiet tenant is refused, and 90 % of the refused were told a time that was right within 30 %: come
-back then, they were let in. Who comes too early must be refused again, or the time was too long.
+Checked: in `flood` and `crowd` throughput is within 5 % of the peak, the quiet tenant's p99 TTFT within 2x of what it
+is alone, nothing of the quiet tenant is refused, and 90 % of the refused were told a time that was right within 30 %:
+come back then, they were let in. Who comes too early must be refused again, or the time was too long.
 
 Work is counted in mean requests of the flood: half for prompt tokens read, half for output tokens written. The quiet
 tenant's prompts are long beside a step, so that its own work and not the step under way is most of its TTFT.
@@ -46,6 +46,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import httpx
+import psutil
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -90,7 +91,8 @@ class Stage:
     sent: int = 0
     refused: int = 0
     refusals: list[Refusal] = field(default_factory=list)
-    busy: float = 0.0
+    cpu: dict[str, float] = field(default_factory=dict)
+    """Share of a core that each process took."""
 
     @property
     def seconds(self) -> float:
@@ -176,7 +178,7 @@ async def in_turn(until: float, ask: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def run_stage(
-    tenants: Tenants, name: str, seconds: float, *, quiet_rate: float, flood_rate: float = 0.0, clients: int = 0,
+    tenants: Tenants, pid: int, name: str, seconds: float, *, quiet_rate: float, flood_rate: float = 0.0, clients: int = 0,
     comes_back: float = 0.0, warm_s: float = 3.0,
 ) -> Stage:  # fmt: skip
     """Both tenants for so long; the first seconds are not counted."""
@@ -201,19 +203,34 @@ async def run_stage(
         await tenants.ask_flood(stage, comes_back=True, tries=1000)
 
     work += [in_turn(until, one) for _ in range(clients)]
+    before, began = cpu_seconds(pid), time.perf_counter()
     await asyncio.gather(*work)
+    took = time.perf_counter() - began
+    stage.cpu = {name: round((after - before[name]) / took, 3) for name, after in cpu_seconds(pid).items()}
     return stage
 
 
-async def stages(url: str, arguments: argparse.Namespace, console: Console) -> tuple[list[Stage], float]:
+def cpu_seconds(pid: int) -> dict[str, float]:
+    """Of this process, the front end and its worker (the busiest of its children)."""
+    times = [process.cpu_times() for process in psutil.Process(pid).children(recursive=True)]
+    own, front = psutil.Process().cpu_times(), psutil.Process(pid).cpu_times()
+    return {
+        "clients": own.user + own.system, "front end": front.user + front.system,
+        "worker": max((one.user + one.system for one in times), default=0.0),
+    }  # fmt: skip
+
+
+async def stages(url: str, pid: int, arguments: argparse.Namespace, console: Console) -> tuple[list[Stage], float]:
     tenants = Tenants(url, arguments.seed)
     quiet = arguments.quiet_rate
-    await run_stage(tenants, "warm", 3, quiet_rate=quiet, clients=PLACES)
-    done = [await run_stage(tenants, "alone", 4 * arguments.stage, quiet_rate=quiet)]
+    await run_stage(tenants, pid, "warm", 3, quiet_rate=quiet, clients=PLACES)
+    done = [await run_stage(tenants, pid, "alone", 4 * arguments.stage, quiet_rate=quiet)]
     console.print(f"alone: p99 TTFT {p99(done[0].quiet_ttft) * 1e3:.0f} ms of {len(done[0].quiet_ttft)}")
     for clients in (PLACES // 2, PLACES, PLACES * 3 // 2, PLACES * 2):
         done.append(
-            await run_stage(tenants, f"peak, {clients} clients", arguments.stage, quiet_rate=quiet, clients=clients)
+            await run_stage(
+                tenants, pid, f"peak, {clients} clients", arguments.stage, quiet_rate=quiet, clients=clients
+            )
         )
         console.print(f"{done[-1].name}: {done[-1].throughput():.2f} requests/s")
     peak = max(stage.throughput() for stage in done[1:])
@@ -221,12 +238,12 @@ async def stages(url: str, arguments: argparse.Namespace, console: Console) -> t
     console.print(f"flood: {flood_rate:.1f} requests/s for {arguments.seconds:g} s")
     done.append(
         await run_stage(
-            tenants, "flood", arguments.seconds, quiet_rate=quiet, flood_rate=flood_rate, comes_back=COME_BACK
+            tenants, pid, "flood", arguments.seconds, quiet_rate=quiet, flood_rate=flood_rate, comes_back=COME_BACK
         )
     )
     crowd = round(arguments.times * (PLACES + QUEUE * 0.8))
     console.print(f"crowd: {crowd} clients for {arguments.crowd_seconds:g} s")
-    done.append(await run_stage(tenants, "crowd", arguments.crowd_seconds, quiet_rate=quiet, clients=crowd))
+    done.append(await run_stage(tenants, pid, "crowd", arguments.crowd_seconds, quiet_rate=quiet, clients=crowd))
     tenants.flood.close()
     tenants.quiet.close()
     return done, peak
@@ -256,13 +273,13 @@ def row(stage: Stage, peak: float, alone: Stage) -> dict[str, Any]:
         "told_s_max": round(max((one.told_s for one in told), default=0.0), 3),
         "early": len(early),
         "early_let_in": sum(one.let_in_s is not None and one.let_in_s < 0.7 * one.told_s for one in early),
-        "quiet_failed": len(stage.quiet_failed), "flood_failed": len(stage.flood_failed),
+        "cpu": stage.cpu, "quiet_failed": len(stage.quiet_failed), "flood_failed": len(stage.flood_failed),
         "failures": sorted({*stage.quiet_failed, *stage.flood_failed})[:5],
     }  # fmt: skip
 
 
 @contextmanager
-def served(arguments: argparse.Namespace) -> Iterator[str]:
+def served(arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
     """A server with two tenants."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -294,7 +311,7 @@ def served(arguments: argparse.Namespace) -> Iterator[str]:
                 if process.poll() is not None:
                     raise SystemExit("the server ended: see runs/overload.log") from None
             time.sleep(0.05)
-        yield url
+        yield url, process.pid
     finally:
         process.terminate()
         process.wait(60)
@@ -311,8 +328,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     console = Console(stderr=True, highlight=False)
-    with served(arguments) as url:
-        found, peak = run_async(lambda: stages(url, arguments, console))
+    with served(arguments) as (url, pid):
+        found, peak = run_async(lambda: stages(url, pid, arguments, console))
     alone = found[0]
     rows = [row(stage, peak, alone) for stage in found]
     table = Table(title=f"Two tenants, one of which floods {arguments.times:g}x")
@@ -324,11 +341,12 @@ def main() -> None:
         told = "" if one["told_s_p50"] is None else f"{one['told_s_p50']:.2f} ({one['told_s_max']:.1f}) s"
         times = one["quiet_ttft_ms"]
         table.add_row(
-            one["stage"], f"{one['requests_per_s']:.2f}", f"{one['of_peak']:.1%}", str(one["sent"]), str(one["refused"]),
+            one["stage"], f"{one['requests_per_s']:.2f}", f"{one['of_peak']:.1%}", str(one["sent"]),
+            str(one["refused"]),
             f"{times['p50']} / {times['p99']} ms", f"{one['quiet_p99_of_alone']:.2f}x", right, told,
             f"{one['early_let_in']} of {one['early']}",
         )  # fmt: skip
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=150).print(table)
     loaded = [one for one in rows if one["stage"] in ("flood", "crowd")]
     checks = {
         "throughput within 5 % of peak": all(one["of_peak"] >= 0.95 for one in loaded),

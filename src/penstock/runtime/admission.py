@@ -208,6 +208,8 @@ class Admission:
             return  # half a line is there for whoever comes: else those who do not come would leave the engine idle
         if place is not None and now < place.due - place.slack:
             raise self._refusal("queue_full", line, room, place.due - now, place_kept=True)
+        if place is not None:
+            lacking += line.before(content)  # the line is slower than it was; they keep their order
         rates = self._rates(line, now)
         if rates is None:
             wait_s = _UNKNOWN_RETRY_S

@@ -23,9 +23,11 @@ MAX_PLACES: Final = 4096
 class Place:
     """An appointment."""
 
-    __slots__ = ("due", "end", "prompt_tokens", "requests", "slack")
+    __slots__ = ("due", "end", "prompt_tokens", "requests", "slack", "turn")
 
-    def __init__(self, now: float, wait_s: float, requests: int, prompt_tokens: int) -> None:
+    def __init__(self, now: float, wait_s: float, requests: int, prompt_tokens: int, turn: int) -> None:
+        self.turn = turn
+        """Number of the first refusal: their order, however often they are sent away."""
         self.due = now + wait_s
         self.slack = 0.1 * wait_s
         """Clients' clocks and timers are not ours."""
@@ -45,6 +47,7 @@ class Line:
         self.places: dict[int, Place] = {}
         """What was refused, by a number that stands for its content."""
         self._kept_requests = self._kept_tokens = 0
+        self._turns = 0
         self._ends: list[tuple[float, int]] = []
         """Heap of when appointments are missed; one that was kept or made anew is skipped there."""
         self.come_back = 1.0
@@ -87,12 +90,20 @@ class Line:
                 self._learn(0.0)
         return self.come_back * self._kept_requests, self.come_back * self._kept_tokens
 
+    def before(self, key: int) -> float:
+        """Requests that were refused before this one, and will probably still come. O(places)."""
+        turn = self.places[key].turn
+        return self.come_back * sum(place.requests for place in self.places.values() if place.turn < turn)
+
     def appoint(self, key: int, now: float, wait_s: float, requests: int, prompt_tokens: int) -> bool:
-        """Keep a place. Returns whether there was room for one more appointment."""
+        """Keep a place, or keep the one that was promised for longer. Returns whether one more could be promised."""
         if len(self.places) >= MAX_PLACES:
             return False
+        old = self.places.get(key)
         self._drop(key)
-        self.places[key] = place = Place(now, wait_s, requests, prompt_tokens)
+        self._turns += 1
+        turn = self._turns if old is None else old.turn
+        self.places[key] = place = Place(now, wait_s, requests, prompt_tokens, turn)
         self._kept_requests += requests
         self._kept_tokens += prompt_tokens
         heappush(self._ends, (place.end, key))

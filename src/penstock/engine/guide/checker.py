@@ -40,7 +40,7 @@ _HOLD_MANY: Final = (
     "prefixItems",
 )
 _WHERE: Final = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
-_QUOTED: Final = re.compile(r"\s*\n *\d+ \|.*", re.DOTALL)
+_QUOTED: Final = re.compile(r"\n *\d+ \|.*", re.DOTALL)
 
 
 def check(job: dict[str, Any]) -> dict[str, str]:
