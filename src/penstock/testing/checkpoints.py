@@ -114,7 +114,7 @@ def tiny_checkpoint(
                 # Its embeddings are scaled up and are the head too: unless they are small beside what the layers add,
                 # the output is the last token again and again.
                 around = 2 if "post_" in name else 0
-                size = std / 3 if "embed_tokens" in name else std
+                size = std / 6 if "embed_tokens" in name else std
             parameter.copy_(around + 0.1 * noise if is_norm else size * noise)
     path = Path(directory)
     model.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=max_shard_size)
