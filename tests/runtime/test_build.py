@@ -15,6 +15,7 @@ from penstock.control.request import Request
 from penstock.deployment import Deployment
 from penstock.errors import InvalidDeployment, InvalidRequest
 from penstock.runtime import size as sizing
+from penstock.runtime.available import available_bytes
 from penstock.runtime.fingerprint import fingerprint
 from penstock.runtime.offline import generate
 from penstock.runtime.size import size_up
@@ -85,9 +86,74 @@ def test_what_does_not_fit_into_memory_is_refused_with_what_would(
     monkeypatch.setattr(sizing, "available_bytes", lambda: sizing.RUNTIME_BYTES + 100 * 2**20)
     with pytest.raises(InvalidDeployment, match="are available") as refused:
         size_up(here)
-    assert refused.value.remedy == "memory.kv_bytes: 99MiB or less"
+    # 3 layers x 2 x 2 heads x 16 wide x 4 bytes = 768 bytes a token.
+    tokens = 99 * 2**20 // (768 * 16) * 16
+    assert refused.value.remedy == (
+        f"memory.kv_bytes: 99MiB or less, which holds a context of 512 tokens, {tokens // 512} times at once"
+    )
     monkeypatch.setattr(sizing, "available_bytes", lambda: None)
     size_up(here)
+
+
+def test_where_not_even_the_weights_fit_other_settings_are_named(
+    deployment: Make, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remedy(**keys: Any) -> str:
+        with pytest.raises(InvalidDeployment) as refused:
+            size_up(deployment({"model.path": str(checkpoint), **keys}))
+        return refused.value.remedy
+
+    weights = size_up(deployment({"model.path": str(checkpoint)})).weight_bytes
+    monkeypatch.setattr(sizing, "available_bytes", lambda: sizing.RUNTIME_BYTES + weights * 3 // 4)
+    assert remedy().startswith("model.dtype: bfloat16")
+    swap = {"policy.evict": "swap", "memory.host_bytes": "1GiB"}
+    monkeypatch.setattr(sizing, "available_bytes", lambda: sizing.RUNTIME_BYTES + weights + 2**29)
+    assert remedy(**swap) == "a smaller memory.host_bytes"
+    monkeypatch.setattr(sizing, "available_bytes", lambda: sizing.RUNTIME_BYTES // 2)
+    assert remedy() == "a smaller model, or a machine with more memory"
+
+
+def machine(root: Path, files: dict[str, str]) -> Path:
+    for name, text in {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n", **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+GROUP = "sys/fs/cgroup/system.slice/penstock.service"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8000 * 1024),
+        ({"sys/fs/cgroup/memory.max": "max\n", "proc/self/cgroup": "0::/\n"}, 8000 * 1024),
+        (
+            {"proc/self/cgroup": "0::/system.slice/penstock.service\n", f"{GROUP}/memory.max": "4000000\n",
+             f"{GROUP}/memory.current": "3000000\n", f"{GROUP}/memory.stat": "anon 1\ninactive_file 500000\n"},
+            1_500_000,
+        ),
+        (
+            {"proc/self/cgroup": "0::/system.slice/penstock.service\n", "sys/fs/cgroup/system.slice/memory.max": "10",
+             "sys/fs/cgroup/system.slice/memory.current": "12"},
+            0,
+        ),
+        (
+            {"proc/self/cgroup": "3:cpu:/\n2:memory:/docker/1\n",
+             "sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes": "2000000",
+             "sys/fs/cgroup/memory/docker/1/memory.usage_in_bytes": "500000",
+             "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+             "sys/fs/cgroup/memory/memory.usage_in_bytes": "1"},
+            1_500_000,
+        ),
+    ],
+)  # fmt: skip
+def test_available_memory_is_what_machine_and_control_group_allow(
+    tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    assert available_bytes(machine(tmp_path, files)) == expected
+    assert available_bytes(tmp_path / "nothing") is None
 
 
 def test_the_fingerprint_changes_with_the_weights_and_the_precision_and_not_with_the_place(

@@ -67,7 +67,7 @@ def _versions(_: Deployment) -> Iterator[Finding]:
 
 
 def _machine(_: Deployment) -> Iterator[Finding]:
-    from penstock.runtime.size import available_bytes
+    from penstock.runtime.available import available_bytes
 
     yield Finding("machine", "system", "ok", platform.platform())
     yield Finding("machine", "processor", "ok", _processor())

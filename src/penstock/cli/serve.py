@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from penstock.cli.began import process_began
 from penstock.cli.console import Narrator, narrator
 from penstock.cli.flags import FileOption, ModelArgument, load, with_serving_flags
 from penstock.deployment import Deployment, is_loopback
@@ -60,13 +61,24 @@ def event_loop() -> asyncio.AbstractEventLoop:
 
 
 async def _serve(deployment: Deployment, console: Narrator) -> None:
-    started = time.monotonic()
+    began = process_began()
+    told_s = 0.0
+
+    def show(name: str, seconds: float, detail: str) -> None:
+        console.print(f"[dim]{name:<15}{seconds:7.2f} s  {escape(detail)}[/]")
 
     def show_phase(name: str, seconds: float, detail: str) -> None:
-        console.print(f"[dim]{name:<13}{seconds:7.2f} s  {escape(detail)}[/]")
+        """Phases follow one another without a gap, from the start of this process until it is ready."""
+        nonlocal told_s
+        told_s += seconds
+        show(name, seconds, detail)
 
     from penstock.runtime.service import Service
+    from penstock.runtime.size import size_up
 
+    show_phase("start", time.monotonic() - began, "Python, command line")
+    fits = size_up(deployment)  # before anything is loaded: what cannot work is refused at once
+    show_phase("check", time.monotonic() - began - told_s, f"{fits.path.name} fits into memory")
     starting = asyncio.create_task(Service.start(deployment, show_phase))
     await asyncio.sleep(0)  # the worker loads the model while this process loads the HTTP side
     from penstock.cli.hosting import app_for, text_side_of
@@ -77,7 +89,7 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
     try:
         sock = listen(deployment.server.host, deployment.server.port)
         text = text_side_of(deployment)
-        show_phase("front end", time.monotonic() - loading, "socket, tokenizer, chat template")
+        show("  front end", time.monotonic() - loading, "meanwhile: socket, tokenizer, chat template")
     except BaseException:
         starting.cancel()
         raise
@@ -91,7 +103,9 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
     info = service.info
 
     def show_ready(url: str) -> None:
-        console.print(_ready_line(url, info, time.monotonic() - started))
+        ready_s = time.monotonic() - began
+        show_phase("listen", ready_s - told_s, "routes, HTTP")
+        console.print(_ready_line(url, info, ready_s))
         console.print(escape(_curl(url, info, deployment.server.locked, text.template is not None)))
         if upkeep.admin_url is not None:
             console.print(f"administration at {upkeep.admin_url}/admin")

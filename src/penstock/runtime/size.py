@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from penstock.catalog import resolve_model
 from penstock.deployment import Deployment
 from penstock.errors import InvalidDeployment
+from penstock.runtime.available import available_bytes
 from penstock.runtime.servable import require_servable
 from penstock.units import format_bytes
+
+if TYPE_CHECKING:
+    from penstock.engine.checkpoint import Footprint
 
 RUNTIME_BYTES: Final = 600 * 2**20
 """What the interpreter, torch and a step's activations take beside weights and KV: measured for small models."""
@@ -75,7 +79,7 @@ def size_up(deployment: Deployment) -> Size:
         )  # fmt: skip
         adapter_bytes = elements * dtype_bytes(model.served_dtype)
     if deployment.hardware.device == "cpu":
-        _require_fit(deployment, footprint.weight_bytes, adapter_bytes, available_bytes())
+        _require_fit(deployment, footprint, adapter_bytes, available_bytes())
     return Size(
         path=path, architecture=footprint.architecture, parameters=footprint.parameters,
         weight_bytes=footprint.weight_bytes, vocab_size=footprint.vocab_size,
@@ -84,37 +88,37 @@ def size_up(deployment: Deployment) -> Size:
     )  # fmt: skip
 
 
-def available_bytes() -> int | None:
-    """Memory that can be had without swapping: of the machine or of the container, whichever is less. None: unknown."""
-    found = []
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-            found.append(int(limit) - used)
-    except (OSError, ValueError):
-        return min(found, default=None)  # another system, or no such container: what was found is what is known
-    return min(found, default=None)
-
-
-def _require_fit(deployment: Deployment, weight_bytes: int, adapter_bytes: int, available: int | None) -> None:
-    memory = deployment.memory
+def _require_fit(deployment: Deployment, footprint: Footprint, adapter_bytes: int, available: int | None) -> None:
+    memory, weight_bytes = deployment.memory, footprint.weight_bytes
     needed = weight_bytes + adapter_bytes + memory.pool_bytes + memory.host_bytes + RUNTIME_BYTES
     if available is None or needed <= available:
         return
-    left = available - weight_bytes - adapter_bytes - memory.host_bytes - RUNTIME_BYTES
-    remedy = (
-        f"memory.kv_bytes: {left // 2**20}MiB or less"
-        if left >= 2**20
-        else "a smaller model, model.dtype: bfloat16, or a machine with more memory"
-    )
+    left = available - (needed - memory.pool_bytes)
     raise InvalidDeployment(
         field="memory.kv_bytes", value=memory.pool_bytes,
         why=f"weights {format_bytes(weight_bytes)}, "
         + (f"adapters {format_bytes(adapter_bytes)}, " if adapter_bytes else "")
         + f"KV {format_bytes(memory.pool_bytes + memory.host_bytes)} and "
         f"{format_bytes(RUNTIME_BYTES)} for the runtime need {format_bytes(needed)}; {format_bytes(available)} are "
-        "available", remedy=remedy,
+        "available", remedy=_what_fits(deployment, footprint, left),
+    )  # fmt: skip
+
+
+def _what_fits(deployment: Deployment, footprint: Footprint, left: int) -> str:
+    """`left`: bytes for KV blocks; negative if not even the rest fits."""
+    block_tokens = deployment.memory.block_tokens
+    kv_bytes = left // 2**20 * 2**20
+    tokens = kv_bytes // (footprint.kv_bytes_per_token * block_tokens) * block_tokens
+    if tokens > 0:
+        context = min(deployment.model.max_sequence_tokens or footprint.max_sequence_tokens, tokens)
+        return (
+            f"memory.kv_bytes: {kv_bytes // 2**20}MiB or less, which holds a context of {context:,} tokens, "
+            f"{tokens // context} times at once"
+        )
+    if deployment.memory.host_bytes + left > 0:
+        return "a smaller memory.host_bytes"
+    halved = deployment.model.served_dtype == "float32" and footprint.weight_bytes // 2 + left > 0
+    return (
+        ("model.dtype: bfloat16, which halves the weights, or " if halved else "")
+        + "a smaller model, or a machine with more memory"
     )  # fmt: skip
