@@ -279,3 +279,34 @@ def test_through_idle_time_nothing_runs_and_power_is_idle() -> None:
     # The area under the curves of power is the energy, but for what lies between samples.
     area = sum(float(np.trapezoid(one.power_w, one.t_s)) for one in result.series)
     assert result.energy_j == pytest.approx(area, rel=0.1)
+
+
+def test_an_answer_that_max_tokens_cuts_is_what_the_next_turn_repeats() -> None:
+    def prompts(**more: Any) -> dict[int, list[int]]:
+        deployment = Deployment.load(
+            None,
+            {"model.path": "llama-3-8b", "hardware.name": "h100-sxm", "twin.price": "roofline",
+             "workload.law": "sessions", "workload.turns": "3", "workload.rate": 1, "workload.requests": 9,
+             "workload.prompt_tokens": "100", "workload.output_tokens": "80", **more},
+        )  # fmt: skip
+        columns = simulate(deployment).requests
+        assert (columns.outcome == COMPLETED).all()
+        found = {length: columns.output_tokens[columns.prompt_tokens == length].tolist()
+                 for length in sorted(set(columns.prompt_tokens.tolist()))}  # fmt: skip
+        cached = columns.cached_tokens[columns.prompt_tokens > 100]
+        assert (cached >= columns.prompt_tokens[columns.prompt_tokens > 100] - 100 - 16).all()  # All that was said.
+        return found
+
+    assert list(prompts()) == [100, 280, 460]
+    cut = prompts(**{"workload.max_tokens": 32})
+    assert list(cut) == [100, 232, 364]
+    assert {length for lengths in cut.values() for length in lengths} == {32}
+
+
+def test_who_would_leave_after_the_cut_stays_to_the_end() -> None:
+    base = {"model.path": "llama-3-8b", "hardware.name": "h100-sxm", "twin.price": "roofline",
+            "workload.output_tokens": "80", "workload.requests": 50, "workload.cancel_fraction": 1}  # fmt: skip
+    found = simulate(Deployment.load(None, {**base, "workload.max_tokens": 40})).requests
+    assert set(found.output_tokens[found.outcome == COMPLETED].tolist()) == {40}
+    assert (found.output_tokens[found.outcome != COMPLETED] < 40).all()
+    assert 0 < (found.outcome == COMPLETED).sum() < 50

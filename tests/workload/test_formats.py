@@ -42,6 +42,14 @@ def test_burstgpt_columns_are_found_by_name(tmp_path: Path, header: str, row: st
     assert trace.requests == (TraceRequest(0.0, 472, 18), TraceRequest(40.0, 472, 18))
 
 
+def test_burstgpt_3_begins_months_in_and_names_no_session_for_the_api(tmp_path: Path) -> None:
+    """As the published file does: release v2.0, times from 19440110.0 on, no session in API rows, failures within."""
+    rows = ("19440110.0,1722ac82,43,GPT-4,906,446,1352,Conversation log\n"
+            "19440161.0,,2,ChatGPT,36,29,65,API log\n19440192.0,,0,ChatGPT,12,0,12,API log\n")  # fmt: skip
+    trace = read_trace(write(tmp_path / "b.csv", BURST_3 + rows))
+    assert trace.requests == (TraceRequest(0.0, 906, 446), TraceRequest(51.0, 36, 29))
+
+
 def test_burstgpt_failures_are_left_out(tmp_path: Path) -> None:
     rows = "5,ChatGPT,472,18,490,API log\n6,ChatGPT,10,0,10,API log\n7,GPT-4,0,0,0,API log\n"
     assert len(read_trace(write(tmp_path / "b", BURST + rows))) == 1

@@ -23,7 +23,7 @@ from penstock.runtime.limits import Limits as Limits
 from penstock.runtime.limits import Stuck as Stuck
 from penstock.runtime.token_ids import token_ids
 from penstock.twin.twin import Row
-from penstock.workload.source import Source, TimedRequest
+from penstock.workload.source import Source, TimedRequest, cut_short
 
 Stop = Literal["done", "events", "wall time", "virtual time", "interrupted"]
 _CHECK_EVERY: Final = 4096
@@ -181,12 +181,13 @@ class Cluster:
     def _submit(self, timed: TimedRequest, now: float) -> Instance:
         """Route one request. Returns where it went, refused or not: either way its stretch may have been cut short."""
         index = timed.index
+        bound = self._max_tokens(timed)
+        if bound < timed.output_tokens:
+            # The answer ends there, for the turns that follow too, and nobody leaves after that.
+            timed = cut_short(timed, bound)
         output = timed.output_tokens
         prompt, said = token_ids(timed, self._source.block_tokens)
-        request = Request(
-            id=str(index), prompt=prompt, max_tokens=self._max_tokens(timed), tenant=timed.tenant,
-            priority=timed.priority,
-        )  # fmt: skip
+        request = Request(id=str(index), prompt=prompt, max_tokens=bound, tenant=timed.tenant, priority=timed.priority)
         instances = self.instances
         instance = instances[0] if len(instances) == 1 else instances[self._router.choose(request, instances)]
         self._collector.arrived(index, now, timed.prompt_tokens, output, instance.number)

@@ -78,6 +78,18 @@ class Source(Protocol):
         ...
 
 
+def cut_short(request: TimedRequest, output_tokens: int) -> TimedRequest:
+    """The same with an answer of no more than so many tokens. A user who would have left later gets all of it.
+
+    >>> cut_short(TimedRequest(0, 0.0, 40, 8, cancel_tokens=6), 5).cancel_tokens
+    0
+    """
+    leaves = request.cancel_tokens if request.cancel_tokens < output_tokens else 0
+    return msgspec.structs.replace(
+        request, output_tokens=min(request.output_tokens, output_tokens), cancel_tokens=leaves
+    )
+
+
 def blocks_of(request: TimedRequest, block_tokens: int, size: int) -> tuple[int, ...]:
     """`request.prefix`, given in blocks of `block_tokens`, as ids of whole blocks of `size` tokens of the same prompt.
 
