@@ -130,6 +130,7 @@ class ScriptedService:
         self.script: Script = say("hello")
         self.calls: list[Request] = []
         self.cancelled: list[str] = []
+        self.bounds = NO_BOUNDS
         self.resets = self.in_flight = 0
         self.worker_pid: int | None = None
         self.recovery_s: float | None = None
@@ -140,6 +141,7 @@ class ScriptedService:
 
     async def generate(self, request: Request, bounds: TimeBounds = NO_BOUNDS) -> AsyncIterator[Output]:
         self.calls.append(request)
+        self.bounds = bounds
         self.running += 1
         self.all_left.clear()
         finished = False
