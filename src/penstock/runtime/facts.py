@@ -50,7 +50,7 @@ class ModelInfo:
     """Numbers in an embedding; 0: the model has none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Timings:
     """Where one request's time went, as the front end saw it; a worker's restart counts to the phase it fell into."""
 
@@ -76,7 +76,7 @@ class Output:
     cached_tokens: int = 0
     """Prompt tokens that were not computed. On every output: a reader may leave before the last."""
     timings: Timings | None = None
-    """So far."""
+    """So far; the same object on each output of a request, brought up to date."""
     prompt_logprobs: PromptLogprobs | None = None
     """On the first output, if asked for: of all prompt tokens but the first."""
     embedding: tuple[float, ...] | None = None

@@ -30,6 +30,8 @@ class Stream:
         """Set when it has ended or its reader has left."""
         self._taken = len(self.output)
         self._logprobs: list[TokenLogprobs] = []
+        self.embedding: tuple[float, ...] | None = None
+        """Of its prompt, if asked for: there when its only token is."""
         self._prompt_logprobs: PromptLogprobs | None = None
         """All so far; None: nobody wants them, or the reader has them."""
         if request.sampling.prompt_logprobs is not None:
@@ -41,6 +43,8 @@ class Stream:
         self._started: float | None = None
         self._cached_tokens = 0
         self._first: float | None = None
+        self._timings: Timings | None = None
+        self._loop = asyncio.get_running_loop()
         self._last = now
 
     @property
@@ -90,7 +94,7 @@ class Stream:
     async def next(self) -> Output:
         """Wait for news. Raises the error the stream failed with, after its last tokens."""
         while self._taken == len(self.output) and not self.ended:
-            self._reader = asyncio.get_running_loop().create_future()
+            self._reader = self._loop.create_future()
             await self._reader
         tokens = tuple(self.output[self._taken :])
         self._taken += len(tokens)
@@ -102,15 +106,22 @@ class Stream:
         reason, stop_id = (self._finished.reason, self._finished.stop_id) if self._finished else (None, None)
         return Output(
             tokens, logprobs, finished=reason, stop_id=stop_id, cached_tokens=self._cached_tokens,
-            timings=self._timings(), prompt_logprobs=scored,
+            timings=self._so_far(), prompt_logprobs=scored, embedding=self.embedding,
         )  # fmt: skip
 
-    def _timings(self) -> Timings:
+    def _so_far(self) -> Timings:
+        """One object from the first token on, brought up to date at each output: there is one output per token."""
+        if self._timings is not None and self._first is not None:
+            self._timings.decode_s = self._last - self._first
+            return self._timings
         first = self._last if self._first is None else self._first
         started = first if self._started is None else min(self._started, first)
-        return Timings(
+        timings = Timings(
             queue_s=max(started - self._submitted, 0.0), prefill_s=first - started, decode_s=self._last - first
         )
+        if self._first is not None:
+            self._timings = timings
+        return timings
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
