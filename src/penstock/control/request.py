@@ -57,6 +57,11 @@ class Sampling(Struct, frozen=True, kw_only=True):
     guide: Guide | None = None
     """A grammar for the output. Its mask comes before all else."""
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Something is made of every row of the prompt, so none may be skipped because its KV is there already."""
+        return self.prompt_logprobs is not None or self.embed
+
 
 class Request(Struct, frozen=True, kw_only=True):
     """One prompt to continue. `n` > 1 is that many requests."""

@@ -180,12 +180,15 @@ class Finish(Record):
 class StepResult(Record):
     """What an executor found out. Control reads `finished` and `failed`; the rest passes through."""
 
-    __slots__ = ("failed", "finished", "logprobs", "number", "prompt_logprobs", "seconds", "tokens")
+    __slots__ = (
+        "embeddings", "failed", "finished", "logprobs", "number", "prompt_logprobs", "seconds", "tokens",
+    )  # fmt: skip
 
     def __init__(
         self, number: int, seconds: float = 0.0, tokens: dict[str, int] | None = None,
         logprobs: dict[str, TokenLogprobs] | None = None, finished: dict[str, Finish] | None = None,
         failed: dict[str, str] | None = None, prompt_logprobs: dict[str, PromptLogprobs] | None = None,
+        embeddings: dict[str, bytes] | None = None,
     ) -> None:  # fmt: skip
         self.number = number
         self.seconds = seconds
@@ -198,8 +201,11 @@ class StepResult(Record):
         """Sequences that could not be computed, with the reason. They fail alone."""
         self.prompt_logprobs: dict[str, PromptLogprobs] | None = prompt_logprobs
         """Of this step's chunks, where asked for; None: nobody asked. An evicted prompt's come once more."""
+        self.embeddings: dict[str, bytes] | None = embeddings
+        """Of prompts complete with this step, where asked for: float32, little-endian."""
 
     def fields(self) -> tuple[object, ...]:
         return (
             self.number, self.seconds, self.tokens, self.logprobs, self.finished, self.failed, self.prompt_logprobs,
+            self.embeddings,
         )  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from penstock.control.request import Request
 from penstock.control.step import Chunk, Finish, Step, StepResult
@@ -28,10 +29,11 @@ from penstock.engine.lora.step import StepAdapters
 from penstock.engine.ops.kernels import Kernels, kernels_for
 from penstock.engine.ops.rope import LayerAngles
 from penstock.engine.pool import KVPool
+from penstock.engine.pooling import PooledRows, Pooler, Pooling
 from penstock.engine.prompt_logprobs import ScoredRows, score, scored_rows
 from penstock.engine.sampling import Sampler
 from penstock.engine.sequences import DecodeSet, Sequence, Slots
-from penstock.engine.validate import check_tokens
+from penstock.engine.validate import check_kind, check_tokens
 from penstock.errors import InvalidRequest, ProtocolError
 
 
@@ -50,6 +52,7 @@ class Engine:
         kernels: Kernels | None = None,
         max_adapters: int = 0,
         max_rank: int = 64,
+        pooling: Pooling | None = None,
         tokenizer_path: Path | str | None = None,
     ) -> None:
         """Reserve KV for `blocks` blocks of `block_tokens` tokens, and `host_blocks` more for what is swapped out.
@@ -57,6 +60,7 @@ class Engine:
         Args:
             max_seqs: sequences that hold blocks at one time. max_step_tokens: bound on the rows of one step.
             kernels: default is the fastest that works on the model's device.
+            pooling: how embeddings are made; None: there are none.
             max_adapters, max_rank: adapters at one time, and the largest rank of one.
             tokenizer_path: the directory of tokenizer.json, which grammars need (`Sampling.guide`).
         """
@@ -89,6 +93,7 @@ class Engine:
         self.adapters = AdapterRegistry(
             architecture, most=max_adapters, max_rank=max_rank, dtype=model.dtype, device=model.device
         )
+        self._pooler = Pooler(pooling) if pooling is not None else None
         self._sampler = Sampler(max_seqs, architecture.vocab_size, model.device)
         self.guides = Guides(tokenizer_path, architecture.vocab_size)
         self._last_step: int | None = None
@@ -129,9 +134,9 @@ class Engine:
         result = StepResult(step.number)
         with torch.inference_mode():
             self._apply(step)
-            rows, slots, ids, scored = self._rows(step)
+            rows, slots, ids, scored, pooled = self._rows(step)
             if rows is not None:
-                self._compute(rows, slots, ids, scored, result)
+                self._compute(rows, slots, ids, scored, pooled, result)
         result.seconds = perf_counter() - started
         return result
 
@@ -176,6 +181,8 @@ class Engine:
         for request_id in step.release:
             self._detach(self._known(request_id))
             self.guides.release(request_id)
+            if self._pooler is not None:
+                self._pooler.forget(request_id)
             del self._sequences[request_id]
         for request_id in step.evict:
             self._detach(self._known(request_id))
@@ -203,10 +210,11 @@ class Engine:
             self._check_blocks(request_id, (block,))
             self._slots.grow(self._slot_of(request_id), block)
 
-    def _rows(self, step: Step) -> tuple[Rows | None, np.ndarray, list[str], list[ScoredRows]]:
+    def _rows(self, step: Step) -> tuple[Rows | None, np.ndarray, list[str], list[ScoredRows], list[PooledRows]]:
         """The step's rows, with slot and id of each one that yields a token; None when there are no rows.
 
-        `logit_rows` are first those that yield a token, then those of the prompts whose log-probabilities are wanted.
+        `logit_rows` are first those that yield a token, then those of the prompts whose log-probabilities are wanted,
+        then those of the prompts that are embedded.
         """
         slots = self._slots
         decoding = len(self._decoding) if step.decoding else 0
@@ -219,6 +227,7 @@ class Engine:
         chunks = [chunk for chunk in step.chunks if not self._known(chunk.id).done] if step.chunks else []
         logit_rows: np.ndarray | None = None
         scored: list[ScoredRows] = []
+        pooled: list[PooledRows] = []
         yielding = mine
         if chunks:
             row = decoding
@@ -227,7 +236,7 @@ class Engine:
                 slot = self._check_chunk(chunk)
                 chunk_slots.append(slot)
                 row += chunk.tokens
-                if chunk.last:
+                if chunk.last and not self._sequences[chunk.id].request.sampling.embed:
                     last_rows.append(row - 1)
                     last_slots.append(slot)
                     ids.append(chunk.id)
@@ -241,9 +250,13 @@ class Engine:
             length = np.concatenate([length, np.array([b for _, b in starts_and_ends], np.int64)])
             yielding = np.concatenate([yielding, np.array(last_slots, np.int64)])
             scored = scored_rows(chunks, self._sequences, slots, decoding)
-            logit_rows = np.concatenate([np.array(last_rows, np.int64), *(one.rows for one in scored)])
+            if self._pooler is not None:
+                pooled = self._pooler.rows(chunks, self._sequences, decoding)
+            logit_rows = np.concatenate(
+                [np.array(last_rows, np.int64), *(one.rows for one in scored), *(one.rows for one in pooled)]
+            )
         if not len(token_ids):
-            return None, yielding, ids, scored
+            return None, yielding, ids, scored, pooled
         if self._max_step_tokens is not None and len(token_ids) > self._max_step_tokens:
             raise ProtocolError(f"step of {len(token_ids)} rows; {self._max_step_tokens} were agreed")
         if (length > slots.blocks_held[mine] * self._pool.block_tokens).any():
@@ -259,10 +272,16 @@ class Engine:
             rope_floors=(slots.prompt_length if self.recompute_beyond is None else slots.length)[mine],
             logit_rows=logit_rows,
         )
-        return rows, yielding, ids, scored
+        return rows, yielding, ids, scored, pooled
 
     def _compute(
-        self, rows: Rows, slots: np.ndarray, ids: list[str], scored: list[ScoredRows], result: StepResult
+        self,
+        rows: Rows,
+        slots: np.ndarray,
+        ids: list[str],
+        scored: list[ScoredRows],
+        pooled: list[PooledRows],
+        result: StepResult,
     ) -> None:
         """Model, sampling, and what ends with it."""
         batch: Batch = make_batch(
@@ -280,6 +299,9 @@ class Engine:
                 scored, hidden[len(ids) :], lambda some: self._model.logits(some, self._kernels),
                 self.architecture.vocab_size,
             )  # fmt: skip
+        if pooled:
+            self._embed(pooled, hidden[len(hidden) - sum(len(one.rows) for one in pooled) :], result)
+        if scored or pooled:
             hidden = hidden[: len(ids)]
         if not ids:
             return
@@ -301,7 +323,7 @@ class Engine:
         elif sampled.logprobs:
             result.logprobs = {ids[row]: logprobs for row, logprobs in sampled.logprobs.items()}
         complete = self._slots.append(slots, tokens)
-        result.tokens = dict(zip(ids, tokens.tolist(), strict=True))
+        result.tokens.update(zip(ids, tokens.tolist(), strict=True))
         if sampled.complete:
             over = {int(slot) for slot in sampled.complete}
             complete = np.union1d(complete, [row for row, slot in enumerate(slots.tolist()) if slot in over])
@@ -314,6 +336,22 @@ class Engine:
                 "stop" if done else "length", self._slots.output(int(slots[row])), token if stopped else None
             )
             self._end(sequence)
+
+    def _embed(self, pooled: list[PooledRows], hidden: Tensor, result: StepResult) -> None:
+        """Vectors, and with each the end of its request: the one token it gets stands for nothing."""
+        assert self._pooler is not None
+        vectors = self._pooler.take(pooled, hidden)
+        for request_id in [
+            name for name, vector in vectors.items() if not np.isfinite(np.frombuffer(vector, "<f4")).all()
+        ]:
+            del vectors[request_id]
+            result.failed[request_id] = "the model's hidden states are not finite numbers"
+            self._end(self._sequences[request_id])
+        for request_id in vectors:
+            result.tokens[request_id] = 0
+            result.finished[request_id] = Finish("length", (0,))
+            self._end(self._sequences[request_id])
+        result.embeddings = vectors
 
     def _adapters_of(self, rows: Rows) -> StepAdapters | None:
         numbers = self._slots.adapter[rows.slots]
@@ -376,4 +414,5 @@ class Engine:
             max_sequence_tokens=self.max_sequence_tokens,
             recompute_beyond=self.recompute_beyond,
         )
+        check_kind(request, embeds=self._pooler is not None, generates=self.architecture.head)
         self._sampler.check_request(request)

@@ -48,3 +48,16 @@ def check_tokens(
             why=f"beyond {recompute_beyond} tokens this model computes all of a sequence anew (LongRoPE)",
             remedy=f"max_tokens up to {recompute_beyond + 1 - len(request.prompt)}, and the rest as a second request",
         )
+
+
+def check_kind(request: Request, *, embeds: bool, generates: bool) -> None:
+    """Raises InvalidRequest: it asks for an embedding or for text, and the model has none."""
+    if request.sampling.embed and not embeds:
+        raise InvalidRequest(
+            field="model", value="", why="this model has no embeddings", remedy="model.pooling, or an embedding model"
+        )
+    if not request.sampling.embed and not generates:
+        raise InvalidRequest(
+            field="model", value="", why="this model only makes embeddings", remedy="/v1/embeddings, or another model",
+            code="unsupported_model",
+        )  # fmt: skip

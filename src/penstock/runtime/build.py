@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.control.policy import build_replica
 from penstock.control.replica import Replica
 from penstock.control.request import Request, Sampling
-from penstock.deployment import Deployment
+from penstock.deployment import Deployment, Model
 from penstock.errors import InvalidDeployment, InvalidRequest
 from penstock.runtime.executor import Executor
 from penstock.runtime.facts import ModelInfo, OnPhase
@@ -26,6 +27,7 @@ from penstock.units import format_bytes
 
 if TYPE_CHECKING:
     from penstock.engine.loader import LoadedModel
+    from penstock.engine.pooling import Pooling
 
 __all__ = ["Built", "OnPhase", "build"]
 
@@ -75,10 +77,11 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
         say(type(kernels).__name__)
     with _phase("size KV", on_phase) as say:
         memory, policy = deployment.memory, deployment.policy
+        pooling = _pooling(size.path, deployment.model, head=model.architecture.head)
         engine = Engine(
             model, blocks=size.blocks, block_tokens=memory.block_tokens, host_blocks=size.host_blocks,
             max_seqs=policy.max_seqs, kernels=kernels, tokenizer_path=size.path,
-            max_adapters=deployment.model.adapter_room, max_rank=deployment.model.max_rank,
+            pooling=pooling, max_adapters=deployment.model.adapter_room, max_rank=deployment.model.max_rank,
         )  # fmt: skip
         replica = replica_for(
             deployment, blocks=size.blocks, max_sequence_tokens=size.max_sequence_tokens, host_blocks=size.host_blocks
@@ -95,12 +98,13 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
         except InvalidRequest as error:
             say(f"no grammars: {error.why}")
     with _phase("warm up", on_phase) as say:
-        say(f"a decode step of one sequence takes {_warm_up(model, deployment) * 1e3:.2f} ms")
+        say(f"a decode step of one sequence takes {_warm_up(model, deployment, pooling) * 1e3:.2f} ms")
     info = ModelInfo(
         name=deployment.model.name or size.path.name, path=str(size.path), architecture=size.architecture,
         parameters=size.parameters, dtype=deployment.model.served_dtype, vocab_size=size.vocab_size,
         max_sequence_tokens=size.max_sequence_tokens, kv_capacity_tokens=size.blocks * memory.block_tokens,
         block_tokens=memory.block_tokens, blocks=size.blocks, max_seqs=policy.max_seqs,
+        embedding_width=model.architecture.hidden if pooling is not None else 0,
         fingerprint=fingerprint(size.path, dtype=deployment.model.served_dtype, kernels=kernels.name),
     )  # fmt: skip
     return Built(
@@ -127,17 +131,33 @@ def _require_device(device: str, cuda: bool) -> None:
         )
 
 
-def _warm_up(model: LoadedModel, deployment: Deployment) -> float:
+def _pooling(path: Path, model: Model, *, head: bool) -> Pooling | None:
+    """How embeddings are made, by the deployment or the checkpoint's own files. Raises InvalidDeployment."""
+    from penstock.engine.pooling import read_pooling
+
+    pooling = read_pooling(path, kind=model.pooling, normalize=model.normalize)
+    if pooling is None and (not head or model.normalize is not None):
+        raise InvalidDeployment(
+            field="model.pooling", value=None, why="nothing says how embeddings are made (no 1_Pooling/config.json)"
+            + ("" if head else ", and the checkpoint has no head to generate with"),
+            remedy="model.pooling: last, or mean",
+        )  # fmt: skip
+    return pooling
+
+
+def _warm_up(model: LoadedModel, deployment: Deployment, pooling: Pooling | None) -> float:
     """Run one small request through an engine and a replica of its own, so that the first client does not pay for
     thread pools and first calls, and nothing of it shows in the statistics. Returns the seconds of its last step."""
     from penstock.engine.engine import Engine
 
     prompt_tokens, output_tokens, block_tokens = 16, 4, deployment.memory.block_tokens
     blocks = (prompt_tokens + output_tokens) // block_tokens + 2
-    engine = Engine(model, blocks=blocks, block_tokens=block_tokens, max_seqs=1)
+    engine = Engine(model, blocks=blocks, block_tokens=block_tokens, max_seqs=1, pooling=pooling)
     replica = build_replica(blocks=blocks, block_tokens=block_tokens, max_sequence_tokens=blocks * block_tokens)
     loop = Loop(replica, engine, clock=time.monotonic, plan_ahead=deployment.policy.plan_ahead)
     sampling = Sampling(temperature=1.0, top_p=0.9, seed=0, logprobs=1)
+    if not model.architecture.head:
+        sampling, output_tokens = Sampling(embed=True), 1
     loop.submit(Request(id="warm-up", prompt=(0,) * prompt_tokens, max_tokens=output_tokens, sampling=sampling))
     last = [turn.result.seconds for turn in loop.run() if turn.step.tokens][-1]
     engine.close()

@@ -77,7 +77,7 @@ class Recorder:
                 t=self._ns(now), id=request.id, prompt_tokens=len(prompt), max_tokens=request.max_tokens, blocks=blocks,
                 output_tokens=len(request.output), tenant=self._name(request.tenant), salt=self._name(_border(request)),
                 priority=request.priority, joined=self._joined(),
-                uncached=request.sampling.prompt_logprobs is not None,
+                uncached=request.sampling.reads_prompt,
             )
         )  # fmt: skip
 

@@ -385,6 +385,9 @@ class Service:
             for id, cached_tokens in message.admitted.items():
                 if (stream := streams.get(id)) is not None:
                     stream.admitted(cached_tokens, message.report.started)
+        for id, vector in (message.embeddings or {}).items():
+            if (stream := streams.get(id)) is not None:
+                stream.embedding = tuple(memoryview(vector).cast("f"))
         for id, some in (message.prompt_logprobs or {}).items():
             if (stream := streams.get(id)) is not None and stream.sent:
                 stream.score(some)

@@ -106,6 +106,8 @@ class Stepped(Message, frozen=True):
     failed: list[Failed] = []
     prompt_logprobs: dict[str, PromptLogprobs] | None = None
     """Of prompts that this step computed, where asked for."""
+    embeddings: dict[str, bytes] | None = None
+    """Of prompts complete with this step, where asked for: float32, little-endian."""
     statistics: Statistics | None = None
     """Right after Ready, a few times per second, and whenever the worker goes idle."""
 

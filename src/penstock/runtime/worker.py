@@ -220,6 +220,7 @@ class Worker:
                 admitted={one.id: one.cached_tokens for one in turn.step.admit} if turn is not None else {},
                 tokens=tokens, logprobs=logprobs, finished=finished, failed=failed, statistics=statistics,
                 prompt_logprobs=turn.result.prompt_logprobs if turn is not None else None,
+                embeddings=turn.result.embeddings if turn is not None else None,
             )
         )  # fmt: skip
         if turn is not None:

@@ -86,7 +86,7 @@ class PrefixTree(Memory):
         missed: BlockKey | None = None
         path: list[Node] = []
         if node is not None:
-            if node.children and (sequence.outputs or sequence.request.sampling.prompt_logprobs is None):
+            if node.children and (sequence.outputs or not sequence.request.sampling.reads_prompt):
                 node, matched, missed = self._match(node, sequence.prompt, tokens - 1)
             path = _path(node)
             for step in path:
