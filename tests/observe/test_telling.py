@@ -223,3 +223,13 @@ def test_spans_reach_a_collector_over_http() -> None:
     app.state.tracer.close()
     collector.shutdown()
     assert any(b"text_completion scripted" in body for body in got)
+
+
+def test_what_is_refused_at_the_edge_has_its_line_too(told: Told) -> None:
+    assert told.ask("GET", "/v1/models", headers={"host": "evil.example"}).status_code == 403
+    (line,) = told.lines
+    assert (line["status"], line["outcome"]) == (403, "foreign_host")
+    told.caplog.clear()
+    assert told.ask("GET", "/nothing/here").status_code == 404
+    (line,) = told.lines
+    assert line["outcome"] == "not_found"

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.serve.errors import Refusal, log, wire
+from penstock.observe.request_log import write_refusal
+from penstock.serve.errors import Refusal, wire
 
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
@@ -84,8 +85,7 @@ class Edge:
             await self.app(scope, receive, send_with_id)
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
             answer = wire(error)
-            if answer.status >= 500:
-                log.error("request_id=%s answered %d %s", scope["request_id"], answer.status, answer.reason)
+            write_refusal(scope["request_id"], getattr(scope.get("route"), "path", ""), answer.status, answer.reason)
             self.on_error(answer.reason, answer.status)
             if not started:
                 headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close")]
