@@ -14,6 +14,7 @@ from penstock.deployment import keys
 from penstock.observe.alerts import rules
 from penstock.observe.grafana import dashboard
 from penstock.observe.reference import reference
+from penstock.serve.reference import reference as fields
 
 DOCS = Path(__file__).parent
 DEPLOY = DOCS.parent / "deploy"
@@ -51,6 +52,7 @@ def files() -> dict[Path, str]:
     return {
         DOCS / "deployment.md": within(DOCS / "deployment.md", "keys", table()),
         DOCS / "metrics.md": within(DOCS / "metrics.md", "metrics", reference()),
+        DOCS / "api.md": within(DOCS / "api.md", "fields", fields()),
         DEPLOY / "grafana-dashboard.json": dashboard(),
         DEPLOY / "prometheus-alerts.yaml": rules(),
     }

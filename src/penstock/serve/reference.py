@@ -1,0 +1,162 @@
+"""The tables of docs/api.md: every field of every body, its bounds from schema and settings, and its meaning.
+
+A field without a meaning here, or a meaning without a field, fails a test.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec.inspect as types
+
+from penstock.deployment.limits import Limits
+from penstock.serve.embeddings import EmbeddingBody
+from penstock.serve.limits import CHECKS
+from penstock.serve.schema import ChatBody, CompletionBody
+from penstock.serve.text import DetokenizeBody, TokenizeBody
+from penstock.serve.unsupported import UNSUPPORTED
+
+BODIES: Final[dict[str, type]] = {
+    "POST /v1/chat/completions": ChatBody,
+    "POST /v1/completions": CompletionBody,
+    "POST /v1/embeddings": EmbeddingBody,
+    "POST /tokenize": TokenizeBody,
+    "POST /detokenize": DetokenizeBody,
+}
+
+MEANING: Final[dict[str, str]] = {
+    "model": "Name of the model or of an adapter of `GET /v1/models`. Left out: the model that is served.",
+    "messages": "The conversation. `content` is a string or a list of text parts; a `tool` message names its "
+    "`tool_call_id`.",
+    "prompt": "A text, token ids, or a list of either. Choice j of prompt i has `index` i·n + j.",
+    "input": "A text, token ids, or a list of either.",
+    "tokens": "Token ids; control tokens are shown in the text.",
+    "stream": "Server-sent events instead of one body.",
+    "stream_options": "`include_usage`: one more chunk with the usage and no choices. Streams only.",
+    "max_tokens": "Bound on output tokens. Left out: 16 for /v1/completions, to the end of the context for chat. "
+    "0 (completions, with `echo` or `prompt_logprobs`): only the prompt is looked at.",
+    "max_completion_tokens": "As `max_tokens`, and wins over it.",
+    "n": "Choices per prompt. Of one `seed`, choice j takes seed + j.",
+    "best_of": "The same as `n`, or left out.",
+    "temperature": "0 is greedy. Left out: what the model's generation_config.json says, else 1; so for the next four.",
+    "top_k": "Of the k most likely tokens. 0 and -1: all.",
+    "top_p": "Of the most likely tokens that have this probability together.",
+    "min_p": "Of the tokens with at least this share of the largest probability.",
+    "repetition_penalty": "Over prompt and output; above 1 discourages repetition.",
+    "presence_penalty": "Over output.",
+    "frequency_penalty": "Over output, per occurrence.",
+    "logit_bias": "Token id to a number that is added to its logit.",
+    "seed": "The same seed, prompt and options give the same tokens, whatever else is in the batch.",
+    "stop": "Strings that end the answer and never show in it.",
+    "stop_token_ids": "Ids that end the answer; `stop_reason` names the one.",
+    "min_tokens": "No end before so many tokens, neither by an end token nor by a stop string.",
+    "ignore_eos": "Do not end at the model's end tokens.",
+    "include_stop_str_in_output": "Show the string or token that ended the answer.",
+    "skip_special_tokens": "false: control tokens show in the text. Default true.",
+    "logprobs": "Chat: a switch. Completions: the logprob of each token, and those of so many likeliest ones.",
+    "top_logprobs": "With `logprobs: true`: so many likeliest tokens at each place.",
+    "prompt_logprobs": "Of the prompt's tokens by id, with rank; null for the first. Nothing is taken from the prefix "
+    "cache then. n x prompt tokens x (this + 1) up to 262,144, in a stream 8,192.",
+    "echo": "The prompt comes first in the text; with `logprobs`, so do its log-probabilities.",
+    "return_token_ids": "`prompt_token_ids` and `token_ids` beside the text.",
+    "timings": "Where the time went, in seconds: queue, prefill, first token, decode, mean gap; and cached tokens.",
+    "priority": "Lower goes first, where `policy.order` is priority.",
+    "cache_salt": "Prefixes are shared only between requests of one tenant and salt.",
+    "user": "Noted nowhere; who asks is known by the key.",
+    "metadata": "Checked, and noted nowhere.",
+    "add_special_tokens": "What the tokenizer puts around a text, such as the token of its beginning. Default true.",
+    "add_generation_prompt": "End with the header of the assistant's turn. Default true.",
+    "chat_template_kwargs": "For the model's template: `enable_thinking`, `thinking`, `reasoning_effort`.",
+    "return_token_strs": "The text of each token, too.",
+    "encoding_format": "`base64`: of little-endian float32.",
+    "dimensions": "The first so many numbers, brought to length 1. Up to the model's own.",
+    "tools": "Functions that the model may call.",
+    "tool_choice": "`none`, `auto`, `required`, or one function. Default: auto with tools, else none.",
+    "parallel_tool_calls": "false: one call at most.",
+    "response_format": "`text`, `json_object`, or `json_schema` with a schema that the text is then held to.",
+    "guided_json": "A JSON schema, as in `response_format`.",
+    "guided_regex": "The text matches this expression.",
+    "guided_choice": "The text is one of these strings.",
+    "guided_grammar": "The text follows this grammar (GBNF or Lark).",
+    "structured_outputs": "The same under one name: `json`, `regex`, `choice`, `grammar`.",
+}
+
+
+def reference() -> str:
+    """All tables, as Markdown."""
+    parts = []
+    for name, kind in BODIES.items():
+        info = types.type_info(kind)
+        assert isinstance(info, types.StructType)
+        rows = ["| field | takes | bounds | meaning |", "|---|---|---|---|"]
+        for field in sorted(info.fields, key=lambda one: not one.required):
+            label = f"**`{field.encode_name}`**" if field.required else f"`{field.encode_name}`"
+            accepted, bounds = _takes(field.type), _limits(field.encode_name, kind) or _bounds(field.type)
+            rows.append(f"| {label} | {accepted} | {bounds} | {MEANING[field.encode_name]} |")
+        parts.append(f"### {name}\n\n" + "\n".join(rows))
+    refused = ", ".join(f"`{name}`" for name in sorted(UNSUPPORTED))
+    parts.append(
+        "### Known and refused\n\nWhere one of these would change the answer it is 400 `unsupported_parameter`; values "
+        f"that change nothing are accepted: {refused}."
+    )
+    return "\n\n".join(parts)
+
+
+def _takes(kind: types.Type) -> str:
+    match kind:
+        case types.UnionType():
+            return " or ".join(dict.fromkeys(_takes(one) for one in kind.types if not isinstance(one, types.NoneType)))
+        case types.BoolType():
+            return "true, false"
+        case types.IntType():
+            return "integer"
+        case types.FloatType():
+            return "number"
+        case types.StrType():
+            return "text"
+        case types.ListType():
+            item = _takes(kind.item_type)
+            return f"list of ({item})" if " or " in item else f"list of {item}"
+        case types.DictType():
+            return "object"
+        case types.LiteralType():
+            return ", ".join(f"`{value}`" for value in kind.values)
+        case types.StructType():
+            return "object"
+        case _:
+            return "any"
+
+
+def _bounds(kind: types.Type) -> str:
+    """Of a number or a text; of a list, its length."""
+    match kind:
+        case types.UnionType():
+            return ", ".join(dict.fromkeys(found for one in kind.types if (found := _bounds(one))))
+        case types.IntType() | types.FloatType():
+            low = f"{_number(kind.ge)} to" if kind.ge is not None else f"above {_number(kind.gt)}, up to"
+            return f"{low} {_number(kind.le)}" if kind.le is not None else ""
+        case types.StrType():
+            return f"≤ {kind.max_length:,} characters" if kind.max_length and kind.max_length < 8_000_000 else ""
+        case types.ListType() | types.DictType():
+            inner = _bounds(kind.value_type if isinstance(kind, types.DictType) else kind.item_type)
+            length = f"≤ {kind.max_length:,}" if kind.max_length else ""
+            return ", each ".join(part for part in (length, inner) if part)
+        case _:
+            return ""
+
+
+def _number(value: float | int | None) -> str:
+    if isinstance(value, int) and abs(value) >= 2**31 - 1:
+        return f"-2^{value.bit_length() - 1}" if value < 0 else f"2^{value.bit_length()}-1"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if value is not None else ""
+
+
+def _limits(field: str, kind: type) -> str:
+    """The configured ones; the schema's own bounds are beyond them."""
+    if field == "logprobs" and kind is ChatBody:
+        return ""
+    defaults = Limits()
+    found = [f"≤ {getattr(defaults, limit)}{unit} (`{limit}`)" for name, limit, _, unit in CHECKS if name == field]
+    if field in ("prompt", "input") and kind in (CompletionBody, EmbeddingBody):
+        found.append(f"≤ {defaults.prompts} prompts (`prompts`)")
+    return ", ".join(found)
