@@ -1,9 +1,10 @@
 """SIGKILL of the worker at random moments under load: what clients see of it, and what is lost.
 
 Starts `penstock serve`, asks 48 different requests without disturbance and keeps the answers. Then the same requests go
-round and round, eight at a time, while the worker is killed again and again, a random time after it was last seen; a
-quarter of these times is shorter than the worker takes to start. Half of the requests are greedy, half sample with a
-seed, with penalties, min_p, top_k; streams and whole answers, chat and completions, n = 2, logprobs, stop strings.
+round and round, eight at a time, while the worker is killed again and again: a quarter of them within 0.2 s of their
+start, but never three such in a row, the others at a random moment of the 1.4 s after they were ready. Half of the
+requests are greedy, half sample with a seed, with penalties, min_p, top_k; streams and whole answers, chat and
+completions, n = 2, logprobs, stop strings.
 
 Checked: every answer is complete and says, token for token, what it said undisturbed; no request fails; at the end
 nothing runs and no KV block is held. Reported: how long the server was without a worker, and the longest silence in a
@@ -151,19 +152,29 @@ async def undisturbed(load: Load, asked: list[tuple[str, dict[str, Any]]]) -> li
     return [answer for answer in found if answer is not None]
 
 
-async def kill(server: Serving, kills: int, seed: int) -> list[float]:
-    """Kill it so often. Returns the moments."""
+async def kill(server: Serving, kills: int, seed: int) -> int:
+    """Kill it so often. Returns how many of them had not got ready. Ends early if the server does."""
     draw = random.Random(seed)
-    moments: list[float] = []
     last: int | None = None
-    while len(moments) < kills:
-        await asyncio.sleep(draw.uniform(0.0, 0.2) if draw.random() < 0.25 else draw.uniform(0.2, 1.6))
-        while (pid := server.worker()) is None or pid == last:
-            await asyncio.sleep(0.01)
-        os.kill(pid, signal.SIGKILL)
-        last = pid
-        moments.append(time.monotonic())
-    return moments
+    early = in_a_row = 0
+    async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as http:
+        for _ in range(kills):
+            while server.process.poll() is None and ((pid := server.worker()) is None or pid == last):
+                await asyncio.sleep(0.005)
+            if in_a_row < 2 and draw.random() < 0.25:
+                in_a_row += 1
+                await asyncio.sleep(draw.uniform(0.0, 0.2))
+            else:
+                in_a_row = 0
+                while server.process.poll() is None and (await http.get("/ready")).status_code != 200:
+                    await asyncio.sleep(0.02)
+                await asyncio.sleep(draw.uniform(0.0, 1.4))
+            if server.process.poll() is not None or pid is None:
+                break
+            early += in_a_row > 0
+            os.kill(pid, signal.SIGKILL)
+            last = pid
+    return early
 
 
 async def run(server: Serving, kills: int, seed: int) -> dict[str, Any]:
@@ -196,11 +207,14 @@ async def run(server: Serving, kills: int, seed: int) -> dict[str, Any]:
     began = time.monotonic()
     await asyncio.gather(*(client() for _ in range(CLIENTS)))
     seconds = time.monotonic() - began
-    await killing
+    early = await killing
+    if server.process.poll() is not None:
+        raise SystemExit(f"the server has ended: see {server.log}")
     await asyncio.sleep(1.0)
     metrics, blocks, recoveries = server.metrics(), server.blocks(), sorted(server.recoveries_s())
     return {
-        "kills": kills, "restarts": metrics["penstock_worker_restarts_total"], "seconds": seconds,
+        "kills": kills, "killed_while_starting": early, "restarts": metrics["penstock_worker_restarts_total"],
+        "seconds": seconds,
         "answered": load.answered, "sampled_share": sum(body["temperature"] > 0 for _, body in asked) / len(asked),
         "tokens": tokens, "client_errors": len(load.errors), "first_error": next(iter(load.errors), None),
         "wrong_answers": len(wrong), "wrong": wrong[:8],

@@ -32,8 +32,11 @@ class Serving:
 
     def worker(self) -> int | None:
         """Process id of the worker: what the fork server has forked. None while there is none."""
-        forks = [child for server in psutil.Process(self.process.pid).children() for child in server.children()]
-        return next((fork.pid for fork in forks if fork.status() != psutil.STATUS_ZOMBIE), None)
+        try:
+            forks = [child for server in psutil.Process(self.process.pid).children() for child in server.children()]
+            return next((fork.pid for fork in forks if fork.status() != psutil.STATUS_ZOMBIE), None)
+        except psutil.NoSuchProcess:
+            return None
 
     def metrics(self) -> dict[str, float]:
         """Every sample by name and labels."""
