@@ -1,14 +1,14 @@
 """The twin against 5,221 measured end-to-end points on H100 to GB300 under vLLM, SGLang and TensorRT-LLM.
 
 Each row is simulated as it was measured: a closed loop of its concurrency over its engine's scheduler (or two pools of
-workers, where prefill and decode are apart), with operator prices of its GPU (penstock.twin.measured). Four constants
-per engine (time between steps, launches of steps that are no captured graph, per sequence, streaming) and two per
-engine and system (kernels inside an engine, the front) are fitted on the training half of the configurations, split by
-a hash of the configuration, and scored on the other. Beside it, with `--peer-python`, AIConfigurator's own estimate of
-aggregated rows among them.
+workers, where prefill and decode are apart), with operator prices of its GPU (penstock.twin.measured). Eight constants
+per engine and system (silicon_fit.py) are fitted on the training half of the configurations, split by a hash of the
+configuration, and scored on the other. Beside it, with `--peer-python`, AIConfigurator's own estimate of aggregated
+rows among them.
 
     .venv/bin/python benchmarks/silicon.py                                   # all rows; minutes on two cores
     .venv/bin/python benchmarks/silicon.py --sample 300 --peer-python PATH   # an even subset, with the peer
+    .venv/bin/python benchmarks/silicon.py --backends vllm --dump vllm.json  # in pieces; --pieces shows them together
 
 Predicted before the first run: TTFT 20 %, TPOT 10 % (medians), the worst where settings are not stated. What was found
 is in benchmarks/RESULTS.md. The last line of stdout is JSON.
@@ -23,7 +23,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,21 +49,57 @@ def main() -> None:
     file = options.rows or installed_folder().parent / "silicon_sample.csv"
     points, left = read_points(Path(file))
     unclear = contradicted(points) | {point.id for point in points if _beyond_peak(point)}
+    by_id = {point.id: point for point in points}
+    if options.pieces:
+        found = [json.loads(Path(piece).read_text()) for piece in options.pieces]
+        piece = {key: [row for one in found for row in one[key]] for key in ("ours", "peer")}
+        constants = {name: costs for one in found for name, costs in one["constants"].items()}
+        wall_s, skipped = sum(one["wall_s"] for one in found), sum(one["skipped"] for one in found)
+        ours, theirs = ([(by_id[row[0]], *row[1:]) for row in piece[key]] for key in ("ours", "peer"))
+    else:
+        began = time.perf_counter()
+        ours, theirs, constants, skipped = _measure(options, points, unclear)
+        wall_s = time.perf_counter() - began
+    if options.dump:
+        plain = {
+            key: [(point.id, ttft, tpot) for point, ttft, tpot in pairs]
+            for key, pairs in (("ours", ours), ("peer", theirs))
+        }
+        piece = {**plain, "constants": constants, "skipped": skipped, "wall_s": round(wall_s, 1)}
+        Path(options.dump).write_text(json.dumps(piece))
+    left["weights do not fit the stated devices"] = skipped
+    _show(ours, theirs, unclear, left, constants, options.seed)
+    clear = [pair for pair in ours if pair[0].id not in unclear]
+    same = {pair[0].id for pair in theirs}
+    print(json.dumps({
+        "seed": options.seed, "wall_s": round(wall_s, 1), "rows": len(ours),
+        "all": _errors(ours), "clear": _errors(clear),
+        "peer": _errors(theirs), "ours_on_peer_rows": _errors([pair for pair in ours if pair[0].id in same]),
+        "knee": knee_errors(clear), "left_out": left, "constants": constants,
+    }))  # fmt: skip
+
+
+def _measure(
+    options: argparse.Namespace, points: list[Point], unclear: set[str]
+) -> tuple[list[Pair], list[Pair], dict[str, dict[str, float]], int]:
+    """Predicted rows of the test half, the peer's, the fitted constants, and how many rows do not fit in memory."""
     if options.sample:
         points = spread_out(points, options.sample)
     test = [point for point in points if point.half(options.seed)]
-    whole = [point for point in test if point.decode is None]
-    peer = _start_peer(options.peer_python, spread_out(whole, options.peer_rows)) if options.peer_python else None
-    began = time.perf_counter()
+    asked = spread_out([point for point in test if point.decode is None], options.peer_rows)
+    if options.systems:
+        points, asked = (
+            [point for point in some if point.system in options.systems.split(",")] for some in (points, asked)
+        )
+    backends = options.backends.split(",") if options.backends else sorted({point.backend for point in points})
     ours: list[Pair] = []
     constants = {}
     skipped = 0
-    with multiprocessing.get_context("spawn").Pool(options.processes) as workers:
-
-        def spread(function: Callable[..., Any], arguments: Iterable[Any]) -> list[Any]:
-            return workers.starmap(function, arguments, chunksize=4)
-
-        for backend in sorted({point.backend for point in points}):
+    peer = None
+    if options.peer_python:
+        peer = _start_peer(options.peer_python, [point for point in asked if point.backend in backends])
+    with Workers(options.processes) as spread:
+        for backend in backends:
             mine = [point for point in points if point.backend == backend]
             train = [point for point in mine if not point.half(options.seed) and point.id not in unclear]
             costs = fit(training_sample(train, options.fit_rows), spread)
@@ -73,25 +111,36 @@ def main() -> None:
                     ours.append((point, outcome.ttft, outcome.tpot))
             constants.update({f"{backend}/{system}": asdict(found) for system, found in costs.items()})
             print(f"{backend}: {len(ask)} rows of the test half", file=sys.stderr, flush=True)
-    left["weights do not fit the stated devices"] = skipped
     ours.sort(key=lambda pair: pair[0].id)
-    theirs = _peer_pairs(peer, {point.id: point for point in test}) if peer else []
-    _show(ours, theirs, unclear, left, constants, options.seed)
-    clear = [pair for pair in ours if pair[0].id not in unclear]
-    same = {pair[0].id for pair in theirs}
-    if options.dump:
-        lines = [
-            json.dumps({"id": p.id, "group": p.group, "isl": p.prompt, "osl": p.output, "c": p.concurrency,
-                        "ttft": [p.ttft, ttft], "tpot": [p.tpot, tpot], "clear": p.id not in unclear})
-            for p, ttft, tpot in ours
-        ]  # fmt: skip
-        Path(options.dump).write_text("\n".join(lines) + "\n")
-    print(json.dumps({
-        "seed": options.seed, "wall_s": round(time.perf_counter() - began, 1), "rows": len(ours),
-        "all": _errors(ours), "clear": _errors(clear),
-        "peer": _errors(theirs), "ours_on_peer_rows": _errors([pair for pair in ours if pair[0].id in same]),
-        "knee": knee_errors(clear), "left_out": left, "constants": constants,
-    }))  # fmt: skip
+    return ours, _peer_pairs(peer, {point.id: point for point in test}) if peer else [], constants, skipped
+
+
+class Workers:
+    """Processes that keep what they have read: all rows of one system go to the same one, large systems first."""
+
+    def __init__(self, count: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(count)]
+        self._given: dict[str, int] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
+
+    def __call__(self, function: Callable[..., Any], arguments: Iterable[tuple[Point, Costs]]) -> list[Any]:
+        """Results in the order of the arguments."""
+        asked = list(arguments)
+        sizes = Counter(point.system for point, _ in asked)
+        loads = [sum(sizes[name] for name, mine in self._given.items() if mine == i) for i in range(len(self._pools))]
+        for system, size in sizes.most_common():
+            if system not in self._given:
+                self._given[system] = loads.index(min(loads))
+                loads[self._given[system]] += size
+        running = [self._pools[self._given[one[0].system]].submit(function, *one) for one in asked]
+        return [each.result() for each in running]
 
 
 def _options() -> argparse.Namespace:
@@ -105,7 +154,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--peer-rows", type=int, default=240, help="an even subset of aggregated test rows for the peer"
     )
-    parser.add_argument("--dump", help="write each row's measured and predicted times here, as JSON lines")
+    parser.add_argument("--backends", help="only these, with commas between them; all if left out")
+    parser.add_argument("--systems", help="only these, with commas between them; all if left out")
+    parser.add_argument("--dump", help="write what was predicted here, as JSON, for --pieces")
+    parser.add_argument("--pieces", nargs="+", help="files of --dump to show together; nothing is simulated")
     return parser.parse_args()
 
 
@@ -217,10 +269,11 @@ def _show(
     print("\nconstants")
     for name, costs in sorted(constants.items()):
         print(
-            f"  {name:20s} kernels x{costs['device']:.2f}  step {costs['step_s'] * 1e3:.2f} ms"
-            f"  launch {costs['launch_s'] * 1e6:.1f} us"
+            f"  {name:20s} kernels x{costs['device']:.2f}, with prompts x{costs['prompt']:.2f}"
+            f"  step {costs['step_s'] * 1e3:.2f} ms  launch {costs['launch_s'] * 1e6:.1f} us"
             f"  sequence {costs['request_s'] * 1e6:.0f} us  front {costs['front_s'] * 1e3:.0f} ms"
             f"  streaming {costs['stream_s'] * 1e6:.0f} us"
+            f"  reading {costs['read_s'] * 1e6:.1f} us"
         )  # fmt: skip
 
 

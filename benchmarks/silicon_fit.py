@@ -1,16 +1,16 @@
-"""A few constants per engine, and two per engine and system, fitted on the training half of the configurations.
+"""Eight constants of an engine on a system, fitted on the training half of the configurations.
 
-The engine's own times (between steps, launches, sequences, streaming) are shared by all its systems; how kernels
-inside an engine compare with kernels alone, and the way through the front (other hosts), are per engine and system.
-Predictions are nearly straight in each constant, so one simulation per constant and row gives slopes, and the fit is
-done on those: the sum of |log(predicted / measured)| of TPOT and TTFT is brought down by coordinate search inside
-bounds that physics sets. Twice, the second time around the first result. No randomness: rows are taken evenly.
+How kernels inside an engine compare with kernels alone (with prompts, and without), the host's times (between steps,
+launches, sequences), and those of the way in and out (the front, streaming, reading prompts). Predictions are nearly
+straight in each constant, so one simulation per constant and row gives slopes, and the fit is done on those: the sum of
+|log(predicted / measured)| of TPOT and TTFT is brought down by coordinate search inside bounds that physics sets.
+Twice, the second time around the first result. No randomness: rows are taken evenly.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 
 from silicon_loop import Costs
@@ -19,11 +19,19 @@ from silicon_rows import Point
 
 from penstock.errors import InvalidDeployment
 
-START = Costs(device=1.05, step_s=0.4e-3, launch_s=10e-6, request_s=2e-6, front_s=0.04, stream_s=0.3e-3)
-MOVES = Costs(device=0.1, step_s=0.5e-3, launch_s=10e-6, request_s=10e-6, front_s=0.03, stream_s=0.5e-3)
-LOWEST = Costs(device=0.8, step_s=0.0, launch_s=0.0, request_s=0.0, front_s=0.002, stream_s=0.0)
-HIGHEST = Costs(device=1.6, step_s=4e-3, launch_s=80e-6, request_s=100e-6, front_s=0.3, stream_s=5e-3)
-TTFT_WEIGHT = 0.6
+START = Costs(
+    device=1.05, prompt=1.25, step_s=0.4e-3, launch_s=30e-6, request_s=2e-6, front_s=0.03, stream_s=0.2e-3, read_s=1e-6
+)
+MOVES = Costs(
+    device=0.1, prompt=0.1, step_s=0.5e-3, launch_s=15e-6, request_s=5e-6, front_s=0.03, stream_s=0.2e-3, read_s=1e-6
+)
+LOWEST = Costs(
+    device=0.8, prompt=0.9, step_s=0.0, launch_s=3e-6, request_s=0.0, front_s=0.005, stream_s=0.05e-3, read_s=0.2e-6
+)
+HIGHEST = Costs(
+    device=1.5, prompt=1.8, step_s=3e-3, launch_s=80e-6, request_s=20e-6, front_s=0.3, stream_s=1e-3, read_s=4e-6
+)
+TTFT_WEIGHT = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ def training_sample(points: list[Point], most: int) -> list[Point]:
     sample = []
     for system in sorted({point.system for point in points}):
         there = [point for point in points if point.system == system]
-        sample += spread_out([point for point in there if point.concurrency <= 256] or there, most)
+        sample += spread_out([point for point in there if point.concurrency <= 128] or there, most)
     return sample
 
 
@@ -64,8 +72,10 @@ def fit(sample: list[Point], spread: Spread) -> dict[str, Costs]:
     for _ in range(2):
         found = spread(slopes, [(point, costs[point.system]) for point in sample])
         rows = [row for row in found if isinstance(row, Slopes)]
-        if rows:
-            costs = _search(rows, costs)
+        for system, at in costs.items():
+            mine = [row for row in rows if row.system == system]
+            if mine:
+                costs[system] = _search(mine, at)
     return costs
 
 
@@ -84,46 +94,31 @@ def slopes(point: Point, at: Costs) -> Slopes | None:
     return Slopes(point.system, base.ttft, base.tpot, tuple(by), (point.ttft, point.tpot))
 
 
-LOCAL = ("device", "front_s")
-"""Constants of one engine on one system."""
-
-
-def _loss(rows: list[Slopes], steps: dict[str, list[float]]) -> float:
-    """`steps`: changes of the constants by system from where the slopes were taken."""
+def _loss(rows: list[Slopes], steps: Sequence[float]) -> float:
+    """`steps`: changes of the constants from where the slopes were taken."""
     total = 0.0
     for row in rows:
-        mine = steps[row.system]
-        ttft = row.ttft + sum(step * slope[0] for step, slope in zip(mine, row.by, strict=True))
-        tpot = row.tpot + sum(step * slope[1] for step, slope in zip(mine, row.by, strict=True))
+        ttft = row.ttft + sum(step * slope[0] for step, slope in zip(steps, row.by, strict=True))
+        tpot = row.tpot + sum(step * slope[1] for step, slope in zip(steps, row.by, strict=True))
         total += min(0.7, abs(math.log(max(tpot, 0.05 * row.tpot) / row.measured[1])))
         total += TTFT_WEIGHT * min(1.0, abs(math.log(max(ttft, 0.05 * row.ttft) / row.measured[0])))
     return total
 
 
-def _search(rows: list[Slopes], at: dict[str, Costs]) -> dict[str, Costs]:
+def _search(rows: list[Slopes], at: Costs) -> Costs:
     """Coordinate search with steps that halve when nothing gets better."""
-    systems = sorted(at)
-    start = {system: astuple(at[system]) for system in systems}
-    steps = {system: [0.0] * len(start[system]) for system in systems}
-    low, high, move = astuple(LOWEST), astuple(HIGHEST), astuple(MOVES)
-    mine = {system: [row for row in rows if row.system == system] for system in systems}
+    start, low, high, move = astuple(at), astuple(LOWEST), astuple(HIGHEST), astuple(MOVES)
+    steps = [0.0] * len(start)
     size, best = 0.5, _loss(rows, steps)
     while size > 0.02:
         before = best
-        for place, constant in enumerate(fields(Costs)):
-            for together in [[system] for system in systems] if constant.name in LOCAL else [systems]:
-                concerned = [row for system in together for row in mine[system]]
-                for sign in (1, -1, 3, -3):
-                    tried = {name: values.copy() for name, values in steps.items()}
-                    for system in together:
-                        wanted = start[system][place] + steps[system][place] + sign * size * move[place]
-                        tried[system][place] = min(high[place], max(low[place], wanted)) - start[system][place]
-                    if _loss(concerned, tried) < _loss(concerned, steps) - 1e-9:
-                        steps = tried
-        best = _loss(rows, steps)
+        for place in range(len(start)):
+            for sign in (1, -1, 3, -3):
+                wanted = start[place] + steps[place] + sign * size * move[place]
+                tried = steps.copy()
+                tried[place] = min(high[place], max(low[place], wanted)) - start[place]
+                if (loss := _loss(rows, tried)) < best - 1e-9:
+                    steps, best = tried, loss
         if best > before - 1e-6:
             size /= 2
-    return {
-        system: Costs(*(value + step for value, step in zip(start[system], steps[system], strict=True)))
-        for system in systems
-    }
+    return Costs(*(value + step for value, step in zip(start, steps, strict=True)))

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from penstock.twin.load import StepLoad
+from penstock.twin.operators import Experts, Gemm, LatentDecode, LatentPrefill, Operator
 from penstock.twin.step_graph import StepGraph
-
-GRAIN = 64
-"""Prompt tokens of a step are priced in multiples of this: far fewer prices, and below 1 % of a step's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +52,21 @@ class Costs:
     """What the operator tables do not hold. One set per engine and system."""
 
     device: float = 1.0
-    """Kernels inside an engine against kernels alone."""
+    """Kernels inside an engine against kernels alone, in steps of decodes only."""
+    prompt: float = 1.0
+    """The same in steps with prompts, which are no captured graph and have other kernels."""
     step_s: float = 0.0
     """Between two steps."""
     launch_s: float = 0.0
-    """More for each kernel of a step with prompts: it is no captured graph, and waits for the host's launches."""
+    """The host's, for each kernel of a step with prompts; it shows where the device is done sooner."""
     request_s: float = 0.0
     """For each sequence in a step."""
     front_s: float = 0.0
     """HTTP, tokeniser, queues between processes, the client: from the request's sending to the scheduler, and back."""
     stream_s: float = 0.0
     """More of that per sequence that streams: each step's tokens go through the same processes."""
+    read_s: float = 0.0
+    """More of that per token of the prompt, which becomes text, travels and becomes ids."""
 
 
 @dataclass(slots=True)
@@ -90,6 +92,16 @@ class Steps(Protocol):
         """Decode attention near `context`: (from, to, seconds at from, slope)."""
 
 
+def kernels_of(operator: Operator) -> int:
+    """Launches of an operator in an engine. Quantised products quantise their input first; experts sort tokens,
+    quantise, multiply twice, activate and add up; latent attention is norms, absorbed products and a kernel."""
+    if isinstance(operator, Experts):
+        return 8
+    if isinstance(operator, LatentPrefill | LatentDecode):
+        return 5
+    return 2 if isinstance(operator, Gemm) and operator.dtype not in ("bfloat16", "float16", "float32") else 1
+
+
 class ClosedLoop:
     """One run. `lengths` are (prompt, output) of each request in the order they are sent; `capacity` KV tokens."""
 
@@ -111,7 +123,7 @@ class ClosedLoop:
         self.sent = min(concurrency, len(lengths))
         self.rng = random.Random(len(lengths))
         self.active = self.context = 0
-        self.coming = [(self._way(), i) for i in range(self.sent)]
+        self.coming = [(self._way(i), i) for i in range(self.sent)]
         heapq.heapify(self.coming)
         self.send_time = dict.fromkeys(range(self.sent), 0.0)
         self.first_time: dict[int, float] = {}
@@ -119,7 +131,8 @@ class ClosedLoop:
         self.since_poll = self.gathered = 0
         self.steps = 0
         graph = price.graph
-        self.launches = sum(times for _, times in (*graph.rows(64), *graph.head(1), *graph.prefill(((0, 64),))))
+        placed = (*graph.rows(64), *graph.head(1), *graph.prefill(((0, 64),)))
+        self.launches = sum(times * kernels_of(operator) for operator, times in placed)
 
     def run(self) -> list[Timing]:
         """Until every request has ended."""
@@ -192,8 +205,8 @@ class ClosedLoop:
     def _prompt_step(self, chunks: list[tuple[int, int]], ended: list[int]) -> None:
         costs, rules = self.costs, self.rules
         decoding = self.active if rules.policy == "mixed" else 0
-        device = self._seconds(chunks, decoding, len(ended)) * costs.device
-        self.now += device + costs.launch_s * self.launches + costs.step_s
+        device = self._seconds(chunks, decoding, len(ended)) * costs.prompt
+        self.now += max(device, costs.launch_s * self.launches) + costs.step_s
         self.now += costs.request_s * (decoding + len(chunks))
         self.steps += 1
         if decoding:
@@ -210,11 +223,11 @@ class ClosedLoop:
         self.since_poll = rules.poll
 
     def _seconds(self, chunks: list[tuple[int, int]], decoding: int, ended: int) -> float:
-        tokens = sum(size for _, size in chunks)
-        short = -tokens % GRAIN
-        past, last = chunks[-1]
-        load = StepLoad(decoding, self.context if decoding else 0, 0, ((*chunks[:-1], (past, last + short))))
-        load.sampled = decoding + ended
+        """Sizes are rounded to the nearest of a grid, for far fewer prices."""
+        near = tuple((_near(past), max(1, _near(tokens))) for past, tokens in chunks)
+        rows = 4 * round(decoding / 4) if decoding >= 32 else decoding
+        load = StepLoad(rows, self.context if decoding else 0, 0, near)
+        load.sampled = rows + ended
         return self.price.seconds(load)
 
     def _coast(self) -> None:
@@ -257,12 +270,18 @@ class ClosedLoop:
         self.timings.append(Timing(first + back - self.send_time.pop(index), pace))
         if self.sent < len(self.lengths):
             self.send_time[self.sent] = self.now + back
-            heapq.heappush(self.coming, (self.now + back + self._way(), self.sent))
+            heapq.heappush(self.coming, (self.now + back + self._way(self.sent), self.sent))
             self.sent += 1
 
-    def _way(self) -> float:
+    def _way(self, index: int) -> float:
         """From the client to the scheduler: no two requests take quite as long, and so a burst comes apart."""
-        return self._front() / 2 * (0.5 + self.rng.random())
+        return self._front() / 2 * (0.5 + self.rng.random()) + self.costs.read_s * self.lengths[index][0]
 
     def _front(self) -> float:
         return self.costs.front_s + self.costs.stream_s * self.active / self.rules.workers
+
+
+def _near(tokens: int) -> int:
+    """At most 1.6 % off beyond 256 tokens, and as often above as below."""
+    grain = 1 if tokens < 64 else 8 if tokens < 512 else 32 if tokens < 2048 else 128
+    return grain * round(tokens / grain)

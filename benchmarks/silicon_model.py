@@ -17,11 +17,10 @@ from penstock.catalog.demand import kv_bytes_per_token
 from penstock.errors import InvalidDeployment
 from penstock.twin.host import HostTime
 from penstock.twin.layout import Layout, Precision
-from penstock.twin.load import StepLoad
 from penstock.twin.measured import Database, Measured
 from penstock.twin.measured.database import installed_folder
 from penstock.twin.memory import Reserve, fit
-from penstock.twin.operators import Collective, Elementwise, Experts, Operator
+from penstock.twin.operators import Collective, Elementwise, Operator
 from penstock.twin.price import Estimate
 from penstock.twin.step_graph import StepGraph
 from penstock.twin.step_price import CUDA_GRAPH_SIZES, StepPrice
@@ -74,32 +73,10 @@ def operator_price(system: str, backend: str) -> Measured:
 
 
 @cache
-def step_price(model: str, layout: Layout, precision: Precision, system: str, backend: str) -> GroupedSteps:
+def step_price(model: str, layout: Layout, precision: Precision, system: str, backend: str) -> StepPrice:
+    """Kept too. Only vLLM runs steps with prompts as captured graphs, where ranks pad to the largest of them."""
     graph = StepGraph(shape_of(model), layout, precision)
-    return GroupedSteps(StepPrice(graph, operator_price(system, backend), HostTime(), graph_sizes=WIDE_GRAPHS))
-
-
-class GroupedSteps:
-    """Steps of attention groups that go together: those without a prompt wait for the longest. Attention of all is
-    priced at that length, experts at the tokens there really are."""
-
-    def __init__(self, inner: StepPrice) -> None:
-        self.inner, self.graph = inner, inner.graph
-        self.base, self.line = inner.base, inner.line
-
-    def seconds(self, load: StepLoad) -> float:
-        """Seconds of a step."""
-        groups, chunks = self.graph.layout.attention_dp, load.chunks
-        if groups == 1 or not chunks:
-            return self.inner.seconds(load)
-        longest = sorted(chunks, key=lambda chunk: chunk[1], reverse=True)[::groups]
-        padded = tuple(chunk for chunk in longest for _ in range(groups))
-        waited = StepLoad(load.decoding, load.decode_context, load.decode_context_squares, padded, load.sampled)
-        return self.inner.seconds(waited) - self._experts(waited.tokens) + self._experts(load.tokens)
-
-    def _experts(self, tokens: int) -> float:
-        placed = self.graph.rows(tokens)
-        return sum(self.inner.price.price(one).seconds * times for one, times in placed if isinstance(one, Experts))
+    return StepPrice(graph, operator_price(system, backend), HostTime(), graph_sizes=WIDE_GRAPHS)
 
 
 @cache
@@ -127,14 +104,27 @@ def lengths_of(point: Point, per_client: int, seed: int = 0) -> list[tuple[int, 
     rng = random.Random(f"{seed}|{point.id}")
     count = max(24, per_client * point.concurrency)
     # The non-public runs give one length. SGLang, which computes all waiting prompts before any decode, then keeps all
-    # requests in step, and its TTFT in the campaign over powers of two shows it. Engines that mix prompts with decodes
-    # came apart; their outputs are taken to vary as the public runs' do.
+    # requests in step, and its TTFT in the campaign over powers of two shows it. Under engines that mix prompts with
+    # decodes few clients stay in step and many come apart (TTFT ratios of the training half of TensorRT-LLM with one
+    # length: 1.0 at 8 clients, 2.5 at 32; with lengths that vary as in public runs: 0.5 and 1.0).
     if not point.public and point.backend == "sglang" and not point.prompt % 128:
         return [(point.prompt, point.output)] * count
+    vary = 0.2 if point.public else 0.2 * min(1.0, (point.concurrency / 32) ** 2)
     shortest = int(0.8 * point.prompt) if point.public else point.prompt
     return [
-        (rng.randint(shortest, point.prompt), rng.randint(int(0.8 * point.output), point.output)) for _ in range(count)
+        (rng.randint(shortest, point.prompt), rng.randint(int((1 - vary) * point.output), point.output))
+        for _ in range(count)
     ]
+
+
+def decode_places(point: Point, decode: Pool) -> int:
+    """Sequences that all decode workers may hold. TensorRT-LLM's recipes for public runs are made for batches of
+    powers of two (they are in their names: gen4tep8_batch16), and the heaviest load of each is a little more than these
+    hold: in the training half, TTFT leaps to seconds where concurrency is 1.0 to 1.4 times a power of two a worker."""
+    groups = decode.workers * decode.layout.attention_dp
+    each = point.concurrency / groups
+    batch = 1 << max(0, int(each).bit_length() - 1)
+    return groups * batch if point.backend == "trtllm" and each <= 1.4 * batch else 1 << 30
 
 
 def simulate(point: Point, costs: Costs, per_client: int = 10, how: Rules | None = None) -> Outcome:
@@ -160,7 +150,7 @@ def _simulate_pools(point: Point, decode: Pool, costs: Costs, per_client: int, h
     transfer_s = bytes_per_token / point.pool.layout.devices / system_spec(point.system)["node"]["inter_node_bw"]
     loop = Pools(
         prefill, how, point.pool.workers, decoding, decode.workers, costs, point.concurrency,
-        lengths_of(point, per_client), transfer_s,
+        lengths_of(point, per_client), transfer_s, decode_places(point, decode),
     )  # fmt: skip
     return _outcome(loop)
 

@@ -193,19 +193,11 @@ def _kv(row: dict[str, str], model: str, public: bool) -> str:
 
 
 def rules(point: Point) -> Rules:
-    """The engine's scheduler with the flags of the run."""
-    groups, public, busy = point.pool.layout.attention_dp, point.public, point.concurrency >= 16
-    model, blackwell = point.model.lower(), point.system[0] in "bg"
+    """The engine's scheduler with the flags of the run, those of public runs from the scripts of that time."""
+    groups, public = point.pool.layout.attention_dp, point.public
+    model = point.model.lower()
     if point.backend == "sglang":
-        large = "deepseek" in model or "glm" in model or ("qwen3.5" in model and point.precision.weights == "bfloat16")
-        budget = (32768 if large else 16384) if public else 8192
-        poll = (30 if busy else 10) if public and blackwell and "glm" not in model and groups == 1 else 1
-        tight = "deepseek" in model and point.pool.layout.devices == 4 and point.precision.weights == "fp8_block"
-        most = 32 if tight else 512
-        return Rules(
-            "prefill_first", 8192 if tight else budget // groups, poll=10 if tight else poll, most=most * groups,
-            reserve=0.7, memory=0.95 if tight else 0.85, groups=groups,
-        )  # fmt: skip
+        return _sglang(point, model, groups)
     if point.backend == "trtllm":
         budget = 8192
         if public:
@@ -216,10 +208,36 @@ def rules(point: Point) -> Rules:
             workers=4 if public and "gpt-oss" in model else 1,
         )  # fmt: skip
     budget = 8192
-    if public and "minimax" in model:
-        budget = 32768 if point.system in ("h200_sxm", "h100_sxm") else max(8192, 2 * point.prompt)
+    if public and "minimax" in model and (_minor(point.version) >= 19 or "nightly" in point.version):
+        budget = 2 * point.prompt
     asynchronous = _minor(point.version) >= 14 or "llama" in model
     return Rules("mixed", budget, lag=asynchronous, reserve=0.5, groups=groups)
+
+
+def _sglang(point: Point, model: str, groups: int) -> Rules:
+    """chunked-prefill-size, scheduler-recv-interval, max-running-requests and mem-fraction-static."""
+    if not point.public:
+        return Rules("prefill_first", 8192 // groups, most=512 * groups, reserve=0.7, memory=0.85, groups=groups)
+    busy, eight_bit = point.concurrency >= 16, point.precision.weights == "fp8_block"
+    budget, poll, most, memory = 16384, 1, 512, 0.85
+    if "deepseek" in model:
+        budget = 32768 if eight_bit or groups > 1 else 16384
+        memory = 0.82 if eight_bit else 0.85
+        if point.pool.layout.devices == 4 and eight_bit:
+            budget, most, memory, busy = 8192, 32, 0.95, False
+    elif "glm" in model:
+        budget, memory = 32768, 0.85 if eight_bit else 0.9
+    elif "qwen3.5" in model:
+        budget, memory = (16384, 0.8) if eight_bit else (32768, 0.82)
+        if eight_bit:
+            busy = point.concurrency > 4 and point.system != "b300_sxm"
+    if point.system[0] in "bg" and groups == 1:
+        poll = 30 if busy else 10
+        if "glm" in model:
+            poll = 1 if eight_bit else 10
+    return Rules(
+        "prefill_first", budget // groups, poll=poll, most=most * groups, reserve=0.7, memory=memory, groups=groups
+    )
 
 
 def _minor(version: str) -> int:

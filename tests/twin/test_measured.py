@@ -109,6 +109,13 @@ def test_a_curve_passes_its_points_and_stays_between_neighbours(points: dict[int
         assert seconds >= (points[xs[0]] if x < xs[0] else points[xs[-1]]) * 0.999
 
 
+def test_a_steep_curve_stays_a_number_far_beyond_its_points() -> None:
+    steep = Curve([(1.0, 1e-9), (1.0001, 1.0)], log=True)
+    seconds, inside = steep.at(1e6)
+    assert 1.0 < seconds < float("inf")
+    assert not inside
+
+
 def test_of_two_kernels_for_one_point_the_faster_counts() -> None:
     assert Curve([(1, 3.0), (1, 2.0)]).at(1) == (2.0, True)
 
@@ -183,6 +190,20 @@ def test_the_newest_collection_answers_first(folder: Path) -> None:
         (folder / "data" / "card" / "gemm" / "trtllm" / name / "gemm_perf.parquet").touch()
     found = [path.parent.name for path in Database("card", "trtllm", "1.2.0", folder).files("gemm_perf")]
     assert found == ["1.2.0", "1.3.0", "1.3.0rc23", "1.3.0rc20", "0.9"]
+
+
+def test_another_engines_faster_kernels_count_only_for_batches_that_are_captured(tmp_path: Path) -> None:
+    for engine, microseconds in (("vllm", 170.0), ("sglang", 10.0)):
+        rows = [{"gemm_dtype": "bfloat16", "m": m, "n": 64, "k": 64, "latency": microseconds * 1e-3}
+                for m in (1, 512, 1024)]  # fmt: skip
+        write(tmp_path / "data" / "card" / "gemm" / engine / "1.0", "gemm_perf", rows)
+    price = Measured(Database("card", "vllm", folder=tmp_path), Assumed())
+    own = Measured(Database("card", "vllm", folder=tmp_path), Assumed(), kernels="own")
+    assert price.price(Gemm("qkv", 512, 64, 64, "bfloat16")) == Estimate(
+        pytest.approx(10e-6), "measured", "extrapolated"
+    )
+    assert own.price(Gemm("qkv", 512, 64, 64, "bfloat16")).seconds == pytest.approx(170e-6)
+    assert price.price(Gemm("qkv", 1024, 64, 64, "bfloat16")) == Estimate(pytest.approx(170e-6), "measured", "measured")
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the measured data beside the repository")

@@ -11,6 +11,10 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable, Mapping
+from typing import Final
+
+_LARGEST: Final = 700.0
+"""Of a logarithm: e to this is still a number."""
 
 
 class Curve:
@@ -53,7 +57,7 @@ class Curve:
         i = min(bisect.bisect_left(xs, x), last)
         slope = (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1])
         y = ys[i - 1] + (x - xs[i - 1]) * slope if inside else ys[last] + (x - xs[last]) * max(0.0, slope)
-        return (math.exp(y) if self._log else y), inside
+        return (math.exp(min(y, _LARGEST)) if self._log else y), inside
 
     @property
     def last(self) -> float:
