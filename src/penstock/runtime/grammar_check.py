@@ -1,4 +1,4 @@
-"""Tries what a client wants of the text in a process of its own (engine/guide/checker.py), for at most two seconds.
+"""Tries what a client wants of the text in a process of its own (engine/guide/checker.py), for two seconds of CPU.
 
 The event loop waits for a line; a grammar that hangs costs one process, which is ended and started again.
 """
@@ -19,6 +19,9 @@ from penstock.engine.guide import grammar as grammar
 from penstock.errors import InvalidRequest, Overloaded
 
 LIMIT_S: Final = 2.0
+"""CPU seconds of one job."""
+PATIENCE: Final = 5
+"""Times the limit that is waited for an answer, since the machine may be busy with others."""
 START_S: Final = 30.0
 """The first answer of a new process: a busy machine may take a while to load it."""
 MAX_WAITING: Final = 64
@@ -38,9 +41,15 @@ class GrammarJob:
     regex: str = ""
     code: str = "invalid_schema"
 
-    def line(self) -> bytes:
+    def line(self, limit_s: float) -> bytes:
         """As the checker reads it."""
-        job = {"schemas": list(self.schemas), "grammar": self.grammar, "lark": self.lark, "regex": self.regex}
+        job = {
+            "seconds": limit_s,
+            "schemas": list(self.schemas),
+            "grammar": self.grammar,
+            "lark": self.lark,
+            "regex": self.regex,
+        }
         return json.dumps(job).encode() + b"\n"
 
 
@@ -61,7 +70,7 @@ class GrammarCheck:
             InvalidRequest: the field, or the place in its schema, that cannot be used.
             Overloaded: too many wait.
         """
-        line = job.line()
+        line = job.line(self._limit_s)
         known = self._good.get(line)
         if known is not None:
             self._good.move_to_end(line)
@@ -99,7 +108,6 @@ class GrammarCheck:
 
     async def _ask(self, line: bytes) -> dict[str, str] | None:
         """The checker's answer; None if it had to be ended, or ended by itself."""
-        limit_s = self._limit_s
         if self._process is None or self._process.returncode is not None:
             # Its own group: a Ctrl-C at the terminal is for the server, which drains first.
             self._process = await asyncio.create_subprocess_exec(
@@ -107,10 +115,10 @@ class GrammarCheck:
                 start_new_session=True, stderr=asyncio.subprocess.DEVNULL,
                 env=dict(os.environ) | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"},
             )  # fmt: skip
-            hello = GrammarJob(field="", grammar="start: /a/").line()
+            hello = GrammarJob(field="", grammar="start: /a/").line(START_S)
             if await self._exchange(hello, START_S) is None:
                 return None
-        return await self._exchange(line, limit_s)
+        return await self._exchange(line, PATIENCE * self._limit_s)
 
     async def _exchange(self, line: bytes, limit_s: float) -> dict[str, str] | None:
         process = self._process

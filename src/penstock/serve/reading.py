@@ -94,11 +94,14 @@ class Reader:
     def _read(self) -> Reading:
         plan, source = self._plan, self._source
         if plan.reasoning is not None:
-            yield from read_reasoning(source, plan.reasoning, plan.begun)
-        self.reasoning = False
+            yield from read_reasoning(source, plan.reasoning, plan.begun, self._closed)
+        self._closed()
         if plan.tools is not None:
             yield from plan.tools.read(source, plan.names)
         yield from source.rest()
+
+    def _closed(self) -> None:
+        self.reasoning = False
 
     def _go_on(self) -> None:
         if self._going is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -67,8 +68,11 @@ def begun(form: ReasoningFormat, prompt_end: str) -> Begun:
     return Begun.YES if end.endswith(form.opener) else Begun.CLOSED if end.endswith(form.closer) else Begun.NO
 
 
-def read_reasoning(source: Source, form: ReasoningFormat, state: Begun) -> Reading:
-    """Read up to the end of the reasoning, and the white space after it; what comes then is the answer."""
+def read_reasoning(source: Source, form: ReasoningFormat, state: Begun, closed: Callable[[], None]) -> Reading:
+    """Read up to the end of the reasoning, and the white space after it; what comes then is the answer.
+
+    `closed` is called where the reasoning ends.
+    """
     if state is Begun.CLOSED:
         return
     if state is Begun.NO:
@@ -85,4 +89,5 @@ def read_reasoning(source: Source, form: ReasoningFormat, state: Begun) -> Readi
 
     yield from source.skip_space()
     if (yield from source.say_until(form.closer, say=say)):
+        closed()
         yield from source.skip_space()

@@ -3,9 +3,10 @@
 One JSON object per line on standard input, one on standard output. A grammar that does not come to an end, exhausts the
 stack or the memory takes only this process with it; whoever started it ends it after its time and starts another.
 
-    {"schemas": [[field, schema, lenient], ...], "grammar": text, "lark": text, "regex": text}
+    {"seconds": 2.0, "schemas": [[field, schema, lenient], ...], "grammar": text, "lark": text, "regex": text}
     {"field": "", "why": "", "grammar": text}
 
+`seconds` of CPU are all it gets: then the kernel ends the process, however busy the machine is with others meanwhile.
 `schemas` are tried one by one, so that an error can name its place; then `grammar` as a whole, up to its first mask.
 `lark`, `regex`: a client's own instead of `grammar`; the answer has what became of it.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -117,9 +119,12 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for line in sys.stdin.buffer:
         try:
-            answer = check(json.loads(line))
+            job = json.loads(line)
+            signal.setitimer(signal.ITIMER_PROF, job["seconds"])
+            answer = check(job)
         except Exception as error:  # noqa: BLE001 - the library's errors have no base of their own
             answer = {"field": "", "why": f"it cannot be compiled: {error}"[:300]}
+        signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
