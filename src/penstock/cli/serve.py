@@ -106,6 +106,8 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
         ready_s = time.monotonic() - began
         show_phase("listen", ready_s - told_s, "routes, HTTP")
         console.print(_ready_line(url, info, ready_s))
+        if deployment.server.dashboard:
+            console.print(f"page at {url}/: chat and live figures")
         console.print(escape(_curl(url, info, deployment.server.locked, text.template is not None)))
         if upkeep.admin_url is not None:
             console.print(f"administration at {upkeep.admin_url}/admin")
