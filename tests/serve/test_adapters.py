@@ -36,8 +36,11 @@ ADAPTERS = ("one", "two", "three")
 class Adapted:
     """A server with one adapter from its deployment, a directory with more, and what each must answer."""
 
-    def __init__(self, service: Service, url: str, admin: str, directory: Path, expected: dict[str, list[int]]) -> None:
-        self.service, self.directory, self.expected = service, directory, expected
+    def __init__(
+        self, service: Service, url: str, admin: str, directory: Path, expected: dict[str, list[int]],
+        vectors: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.service, self.directory, self.expected, self.vectors = service, directory, expected, vectors
         self.http = httpx.Client(base_url=url, timeout=60)
         self.admin = httpx.Client(base_url=admin, timeout=60)
 
@@ -76,6 +79,17 @@ def greedy(path: Path, prompt: list[int]) -> list[int]:
     return made[0, len(prompt) :].tolist()
 
 
+def mean_state(path: Path, prompt: list[int]) -> Any:
+    """Mean of the last hidden states, brought to length 1."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(path, dtype=torch.float32).eval()(torch.tensor([prompt]))[0][0]
+    mean = states.mean(dim=0)
+    return (mean / mean.norm()).tolist()
+
+
 @pytest.fixture(scope="module")
 def adapted(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapted]:
     directory = tmp_path_factory.mktemp("adapters")
@@ -85,12 +99,16 @@ def adapted(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ad
     expected = {"": greedy(base, prompt)}
     for number, name in enumerate(ADAPTERS):
         path = tiny_adapter(base, directory / name, seed=number, std=0.06, r=4 + number)
-        expected[name] = greedy(merged_checkpoint(base, path, tmp_path_factory.mktemp(name)), prompt)
+        merged = merged_checkpoint(base, path, tmp_path_factory.mktemp(name))
+        expected[name] = greedy(merged, prompt)
+        if name == "one":
+            vectors = {"": mean_state(base, prompt), "one": mean_state(merged, prompt)}
     assert len({tuple(ids) for ids in expected.values()}) == 4
     deployment = Deployment.parse(
         {
             "model": {
-                "adapters": {"one": str(directory / "one")}, "adapter_directory": str(directory), "max_adapters": 2,
+                "adapters": {"one": str(directory / "one")}, "adapter_directory": str(directory),
+                "max_adapters": 2, "pooling": "mean",
             },
             "hardware": {"threads": 1}, "memory": {"kv_bytes": "32MiB"}, "server": {"admin_port": 0},
         }
@@ -99,7 +117,7 @@ def adapted(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ad
     app = create_app(service, deployment, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer))
     running = [loop.serve(app), loop.serve(create_admin_app(app, asyncio.Event()))]
     url, admin = (next(one) for one in running)
-    yield Adapted(service, url, admin, directory, expected)
+    yield Adapted(service, url, admin, directory, expected, vectors)
     for one in running:
         one.close()  # type: ignore[attr-defined]
     loop.run(service.close())
@@ -126,6 +144,15 @@ def test_an_adapter_answers_chats_too(adapted: Adapted) -> None:
     reply = adapted.http.post("/v1/chat/completions", json=body).json()
     assert reply["model"] == "one"
     assert reply["usage"]["completion_tokens"] >= 1
+
+
+def test_embeddings_of_the_model_and_of_an_adapter_are_hidden_states_of_transformers(adapted: Adapted) -> None:
+    for name, wanted in adapted.vectors.items():
+        body = {"input": [PROMPT, PROMPT], "model": name or "millrace"}
+        reply = adapted.http.post("/v1/embeddings", json=body).json()
+        assert reply["model"] == (name or "millrace")
+        for one in reply["data"]:
+            assert one["embedding"] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_prefixes_are_not_shared_between_adapters(adapted: Adapted) -> None:

@@ -45,6 +45,8 @@ class Built:
     """Called in a thread of its own for a request with a grammar, before it is submitted. Raises InvalidRequest."""
     adapters: AdapterHost | None = None
     """Where adapters are loaded; None: nowhere."""
+    recompute_beyond: int | None = None
+    """Tokens beyond which a sequence is computed anew (legs.py); None: none is."""
 
 
 def build(deployment: Deployment, on_phase: OnPhase) -> Built:
@@ -109,7 +111,7 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
     )  # fmt: skip
     return Built(
         replica, engine, info, policy.plan_ahead, size.host_blocks, engine.guides.prepare,
-        adapters=engine if deployment.model.adapter_room else None,
+        adapters=engine if deployment.model.adapter_room else None, recompute_beyond=engine.recompute_beyond,
     )  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from typing import Protocol
 
 from penstock.control.replica import Replica
 from penstock.control.request import Request
-from penstock.control.step import Step, StepResult, Update
+from penstock.control.step import Failed, Finished, Step, StepResult, Update
 from penstock.errors import InvalidRequest, ProtocolError
 from penstock.runtime.executor import Executor
+from penstock.runtime.legs import Legs
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,13 @@ class Loop:
         plan_ahead: bool = True,
         launch: Callable[[Step], None] | None = None,
         observer: Observer | None = None,
+        recompute_beyond: int | None = None,
     ) -> None:
         """`launch` queues a step for `executor.run` elsewhere and returns at once; results come back through `done`.
 
-        Without it the caller uses `turn` or `run`.
+        Without it the caller uses `turn` or `run`. `recompute_beyond`: the executor's, see legs.py.
         """
+        self._legs = Legs(recompute_beyond) if recompute_beyond is not None else None
         self.replica = replica
         self._observer = observer
         self._executor = executor
@@ -90,6 +93,16 @@ class Loop:
 
     def submit(self, request: Request) -> None:
         """Raises InvalidRequest: the executor or the replica cannot run it; nothing is kept."""
+        if self._legs is None:
+            self._submit(request)
+            return
+        try:
+            self._submit(self._legs.begin(request))
+        except InvalidRequest:
+            self._legs.forget(request.id)
+            raise
+
+    def _submit(self, request: Request) -> None:
         self._executor.add(request)
         now = self._clock()
         if self._observer is not None:
@@ -105,9 +118,19 @@ class Loop:
     def cancel(self, request_id: str) -> None:
         """Its blocks are free with the next commit; an unknown or finished id is ignored."""
         now = self._clock()
-        if self._observer is not None:
-            self._observer.cancelled(request_id, now)
-        self.replica.cancel(request_id, now)
+        ids: tuple[str, ...] = (request_id,)
+        if self._legs is not None:
+            self._legs.forget(request_id)
+            ids = self._legs.ids(request_id)
+        for each in ids:
+            if self._observer is not None:
+                self._observer.cancelled(each, now)
+            self.replica.cancel(each, now)
+
+    def take_updates(self) -> list[Update]:
+        """News that no step brought: cancelled while nothing ran."""
+        updates = self.replica.take_updates()
+        return updates if self._legs is None else [self._legs.outward(update) for update in updates]
 
     def advance(self) -> None:
         """Plan and launch as far ahead as is allowed. Call it after submits and cancels; `done` does it by itself."""
@@ -140,9 +163,27 @@ class Loop:
         now = self._clock()
         if self._observer is not None:
             self._observer.done(result, started, ended, now)
-        turn = Turn(step, result, self.replica.commit(step, result, now), started, ended)
+        updates = self.replica.commit(step, result, now)
+        if self._legs is not None:
+            updates = self._go_on(self._legs, updates, result)
+        turn = Turn(step, result, updates, started, ended)
         self._advance()
         return turn
+
+    def _go_on(self, legs: Legs, updates: list[Update], result: StepResult) -> list[Update]:
+        """Start the second legs of those whose first has ended; the rest is news."""
+        news: list[Update] = []
+        for update in updates:
+            if isinstance(update, Finished) and update.id in result.finished:
+                second = legs.rest(update, result.finished[update.id].output)
+                if second is not None:
+                    try:
+                        self._submit(second)
+                    except InvalidRequest as error:
+                        news.append(Failed(update.id, str(error)))
+                    continue
+            news.append(legs.outward(update))
+        return news
 
     def turn(self) -> Turn | None:
         """Run one step in this thread. None: nothing to do."""

@@ -47,7 +47,10 @@ def generate(deployment: Deployment, requests: Iterable[Request]) -> list[Result
 
 def run(built: Built, requests: Iterable[Request]) -> list[Result]:
     """The same on an engine that is loaded already; it stays loaded. Raises InvalidRequest."""
-    loop = Loop(built.replica, built.executor, clock=time.monotonic, plan_ahead=built.plan_ahead)
+    loop = Loop(
+        built.replica, built.executor, clock=time.monotonic, plan_ahead=built.plan_ahead,
+        recompute_beyond=built.recompute_beyond,
+    )  # fmt: skip
     results: dict[str, Result] = {}
     try:
         for request in requests:
@@ -56,7 +59,7 @@ def run(built: Built, requests: Iterable[Request]) -> list[Result]:
     except BaseException:
         for id in results:
             loop.cancel(id)
-        loop.replica.take_updates()
+        loop.take_updates()
         raise
     for turn in loop.run():
         for update in turn.updates:

@@ -116,7 +116,7 @@ class Worker:
         """Control thread: handle everything that has arrived, then let the loop go on."""
         loop = Loop(
             built.replica, built.executor, clock=time.monotonic, plan_ahead=built.plan_ahead, launch=self._launch,
-            observer=self.recorder,
+            observer=self.recorder, recompute_beyond=built.recompute_beyond,
         )  # fmt: skip
         self._prepares = built.prepare is not None
         while True:
@@ -130,7 +130,7 @@ class Worker:
             began = time.monotonic()
             loop.advance()
             self._host_s += time.monotonic() - began
-            if not loop.busy and (updates := loop.replica.take_updates()):
+            if not loop.busy and (updates := loop.take_updates()):
                 self._report(loop, None, updates)
 
     def _launch(self, step: Step) -> None:
