@@ -289,7 +289,7 @@ def test_what_the_template_refuses_is_the_clients_fault_in_its_words(templates: 
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}", "turns"),
+        ("{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}", r"turns|longer than 5 s"),
         ("{{ 'a' * 1000000000 }}", "product"),
         ("{{ 9 ** 999999999 }}", "exponent"),
         ("{% for i in range(90000) %}{{ 'aaaaaaaaaa' * 1000 }}{% endfor %}", "longer than"),

@@ -1,7 +1,7 @@
 """A conversation as token ids, through the model's own Jinja template. Imports no torch: the HTTP front end uses it.
 
 The template is code from elsewhere: it runs in Jinja's immutable sandbox, with the globals and filters that
-`transformers` gives it, a bound on its output and one on its loops.
+`transformers` gives it, and bounds on its output, its loops and calls, its time, and what one operation makes.
 
 What clients send is text, not code. A spelling of a control token in it stays plain text: before rendering, a *guard*,
 one private-use character that occurs nowhere in the input, is put into every such spelling, and into what is the
@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import jinja2
 
-from penstock.engine.template_sandbox import MAX_LOOP_TURNS, TemplateSandbox
+from penstock.engine.template_sandbox import TemplateSandbox
 from penstock.engine.tokenizer import Tokenizer
 from penstock.errors import InvalidDeployment, InvalidRequest
 
@@ -132,8 +132,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         parts, length = [], 0
-        run = self._environment.run
-        run.turns_left, run.guard = MAX_LOOP_TURNS, guard
+        self._environment.run.begin(guard)
         try:
             for part in self._template.generate(variables):
                 length += len(part)

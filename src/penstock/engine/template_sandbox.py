@@ -1,15 +1,17 @@
 """Where chat templates run: Jinja's immutable sandbox with the names that `transformers` offers, and with bounds.
 
-The bounds are against accidents and crude bombs: turns of all loops together, products of strings and lists, powers.
+Bounds: turns of all loops and calls together, the time of a rendering, what one operation makes (template_bounds.py).
 A template comes with the checkpoint, which also decides what the model says; it gets no more than that power.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from collections.abc import Callable
 from datetime import datetime
+from time import monotonic
 from typing import Any, Final
 
 import jinja2
@@ -19,23 +21,32 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+from penstock.engine import template_bounds as bounds
+
 MAX_LOOP_TURNS: Final = 200_000
-MAX_REPEATED_ITEMS: Final = 1_000_000
-MAX_EXPONENT: Final = 64
+"""Of all loops, calls and filters together."""
+MAX_SECONDS: Final = 5.0
 
 
 class Run(threading.local):
     """What the rendering that goes on in this thread may still do."""
 
     turns_left = MAX_LOOP_TURNS
+    ends_at = float("inf")
     guard = ""
     """A character that JSON must not escape; empty for none."""
 
+    def begin(self, guard: str) -> None:
+        """A rendering begins in this thread."""
+        self.turns_left, self.ends_at, self.guard = MAX_LOOP_TURNS, monotonic() + MAX_SECONDS, guard
+
     def turn(self) -> str:
-        """Count one turn of a loop."""
+        """Count one turn of a loop, a call or a filter."""
         self.turns_left -= 1
         if self.turns_left < 0:
-            raise jinja2.TemplateError(f"its loops take more than {MAX_LOOP_TURNS} turns")
+            raise jinja2.TemplateError(f"its loops and calls take more than {MAX_LOOP_TURNS} turns")
+        if monotonic() > self.ends_at:
+            raise jinja2.TemplateError(f"it takes longer than {MAX_SECONDS:g} s")
         return ""
 
 
@@ -46,6 +57,13 @@ class _CountingGenerator(jinja2.compiler.CodeGenerator):
         count = jinja2.nodes.Call(jinja2.nodes.EnvironmentAttribute("count_turn"), [], [], None, None)
         node.body.insert(0, jinja2.nodes.ExprStmt(count).set_lineno(node.lineno))
         super().visit_For(node, frame)
+
+    def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:  # noqa: N802
+        self.write("environment.concatenate((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
 
 
 class _Generation(jinja2.ext.Extension):
@@ -62,25 +80,51 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """The environment of chat templates; `run` holds the bounds of the rendering in this thread."""
 
     code_generator_class = _CountingGenerator
-    intercepted_binops = frozenset(["*", "**"])
+    intercepted_binops = frozenset(["*", "**", "+", "%"])
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
         self.run = Run()
         self.count_turn: Callable[[], str] = self.run.turn
+        self.concatenate = bounds.concatenated
         self.filters["tojson"] = self._to_json
+        for name in bounds.NO_FILTERS:
+            del self.filters[name]
+        for name, function in self.filters.items():
+            self.filters[name] = self._bounded(name, function)
+        del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise
         self.globals["strftime_now"] = _now
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and isinstance(right, int | float) and abs(right) > MAX_EXPONENT:
-            raise jinja2.TemplateError(f"an exponent above {MAX_EXPONENT}")
-        if operator == "*":
-            for items, times in ((left, right), (right, left)):
-                repeats = isinstance(items, str | bytes | list | tuple) and isinstance(times, int)
-                if repeats and len(items) * times > MAX_REPEATED_ITEMS:
-                    raise jinja2.TemplateError(f"a product of more than {MAX_REPEATED_ITEMS} characters or items")
+        self.run.turn()
+        bounds.operation(operator, left, right)
         return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (names must not clash)
+        __self.run.turn()
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str | bytes | int):
+            bounds.method(owner, getattr(__obj, "__name__", ""), args, kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        found = super().wrap_str_format(value)
+        if found is not None:
+            bounds.pattern(value.__self__)
+        return found
+
+    def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that counts as a turn and whose arguments are looked at."""
+        passed = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+        @functools.wraps(function)
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            self.run.turn()
+            before, value, rest = args[:passed], args[passed], args[passed + 1 :]
+            return function(*before, bounds.filtered(name, value, rest, kwargs), *rest, **kwargs)
+
+        return bounded
 
     def _to_json(
         self,
