@@ -30,7 +30,7 @@ from penstock.control.policy import build_replica
 from penstock.control.replica import Replica
 from penstock.control.request import Request
 from penstock.control.step import Finished, Step, Update
-from penstock.runtime.instance import IDLE, Instance
+from penstock.runtime.instance import IDLE, Instance, Observer
 from penstock.twin.host import HostTime
 from penstock.twin.layout import Layout, Precision
 from penstock.twin.load import StepLoad
@@ -93,7 +93,7 @@ class Seen:
         return (self.last - self.first) / max(1, self.output - 1)
 
 
-class Watch:
+class Watch(Observer):
     """Keeps first tokens and ends."""
 
     def __init__(self, seen: list[Seen]) -> None:

@@ -13,14 +13,14 @@ from penstock.control.policy import build_replica
 from penstock.control.request import Request
 from penstock.control.statistics import Statistics
 from penstock.control.step import Step, Update
-from penstock.runtime.instance import IDLE, Instance
+from penstock.runtime.instance import IDLE, Instance, Observer
 from penstock.twin.load import StepLoad
-from penstock.twin.twin import Row, Twin
+from penstock.twin.twin import Pricing, Row, Twin
 
 POLICIES = ("sarathi", "splitfuse", "orca", "vllm_prefill_first", "request_level")
 
 
-class Priced:
+class Priced(Pricing):
     """A step's seconds from all that a price may look at, in doubles that no other order of additions would give."""
 
     def seconds(self, load: StepLoad) -> float:
@@ -47,7 +47,7 @@ class Priced:
 
 
 @dataclass
-class Seen:
+class Seen(Observer):
     """An observer that writes everything down."""
 
     first: dict[int, float] = field(default_factory=dict)

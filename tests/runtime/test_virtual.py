@@ -50,7 +50,7 @@ def a_source(seed: int, *, law: str = "poisson", rate: float = 1.0, requests: in
 def a_cluster(
     source: Source, *, replicas: int = 2, router: str = "round_robin", coast: bool = True, plan_ahead: bool = False,
     limits: Limits | None = None, compose: str | None = None, blocks: int = 40,
-    max_tokens: Callable[[TimedRequest], int] = lambda request: request.output_tokens,
+    max_tokens: Callable[[TimedRequest], int] | None = None,
 ) -> tuple[Cluster, Collector]:  # fmt: skip
     collector = Collector(replicas)
     cluster = Cluster(build_router(router), source, collector, max_tokens=max_tokens, limits=limits)
@@ -92,7 +92,7 @@ def plainest(cluster: Cluster, source: Source, router: str) -> None:
             waiting = waiting[len(coming) :]
             touched = []
             for timed in coming:
-                prompt, _ = token_ids(timed, source.block_tokens)
+                prompt = token_ids(timed, source.block_tokens)
                 request = Request(id=str(timed.index), prompt=prompt, max_tokens=timed.output_tokens)
                 number = rule.choose(request, instances) if len(instances) > 1 else 0
                 collector.arrived(timed.index, now, timed.prompt_tokens, timed.output_tokens, number)

@@ -48,7 +48,9 @@ MODULES: Final = (
     "penstock.control.evict.swap",
     "penstock.control.lifecycle",
     "penstock.control.memory.blocks",
+    "penstock.control.memory.idle_leaves",
     "penstock.control.memory.paged",
+    "penstock.control.memory.prefix_node",
     "penstock.control.memory.prefix_tree",
     "penstock.control.memory.reserved",
     "penstock.control.order.arrival",
@@ -73,6 +75,7 @@ MODULES: Final = (
     "penstock.twin.twin",
 )
 SEEN: Final = (
+    "penstock.compiled.attributes",
     "penstock.control.news",
     "penstock.control.request",
     "penstock.control.statistics",

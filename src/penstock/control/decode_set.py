@@ -2,20 +2,21 @@
 
 clock            counts the steps in which the set ran; lengths follow from it (Sequence.settle)
 growing[phase]   the members that fill their last block whenever clock % block_tokens == phase
-due[clock]       the members that reach max_tokens at that tick
+due[clock]       the members that reach max_tokens at that tick, and some who have left: `Sequence.due` decides
 context          the sum of the members' KV lengths: what a step's attention reads
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from penstock.control.memory.blocks import Memory, expect
 from penstock.control.sequence import Sequence
 
 NEVER: Final = 1 << 60
+_SLACK: Final = 64
 
 
 class DecodeSet:
@@ -29,9 +30,11 @@ class DecodeSet:
         self._grows = grows
         self._size = block_tokens
         self._growing: list[dict[str, list[int]]] = [{} for _ in range(block_tokens)]
-        self._due: dict[int, dict[str, Sequence]] = {}
+        self._due: dict[int, list[Sequence]] = {}
         self._ticks: list[int] = []
         """Heap of the keys of `due`, and of keys that are gone."""
+        self._early = 0
+        """How many have left before they were due since the last clearing."""
 
     def enter(self, sequence: Sequence) -> None:
         """From the next tick on."""
@@ -41,13 +44,13 @@ class DecodeSet:
         self.context += computed
         if self._grows:
             self._growing[(clock - computed) % self._size][name] = sequence.blocks
-        tick = clock + sequence.max_tokens - sequence.outputs - 1
+        sequence.due = tick = clock + sequence.max_tokens - sequence.outputs - 1
         due = self._due.get(tick)
         if due is None:
-            self._due[tick] = {name: sequence}
+            self._due[tick] = [sequence]
             heappush(self._ticks, tick)
         else:
-            due[name] = sequence
+            due.append(sequence)
 
     def leave(self, sequence: Sequence) -> None:
         """After this the sequence's own counts are true again."""
@@ -55,11 +58,11 @@ class DecodeSet:
         del self._members[name]
         if self._grows:
             del self._growing[(joined - computed) % self._size][name]
-        tick = joined + sequence.max_tokens - sequence.outputs - 1
-        due = self._due[tick]
-        del due[name]
-        if not due:
-            del self._due[tick]
+        if sequence.due >= 0:
+            sequence.due = -1
+            self._early += 1
+            if self._early > _SLACK + 2 * len(self._members):
+                self._forget_early()
         sequence.settle(self.clock)
         self.context -= sequence.computed
 
@@ -69,17 +72,16 @@ class DecodeSet:
 
     def tick(self) -> list[Sequence] | None:
         """One token for every member. Returns those for whom it was the last, if any; they are still members."""
-        due = self._due.get(self.clock)
         self.clock += 1
         self.context += len(self._members)
-        return list(due.values()) if due is not None else None
+        return self._reached(self.clock - 1)
 
     def quiet(self, available: int) -> int:
         """Ticks that are sure to need no more than `available` blocks, up to the first that ends somebody; at least 0,
         O(1)."""
         ticks = self._ticks
-        while ticks and ticks[0] not in self._due:
-            heappop(ticks)
+        while ticks and not self._awaited(ticks[0]):
+            self._due.pop(heappop(ticks), None)
         free = ticks[0] - self.clock + 1 if ticks else NEVER
         if self._grows and self._members:
             # In block_tokens ticks every member takes one block.
@@ -96,8 +98,39 @@ class DecodeSet:
                     grow(full, memory)
         self.clock += ticks
         self.context += ticks * len(self._members)
-        due = self._due.get(self.clock - 1)
-        return list(due.values()) if due is not None else None
+        return self._reached(self.clock - 1)
+
+    def _reached(self, tick: int) -> list[Sequence] | None:
+        """Who was due at `tick`."""
+        due = self._due.get(tick)
+        if due is None:
+            return None
+        del self._due[tick]
+        reached = []
+        for sequence in due:
+            # Who left and came back at one tick stands there twice.
+            if sequence.due == tick:
+                sequence.due = -1
+                reached.append(sequence)
+        return reached or None
+
+    def _forget_early(self) -> None:
+        """Let go of those who left before they were due: that may be long from now."""
+        self._due, self._early = {}, 0
+        for sequence in self._members.values():
+            if sequence.due >= 0:
+                self._due.setdefault(sequence.due, []).append(sequence)
+        self._ticks = list(self._due)
+        heapify(self._ticks)
+
+    def _awaited(self, tick: int) -> bool:
+        """Somebody is still due then."""
+        due = self._due.get(tick)
+        if due is not None:
+            for sequence in due:
+                if sequence.due == tick:
+                    return True
+        return False
 
     def __len__(self) -> int:
         return len(self._members)
@@ -113,7 +146,8 @@ class DecodeSet:
         context = sum(member.computed + self.clock - member.join_clock for member in self)
         expect(context == self.context, f"the decode set holds {context} tokens, {self.context} were counted")
         expect(not self._grows or sum(map(len, self._growing)) == len(self), "growing is not the decode set")
-        expect(sum(map(len, self._due.values())) == len(self), "due is not the decode set")
+        due = {sequence.id for tick, these in self._due.items() for sequence in these if sequence.due == tick}
+        expect(due == set(self._members), "due is not the decode set")
         expect(set(self._due) <= set(self._ticks), "a tick at which somebody is due is not in the heap")
 
 

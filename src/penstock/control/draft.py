@@ -7,7 +7,7 @@ unless the sequence ends or gives way meanwhile (`withdraw`).
 
 from __future__ import annotations
 
-from penstock.control.step import Step
+from penstock.control.step import Step, added
 
 
 class Draft:
@@ -17,18 +17,19 @@ class Draft:
         self.step = Step(1)
         self.said = False
         """Something is announced, or may be: only then is the draft worth a look."""
-        self._join_next: dict[str, None] = {}
-        self._pause_next: dict[str, None] = {}
+        self._join_next: list[str] = []
+        self._pause_next: list[str] = []
 
     def begin(self) -> Step:
         """Start to plan: what was to be announced in the next step belongs to this one now."""
+        step = self.step
         if self._join_next:
-            self.step.join += self._join_next
-            self._join_next = {}
+            step.join = step.join + self._join_next if step.join else self._join_next
+            self._join_next = []
         if self._pause_next:
-            self.step.pause += self._pause_next
-            self._pause_next = {}
-        return self.step
+            step.pause = step.pause + self._pause_next if step.pause else self._pause_next
+            self._pause_next = []
+        return step
 
     def skip(self, steps: int) -> None:
         """So many steps were taken that said nothing."""
@@ -43,48 +44,43 @@ class Draft:
 
     def join_next(self, request_id: str) -> None:
         """It enters the decode set in the step after this one."""
-        self._join_next[request_id] = None
+        self._join_next.append(request_id)
         self.said = True
 
     def pause_next(self, request_id: str) -> None:
         """It leaves the decode set in the step after this one."""
-        self._pause_next[request_id] = None
+        self._pause_next.append(request_id)
         self.said = True
 
     def stall(self, request_id: str) -> None:
         """It leaves the decode set; if this very draft lets it join, the executor never hears of either."""
         self.said = True
-        _toggle(request_id, self.step.join, self.step.pause)
+        step = self.step
+        if request_id in step.join:
+            step.join.remove(request_id)
+        else:
+            step.pause = added(step.pause, request_id)
 
     def resume(self, request_id: str) -> None:
         """The opposite of `stall`."""
         self.said = True
-        _toggle(request_id, self.step.pause, self.step.join)
+        step = self.step
+        if request_id in step.pause:
+            step.pause.remove(request_id)
+        else:
+            step.join = added(step.join, request_id)
 
     def withdraw(self, request_id: str) -> None:
         """It has ended or given way: nothing makes it join or pause any more."""
         if not self.said:
             return
-        if self._join_next:
-            self._join_next.pop(request_id, None)
-        if self._pause_next:
-            self._pause_next.pop(request_id, None)
         step = self.step
-        if request_id in step.join:
-            step.join.remove(request_id)
-        if request_id in step.pause:
-            step.pause.remove(request_id)
+        for announced in (self._join_next, self._pause_next, step.join, step.pause):
+            if request_id in announced:
+                announced.remove(request_id)
 
     def release(self, request_id: str) -> None:
         """The executor may forget it with this step."""
         self.withdraw(request_id)
-        self.step.release.append(request_id)
+        self.step.release = added(self.step.release, request_id)
         self.said = True
-
-
-def _toggle(request_id: str, announced: list[str], opposite: list[str]) -> None:
-    """Take back what is announced of a sequence, or else announce the opposite."""
-    if request_id in announced:
-        announced.remove(request_id)
-    else:
-        opposite.append(request_id)

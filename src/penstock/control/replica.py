@@ -20,7 +20,7 @@ from penstock.control.request import Request
 from penstock.control.residents import Residents
 from penstock.control.sequence import Sequence
 from penstock.control.statistics import Statistics
-from penstock.control.step import Chunk, Failed, Finish, Finished, NewTokens, Step, StepResult, Update
+from penstock.control.step import Chunk, Failed, Finish, Finished, NewTokens, Step, StepResult, Update, added
 from penstock.errors import ProtocolError
 
 
@@ -225,7 +225,7 @@ class Replica(Residents):
         start = sequence.computed
         tokens = min(most, sequence.prefill_tokens - start)
         last = start + tokens == sequence.prefill_tokens
-        step.chunks.append(Chunk(sequence.id, start, tokens, last))
+        step.chunks = added(step.chunks, Chunk(sequence.id, start, tokens, last))
         sequence.computed += tokens
         self._totals.prefill_tokens += tokens
         if last:

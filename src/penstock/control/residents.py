@@ -31,7 +31,7 @@ from penstock.control.lifecycle import (
 from penstock.control.memory.blocks import Memory
 from penstock.control.order.queue import Order
 from penstock.control.sequence import Sequence, Tokens
-from penstock.control.step import Admission, Finish, Step, Swap
+from penstock.control.step import Admission, Finish, Step, Swap, added
 from penstock.control.totals import Totals
 
 
@@ -72,7 +72,7 @@ class Residents:
         sequence.admissions += 1
         self._running[sequence.id] = sequence
         self._prefilling[sequence.id] = sequence
-        step.admit.append(Admission(sequence.id, tuple(sequence.blocks), cached))
+        step.admit = added(step.admit, Admission(sequence.id, tuple(sequence.blocks), cached))
 
     def _swap_in(self, step: Step, sequence: Sequence) -> bool:
         host = tuple(sequence.host_blocks)
@@ -83,7 +83,7 @@ class Residents:
             return False
         self._order.pop()
         sequence.blocks = self._memory.take(len(host))
-        step.swap_in.append(Swap(sequence.id, tuple(sequence.blocks), host))
+        step.swap_in = added(step.swap_in, Swap(sequence.id, tuple(sequence.blocks), host))
         self._evict.give_back(sequence)
         self._swapped -= 1
         sequence.apply(SWAP_IN)
@@ -165,12 +165,12 @@ class Residents:
             sequence.apply(EVICT)
             sequence.computed = 0
             sequence.prefill_tokens = sequence.prompt_tokens + sequence.outputs
-            step.evict.append(sequence.id)
+            step.evict = added(step.evict, sequence.id)
             self._waiting_tokens += sequence.prefill_tokens
             self._totals.preemptions += 1
         else:
             sequence.apply(SWAP_OUT)
-            step.swap_out.append(Swap(sequence.id, tuple(sequence.blocks), host))
+            step.swap_out = added(step.swap_out, Swap(sequence.id, tuple(sequence.blocks), host))
             self._swapped += 1
             self._totals.swaps += 1
         self._memory.release(sequence)

@@ -19,9 +19,9 @@ class Sequence:
     """
 
     __slots__ = (
-        "admissions", "arrival", "blocks", "cached_tokens", "computed", "host_blocks", "id", "join_clock", "max_tokens",
-        "next_key", "number", "outputs", "prefill_tokens", "prompt", "prompt_tokens", "request", "shared",
-        "shared_blocks", "state",
+        "admissions", "arrival", "blocks", "border", "cached_tokens", "computed", "due", "host_blocks", "id",
+        "join_clock", "max_tokens", "next_key", "number", "outputs", "prefill_tokens", "prompt", "prompt_tokens",
+        "request", "shared", "shared_blocks", "state",
     )  # fmt: skip
 
     def __init__(self, request: Request, number: int, arrival: float) -> None:
@@ -52,9 +52,13 @@ class Sequence:
         """The memory's own mark: the deepest tree node this sequence holds on to."""
         self.shared_blocks = 0
         """How many of `blocks`, from the first on, belong to the tree."""
-        self.next_key: bytes | None = None
+        self.next_key: int | bytes | None = None
         """The memory's note: key of the block after the shared ones, once they were looked for in vain."""
+        self.border = (request.prefix_group or request.tenant, request.salt, request.adapter)
+        """Prefixes are shared inside it only."""
         self.join_clock = 0
+        self.due = -1
+        """Tick of the decode clock that makes its last token; -1: it is not in the decode set, or that tick is over."""
 
     def apply(self, event: Event) -> None:
         """Walk the table of moves. Raises ProtocolError."""

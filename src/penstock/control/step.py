@@ -9,7 +9,7 @@ they stand in the class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from penstock.control.news import (
     Failed as Failed,
@@ -81,6 +81,25 @@ class Chunk(Record):
         return (self.id, self.start, self.tokens, self.last)
 
 
+Item = TypeVar("Item")
+
+_NO_IDS: Final[list[str]] = []
+_NO_SWAPS: Final[list[Swap]] = []
+_NO_ADMISSIONS: Final[list[Admission]] = []
+_NO_CHUNKS: Final[list[Chunk]] = []
+_NO_BLOCKS: Final[list[int]] = []
+"""What a fresh step has in common with all others: most of its lists stay empty, and making them would cost more than
+planning it. Never changed: `added` makes the first item's list."""
+
+
+def added(items: list[Item], item: Item) -> list[Item]:
+    """A step's list with one item more, to be put back where it was."""
+    if items:
+        items.append(item)
+        return items
+    return [item]
+
+
 class Step(Record):
     """One engine iteration, as changes to the one before."""
 
@@ -98,23 +117,23 @@ class Step(Record):
     ) -> None:  # fmt: skip
         self.number = number
         """1, 2, 3, ... without gaps."""
-        self.release: list[str] = [] if release is None else release
+        self.release: list[str] = _NO_IDS if release is None else release
         """Forget these ids altogether: finished, failed or cancelled (also ones that were never admitted)."""
-        self.evict: list[str] = [] if evict is None else evict
+        self.evict: list[str] = _NO_IDS if evict is None else evict
         """These lose their blocks and leave the decode set, and keep their tokens: they will be admitted again."""
-        self.swap_out: list[Swap] = [] if swap_out is None else swap_out
+        self.swap_out: list[Swap] = _NO_SWAPS if swap_out is None else swap_out
         """Copy device to host; the sequence leaves the decode set and keeps its tokens."""
-        self.swap_in: list[Swap] = [] if swap_in is None else swap_in
+        self.swap_in: list[Swap] = _NO_SWAPS if swap_in is None else swap_in
         """Copy host to device; the sequence's table is then `device` and all its KV is valid."""
-        self.admit: list[Admission] = [] if admit is None else admit
-        self.pause: list[str] = [] if pause is None else pause
+        self.admit: list[Admission] = _NO_ADMISSIONS if admit is None else admit
+        self.pause: list[str] = _NO_IDS if pause is None else pause
         """Leave the decode set, keep the blocks (no block for the next token; or the last token is planned already)."""
-        self.join: list[str] = [] if join is None else join
+        self.join: list[str] = _NO_IDS if join is None else join
         """Enter the decode set. The input of its next row is its own last token, sampled in a step before this one."""
-        self.grow: list[str] = [] if grow is None else grow
+        self.grow: list[str] = _NO_IDS if grow is None else grow
         """These get one more block at the end of their table: `grow[i]` gets `grow_blocks[i]`."""
-        self.grow_blocks: list[int] = [] if grow_blocks is None else grow_blocks
-        self.chunks: list[Chunk] = [] if chunks is None else chunks
+        self.grow_blocks: list[int] = _NO_BLOCKS if grow_blocks is None else grow_blocks
+        self.chunks: list[Chunk] = _NO_CHUNKS if chunks is None else chunks
         self.decoding = decoding
         """Size of the decode set if it runs in this step, else 0: then every sequence in it rests."""
         self.decode_context = decode_context
@@ -133,16 +152,9 @@ class Step(Record):
 
     def repeat(self, steps: int) -> None:
         """Become the step that comes `steps` later, if all of them only decode: what this one announced is done."""
-        if self.release:
-            self.release = []
-        if self.pause:
-            self.pause = []
-        if self.join:
-            self.join = []
-        if self.grow:
-            self.grow, self.grow_blocks = [], []
-        if self.evict or self.swap_out or self.swap_in:
-            self.evict, self.swap_out, self.swap_in = [], [], []
+        self.release = self.evict = self.pause = self.join = self.grow = _NO_IDS
+        self.swap_out = self.swap_in = _NO_SWAPS
+        self.grow_blocks = _NO_BLOCKS
         self.number += steps
         self.decode_context += steps * self.decoding
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
+from penstock.compiled.attributes import mypyc_attr
+from penstock.control.cluster.router import Target
 from penstock.control.replica import Replica
 from penstock.control.request import Request
 from penstock.control.step import NewTokens, Step, StepResult, Update
@@ -21,23 +23,28 @@ _STRETCH: Final = 4096
 """Longest stretch computed at once."""
 
 
-class Observer(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Observer:
     """Told what happens in one instance. Times are virtual seconds."""
 
     def stepped(self, instance: Instance, step: Step, started: float, ended: float) -> None:
         """A step has ended."""
+        raise NotImplementedError
 
     def coasted(self, instance: Instance, started: float, ends: Sequence[float]) -> None:
         """Further plain decode steps, the first begun at `started`, ended at these times."""
+        raise NotImplementedError
 
     def first_token(self, row: Row, now: float) -> None:
         """A prompt is done; for evicted requests again."""
+        raise NotImplementedError
 
     def ended(self, row: Row, update: Update, now: float) -> None:
         """A request has ended: Finished or Failed."""
+        raise NotImplementedError
 
 
-class Instance:
+class Instance(Target):
     """Drives one replica and its twin. `wake` is when `fire` must be called next; IDLE: not before a request comes.
 
     Args:
@@ -49,10 +56,9 @@ class Instance:
     def __init__(
         self, number: int, replica: Replica, twin: Twin, observer: Observer, *, plan_ahead: bool, coast: bool = True
     ) -> None:
+        super().__init__()
         self.number, self.replica, self.twin = number, replica, twin
         self.wake = IDLE
-        self.outstanding = 0
-        """Requests taken and not ended."""
         self._observer = observer
         self._plan_ahead, self._coast = plan_ahead, coast
         self._rows: dict[str, Row] = {}

@@ -144,8 +144,9 @@ class Loop:
             step = self.replica.plan(now)
             if step is None:
                 return
-            step.release.extend(self._refused)
-            self._refused.clear()
+            if self._refused:
+                step.release = step.release + self._refused
+                self._refused.clear()
             self._launched.append(step)
             if self._launch is not None:
                 self._launch(step)

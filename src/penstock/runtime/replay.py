@@ -30,7 +30,7 @@ from penstock.runtime.build import replica_for
 from penstock.runtime.local import Loop
 from penstock.runtime.schedule import NANOSECONDS, Cancel, Done, End, Plan, Schedule, Submit, plan_of
 from penstock.twin.load import StepLoad
-from penstock.twin.twin import Twin
+from penstock.twin.twin import Pricing, Twin
 
 _AROUND: Final = 3
 _SKIPPED: Final = ("event", "t", "n")
@@ -89,7 +89,7 @@ class _Differs(Exception):
         self.difference = difference
 
 
-class _NoTime:
+class _NoTime(Pricing):
     """A price of nothing: how long a step takes, the recording says."""
 
     def seconds(self, load: StepLoad) -> float:

@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Final, Literal
 
-from penstock.control.cluster.router import Router
+from penstock.control.cluster.router import Router, Target
 from penstock.control.request import Request
 from penstock.control.step import Failed, Finished, Step, Update
 from penstock.errors import InvalidRequest
 from penstock.runtime.collect import Collector, Outcome
-from penstock.runtime.instance import IDLE, Instance
+from penstock.runtime.instance import IDLE, Instance, Observer
 from penstock.runtime.limits import Limits as Limits
 from penstock.runtime.limits import Stuck as Stuck
-from penstock.runtime.token_ids import token_ids
+from penstock.runtime.token_ids import answer_ids, token_ids
 from penstock.twin.twin import Row
 from penstock.workload.source import Source, TimedRequest, cut_short
 
@@ -32,7 +32,7 @@ _MOST_AT_ONCE: Final = 100_000
 """Requests of one moment, after which a replica that still has nothing to do has refused them all."""
 
 
-class Cluster:
+class Cluster(Observer):
     """Runs one simulation.
 
     Args:
@@ -41,17 +41,20 @@ class Cluster:
         source: what arrives.
         collector: where results go.
         max_sequence_tokens: longer ones are refused, as an engine refuses them; None: only what no memory holds.
-        max_tokens: the bound a client states for an output of so many tokens; control sees it, not the length.
+        max_tokens: the bound a client states; control sees it, not the length. None: just what the output needs.
     """
 
     def __init__(
-        self, router: Router, source: Source, collector: Collector, *, max_tokens: Callable[[TimedRequest], int],
-        max_sequence_tokens: int | None = None, limits: Limits | None = None,
-        on_progress: Callable[[int, float], None] | None = None,
+        self, router: Router, source: Source, collector: Collector, *,
+        max_tokens: Callable[[TimedRequest], int] | None = None, max_sequence_tokens: int | None = None,
+        limits: Limits | None = None, on_progress: Callable[[int, float], None] | None = None,
     ) -> None:  # fmt: skip
         self.instances: list[Instance] = []
+        self._targets: list[Target] = []
+        """The same, as routers know them."""
         self._router, self._source, self._collector = router, source, collector
         self._max_sequence_tokens = max_sequence_tokens
+        self._block_tokens = source.block_tokens
         self._max_tokens, self._limits, self._on_progress = max_tokens, limits or Limits(), on_progress
         self._later: list[tuple[float, int, TimedRequest]] = []
         """Heap of requests that ends have brought about."""
@@ -96,6 +99,7 @@ class Cluster:
 
     def _run(self) -> Stop:
         limits, instances = self._limits, self.instances
+        self._targets = list(instances)
         arrivals = self._source.initial()
         request = next(arrivals, None)
         following = IDLE if request is None else request.arrival_s
@@ -181,29 +185,32 @@ class Cluster:
     def _submit(self, timed: TimedRequest, now: float) -> Instance:
         """Route one request. Returns where it went, refused or not: either way its stretch may have been cut short."""
         index = timed.index
-        bound = self._max_tokens(timed)
-        if bound < timed.output_tokens:
-            # The answer ends there, for the turns that follow too, and nobody leaves after that.
-            timed = cut_short(timed, bound)
-        output = timed.output_tokens
-        prompt, said = token_ids(timed, self._source.block_tokens)
-        request = Request(id=str(index), prompt=prompt, max_tokens=bound, tenant=timed.tenant, priority=timed.priority)
+        output = max_tokens = timed.output_tokens
+        if self._max_tokens is not None:
+            max_tokens = self._max_tokens(timed)
+            if max_tokens < output:
+                # The answer ends there, for the turns that follow too, and nobody leaves after that.
+                timed, output = cut_short(timed, max_tokens), max_tokens
+        prompt_tokens = timed.prompt_tokens
+        prompt = token_ids(timed, self._block_tokens)
+        request = Request(
+            id=str(index), prompt=prompt, max_tokens=max_tokens, tenant=timed.tenant, priority=timed.priority
+        )
         instances = self.instances
-        instance = instances[0] if len(instances) == 1 else instances[self._router.choose(request, instances)]
-        self._collector.arrived(index, now, timed.prompt_tokens, output, instance.number)
+        instance = instances[0] if len(instances) == 1 else instances[self._router.choose(request, self._targets)]
+        self._collector.arrived(index, now, prompt_tokens, output, instance.number)
         self._live[index] = timed
         if 0 < timed.cancel_tokens < output:
             output = timed.cancel_tokens
         longest = self._max_sequence_tokens
         try:
             # The last token is never an input, so it needs no position.
-            if longest is not None and timed.prompt_tokens + request.max_tokens - 1 > longest:
+            if longest is not None and prompt_tokens + max_tokens - 1 > longest:
                 raise InvalidRequest(
-                    field="max_tokens", value=request.max_tokens, why=f"the sequence exceeds {longest} tokens",
+                    field="max_tokens", value=max_tokens, why=f"the sequence exceeds {longest} tokens",
                     remedy="a shorter prompt, or fewer tokens",
                 )  # fmt: skip
-            # Only a later turn of its session could find an answer's KV again.
-            words = () if timed.session is None else said[:output]
+            words = answer_ids(timed, self._block_tokens, output)
             instance.submit(request, now, output_tokens=output, index=index, output=words)
         except InvalidRequest as error:
             del self._live[index]

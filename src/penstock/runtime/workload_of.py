@@ -34,13 +34,9 @@ def source_of(deployment: Deployment) -> Source:
     )  # fmt: skip
 
 
-def stated_bound(deployment: Deployment) -> Callable[[TimedRequest], int]:
-    """The max_tokens that control is told. An output longer than the bound ends there."""
+def stated_bound(deployment: Deployment) -> Callable[[TimedRequest], int] | None:
+    """The max_tokens that control is told; None: each request's true length. A longer output ends at the bound."""
     bound = deployment.workload.max_tokens
     if bound is None:
-        return _true_length
+        return None
     return lambda request: bound
-
-
-def _true_length(request: TimedRequest) -> int:
-    return request.output_tokens

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from penstock.errors import BadInput
 from penstock.twin.load import StepLoad
+from penstock.twin.twin import Pricing
 
 Rule = Literal["linear", "saw_tooth"]
 """linear: straight lines through the running maximum of the table, so that it never falls. saw_tooth: the paper's rule,
@@ -202,8 +203,8 @@ def flop(hidden: int, layers: int, prompt: int, output: int) -> float:
     return 24.0 * hidden**2 * layers * (prompt + output - 1)
 
 
-class AffineSteps:
-    """Prices steps of the twin with the pair (twin/twin.py's Pricing). A lone request takes exactly T(p, o).
+class AffineSteps(Pricing):
+    """Prices steps of the twin with the pair. A lone request takes exactly T(p, o).
 
     A chunk costs the rise of alpha over it; a step with a decode set costs beta, whatever its size: weights are read
     once. The pair knows no more of batches than that.

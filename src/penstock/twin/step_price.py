@@ -20,6 +20,7 @@ from penstock.twin.operators import DecodeAttention, Elementwise, Operator, Work
 from penstock.twin.price import Estimate, OperatorPrice
 from penstock.twin.step_estimate import StepEstimate
 from penstock.twin.step_graph import Placed, StepGraph
+from penstock.twin.twin import Pricing
 
 CUDA_GRAPH_SIZES: Final = (1, 2, 4, *range(8, 513, 8))
 """Batch sizes for which engines capture CUDA graphs (vLLM's default list); a decode batch is padded up to the next."""
@@ -41,7 +42,7 @@ class Power(Protocol):
         """While it does `work` in `seconds`, idle power included."""
 
 
-class StepPrice:
+class StepPrice(Pricing):
     """Prices steps of one replica.
 
     Args:

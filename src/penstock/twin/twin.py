@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
-from typing import Final, Protocol
+from typing import Final
 
+from penstock.compiled.attributes import mypyc_attr
 from penstock.control.request import Request
 from penstock.control.step import Finish, Step, StepResult, Swap, TokenLogprobs
 from penstock.errors import ProtocolError
@@ -20,20 +21,24 @@ _NOTHING: Final = range(0)
 _NO_TOKENS: Final[dict[str, int]] = {}
 _NO_LOGPROBS: Final[dict[str, TokenLogprobs]] = {}
 _NO_FAILURES: Final[dict[str, str]] = {}
+_NO_ENDS: Final[dict[str, Finish]] = {}
 NEVER: Final = 1 << 60
 
 
-class Pricing(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Pricing:
     """Seconds of a step (twin/step_price.py)."""
 
     def seconds(self, load: StepLoad) -> float:
         """Of a step with this load."""
+        raise NotImplementedError
 
     def decode_ends(
         self, decoding: int, context: int, squares: int, now: float, most: int, until: float
     ) -> list[float]:
         """When each of the next `most` steps of `decoding` sequences over `context` tokens (sum, and sum of squares)
         ends; stops after the first that does not end before `until`. The very seconds that `seconds` gives."""
+        raise NotImplementedError
 
 
 def blocks_of(swaps: list[Swap]) -> int:
@@ -140,7 +145,7 @@ class Twin:
             )
         load.decode_context_squares = self.squares
         sampled = step.decoding
-        result = StepResult(step.number, 0.0, _NO_TOKENS, _NO_LOGPROBS, {}, _NO_FAILURES)
+        result = StepResult(step.number, 0.0, _NO_TOKENS, _NO_LOGPROBS, _NO_ENDS, _NO_FAILURES)
         firsts = _NO_ROWS
         if step.chunks:
             firsts, chunks = [], []
@@ -154,7 +159,7 @@ class Twin:
                     row.outputs += 1
                     row.left -= 1
                     if not row.left:
-                        result.finished[row.id] = self._finish(row)
+                        self._finish(result, row)
             load.chunks = tuple(chunks)
         elif load.chunks:
             load.chunks = ()
@@ -162,9 +167,9 @@ class Twin:
         load.swap_in_blocks, load.swap_out_blocks = blocks_of(step.swap_in), blocks_of(step.swap_out)
         if step.decoding:
             due = self.tick(1)
-            if due:
+            if due is not None:
                 for row in due:
-                    result.finished[row.id] = self._finish(row)
+                    self._finish(result, row)
         self.firsts = firsts
         result.seconds = self.price.seconds(load)
         return result
@@ -236,7 +241,7 @@ class Twin:
         due = self.tick(steps)
         if due is not None:
             for row in due:
-                result.finished[row.id] = self._finish(row)
+                self._finish(result, row)
 
     @property
     def live(self) -> int:
@@ -272,5 +277,7 @@ class Twin:
             self.squares -= row.kv * row.kv
 
     @staticmethod
-    def _finish(row: Row) -> Finish:
-        return Finish("stop" if row.stops else "length", row.output)
+    def _finish(result: StepResult, row: Row) -> None:
+        if not result.finished:
+            result.finished = {}  # the empty one is everybody's
+        result.finished[row.id] = Finish("stop" if row.stops else "length", row.output)

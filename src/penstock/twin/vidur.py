@@ -27,6 +27,7 @@ from typing import Final
 
 from penstock.errors import BadInput
 from penstock.twin.load import StepLoad
+from penstock.twin.twin import Pricing
 
 Table = Mapping[tuple[int, ...], float]
 """Sizes to milliseconds a layer."""
@@ -104,9 +105,9 @@ def read_predictions(folder: Path) -> dict[str, dict[tuple[int, ...], float]]:
     return tables
 
 
-@dataclass(slots=True)
-class VidurPrice:
-    """`Pricing` of steps from tables. Keeps every plain decode step it has priced: batch x contexts / granularity.
+@dataclass
+class VidurPrice(Pricing):
+    """Of steps, from tables. Keeps every plain decode step it has priced: batch x contexts / granularity.
 
     Raises BadInput, from any method, for a size outside the tables.
     """

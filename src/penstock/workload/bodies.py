@@ -50,6 +50,8 @@ class SharedPrefix:
 
 
 Columns = tuple[list[str], list[int], list[int]]
+BodyColumns = tuple[list[int], list[int], "list[tuple[int, ...] | None]", list[str], list[int], list[int]]
+"""Many bodies: a list of each field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +96,12 @@ class BodySource(Protocol):
         """Tokens one id of a prefix stands for."""
         ...
 
+    def batches(self) -> Iterator[BodyColumns]:
+        """From the first one on, the same each time, in batches of any size."""
+        ...
+
     def draw(self) -> Iterator[Body]:
-        """From the first one on, the same each time."""
+        """The same one by one."""
         ...
 
 
@@ -113,6 +119,9 @@ class Bodies:
         return SOURCE_BLOCK_TOKENS
 
     def draw(self) -> Iterator[Body]:
+        return _one_by_one(self.batches())
+
+    def batches(self) -> Iterator[BodyColumns]:
         """Without end. About half a microsecond each."""
         draw_marks = self.marks.drawer(self.seed)
         draw_shared = np.random.default_rng([self.seed, _SHARED])
@@ -124,7 +133,7 @@ class Bodies:
                 prefixes = [known.get(group) for group in groups]
                 more = self.shared.tokens
                 prompts = [own + (more if group >= 0 else 0) for own, group in zip(prompts, groups, strict=True)]
-            yield from zip(prompts, outputs, prefixes, *draw_marks(outputs), strict=True)
+            yield prompts, outputs, prefixes, *draw_marks(outputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,13 +149,21 @@ class TraceBodies:
         return self.trace.block_tokens
 
     def draw(self) -> Iterator[Body]:
+        return _one_by_one(self.batches())
+
+    def batches(self) -> Iterator[BodyColumns]:
         draw_marks = self.marks.drawer(self.seed)
         rows = iter(self.trace.requests)
         while batch := list(itertools.islice(rows, BATCH)):
             outputs = [row.output_tokens for row in batch]
             prompts = [row.prompt_tokens for row in batch]
             prefixes = [row.prefix_blocks or None for row in batch]
-            yield from zip(prompts, outputs, prefixes, *draw_marks(outputs), strict=True)
+            yield prompts, outputs, prefixes, *draw_marks(outputs)
+
+
+def _one_by_one(batches: Iterator[BodyColumns]) -> Iterator[Body]:
+    for columns in batches:
+        yield from zip(*columns, strict=True)
 
 
 def _groups(shared: SharedPrefix, generator: np.random.Generator) -> list[int]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from penstock.control.policy import build_replica
 from penstock.control.request import Request
 from penstock.control.step import Step, Update
-from penstock.runtime.instance import IDLE, Instance
+from penstock.runtime.instance import IDLE, Instance, Observer
 from penstock.twin.twin import Row, Twin
 from penstock.twin.vidur import VidurPrice, VidurTables, read_predictions
 
@@ -91,7 +91,7 @@ class Golden:
         return cls(about, arrays["arrival_s"], arrays["prompt_tokens"], arrays["output_tokens"], tables, passes)
 
 
-class Watch:
+class Watch(Observer):
     """Writes down the passes of one instance: O(changes) each, as the control plane itself."""
 
     def __init__(self, requests: int) -> None:

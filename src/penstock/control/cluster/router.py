@@ -3,52 +3,53 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 from penstock.control.request import Request
 from penstock.errors import InvalidDeployment
 
 
-class Target(Protocol):
-    """What a router may know of a replica."""
+class Target:
+    """What a router may know of a replica: base of whatever takes requests."""
 
-    @property
-    def outstanding(self) -> int:
+    def __init__(self) -> None:
+        self.outstanding = 0
         """Requests sent there that have not ended."""
-        ...
 
 
-class Router(Protocol):
+class Router:
     """A rule."""
 
-    def choose(self, request: Request, targets: Sequence[Target]) -> int:
+    def choose(self, request: Request, targets: list[Target]) -> int:
         """Index of the replica that serves `request`. Called once for each request, in order of arrival."""
-        ...
+        raise NotImplementedError
 
 
-class RoundRobin:
+class RoundRobin(Router):
     """Each in turn."""
 
     def __init__(self) -> None:
         self._next = -1
 
-    def choose(self, request: Request, targets: Sequence[Target]) -> int:
+    def choose(self, request: Request, targets: list[Target]) -> int:
         self._next = (self._next + 1) % len(targets)
         return self._next
 
 
-class LeastLoaded:
+class LeastLoaded(Router):
     """Fewest outstanding requests; among equals, each in turn. O(replicas)."""
 
     def __init__(self) -> None:
         self._last = -1
 
-    def choose(self, request: Request, targets: Sequence[Target]) -> int:
+    def choose(self, request: Request, targets: list[Target]) -> int:
         count = len(targets)
         first = (self._last + 1) % count
         fewest, chosen = targets[first].outstanding, first
-        for number in (*range(first + 1, count), *range(first)):
+        number = first
+        for _ in range(count - 1):
+            number = number + 1 if number + 1 < count else 0
             outstanding = targets[number].outstanding
             if outstanding < fewest:
                 fewest, chosen = outstanding, number
@@ -56,7 +57,7 @@ class LeastLoaded:
         return chosen
 
 
-class PrefixAware:
+class PrefixAware(Router):
     """Where most of the prompt is cached, unless that replica is overloaded (SGLang's cache-aware router).
 
     It keeps what it sent where, as the set of prompt prefixes in whole blocks of `block_tokens`; it asks no replica.
@@ -75,7 +76,7 @@ class PrefixAware:
         """Hash of a prefix to the replica that last computed it, least recently used first."""
         self._load = LeastLoaded()
 
-    def choose(self, request: Request, targets: Sequence[Target]) -> int:
+    def choose(self, request: Request, targets: list[Target]) -> int:
         keys = self._keys(request)
         loads = [target.outstanding for target in targets]
         low, high = min(loads), max(loads)

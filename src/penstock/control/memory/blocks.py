@@ -72,6 +72,17 @@ class Memory:
         raise NotImplementedError
 
 
+_NUMBERS: Final[list[int]] = []
+
+
+def block_numbers(count: int) -> list[int]:
+    """A list of 0 to count - 1, whose numbers all memories of a process have in common: those of sixteen simulated
+    replicas would not stay in a core's cache if each had its own."""
+    if len(_NUMBERS) < count:
+        _NUMBERS.extend(range(len(_NUMBERS), count))
+    return _NUMBERS[:count]
+
+
 def blocks_for(tokens: int, block_tokens: int) -> int:
     """Blocks that hold `tokens` tokens."""
     return -(-tokens // block_tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from penstock.control.memory.blocks import Memory, Occupancy, blocks_for, expect
+from penstock.control.memory.blocks import Memory, Occupancy, block_numbers, blocks_for, expect
 from penstock.control.sequence import Sequence, Tokens
 
 
@@ -13,7 +13,7 @@ class Paged(Memory):
 
     def __init__(self, blocks: int, block_tokens: int) -> None:
         super().__init__(blocks, block_tokens)
-        self._free = list(range(blocks - 1, -1, -1))
+        self._free = block_numbers(blocks)[::-1]
 
     def available(self) -> int:
         return len(self._free)

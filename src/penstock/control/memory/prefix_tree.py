@@ -15,40 +15,17 @@ comparison, so a request costs O(nodes on its path), not O(blocks).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from heapq import heapify, heappop, heappush
 from struct import Struct
 from struct import error as StructError
 from typing import Final
 
-from penstock.control.memory.blocks import Memory, Occupancy, blocks_for, expect
+from penstock.control.memory.blocks import Memory, Occupancy, block_numbers, blocks_for, expect
+from penstock.control.memory.idle_leaves import IdleLeaves
+from penstock.control.memory.prefix_node import BlockKey, Border, Node
 from penstock.control.sequence import Sequence, Tokens
 
-Border = tuple[str, str, str]
 _FORGOTTEN: Final = "\0forgotten"
 """Stands for the tenant of prefixes that nobody may find."""
-BlockKey = bytes
-"""A block's token ids, 8 bytes each: one small object that remembers its hash."""
-
-
-class Node:
-    """A run of whole blocks below `parent`: the blocks, and the tokens whose KV they hold.
-
-    Blocks are trimmed from the end; `tokens` then keeps its tail, which means nothing any more.
-    """
-
-    __slots__ = ("blocks", "border", "children", "key", "parent", "stamp", "tokens", "users")
-
-    def __init__(self, parent: Node | None, key: BlockKey, tokens: Tokens, blocks: list[int], border: Border) -> None:
-        self.parent = parent
-        self.border = border
-        self.key = key
-        """Its first block's tokens, under which the parent has it."""
-        self.tokens = tokens
-        self.blocks = blocks
-        self.children: dict[BlockKey, Node] = {}
-        self.users = 0
-        self.stamp = 0
-        """When it was last given up; the newest entry in the heap of idle leaves carries it."""
 
 
 class PrefixTree(Memory):
@@ -56,17 +33,13 @@ class PrefixTree(Memory):
 
     def __init__(self, blocks: int, block_tokens: int) -> None:
         super().__init__(blocks, block_tokens)
-        self._free = list(range(blocks - 1, -1, -1))
+        self._free = block_numbers(blocks)[::-1]
         self._pack = Struct(f"{block_tokens}q").pack
         self._bite = max(1, blocks // 1024)
         """At least so many blocks are trimmed at a time: a thousandth of all, which the cache hardly notices."""
         self._roots: dict[Border, Node] = {}
-        self._idle: list[int] = []
-        """Heap of what may be trimmed, as stamp * 2**32 + the entry's number: ints are compared fastest."""
-        self._entry: dict[int, Node] = {}
-        """Entry of that heap to its node."""
+        self._idle = IdleLeaves()
         self._ticks = 0
-        self._entries = 0
         self._cached = 0
         self._count = 0
         """Nodes, roots left out."""
@@ -81,7 +54,7 @@ class PrefixTree(Memory):
         return blocks_for(tokens, self.block_tokens) <= self.total
 
     def admit(self, sequence: Sequence, tokens: int, spare: int) -> int | None:
-        node = self._roots.get(_border(sequence))
+        node = self._roots.get(sequence.border)
         matched = idle = 0
         missed: BlockKey | None = None
         path: list[Node] = []
@@ -126,7 +99,7 @@ class PrefixTree(Memory):
             self._let_go(node)
 
     def forget(self) -> None:
-        while self._idle:
+        while self._cached:
             self._trim(self.total)
         for root in list(self._roots.values()):
             # Its users still hold their path; nobody comes under this name.
@@ -142,7 +115,13 @@ class PrefixTree(Memory):
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _key(self, tokens: Tokens, at: int = 0) -> BlockKey:
+        """Of the block at `at`, which lies in `tokens` as a whole."""
+        if isinstance(tokens, range) and tokens.step == 1:
+            return tokens[at]
         block = tokens[at : at + self.block_tokens]
+        first = block[0]
+        if block[-1] - first == self.block_tokens - 1 and tuple(block) == tuple(range(first, block[-1] + 1)):
+            return first
         try:
             return self._pack(*block)
         except StructError:
@@ -210,7 +189,7 @@ class PrefixTree(Memory):
             return
         node = sequence.shared
         if not isinstance(node, Node):
-            border = _border(sequence)
+            border = sequence.border
             node = self._roots.get(border)
             if node is None:
                 node = self._roots[border] = Node(None, b"", (), [], border)
@@ -286,32 +265,13 @@ class PrefixTree(Memory):
         if node.parent is None:
             del self._roots[node.border]
         else:
-            self._push(node)
-
-    def _push(self, node: Node) -> None:
-        """Into the heap of what may be trimmed; an entry whose stamp is no longer the node's is ignored there."""
-        self._entries += 1
-        entry = (node.stamp << 32) + self._entries
-        self._entry[entry] = node
-        heappush(self._idle, entry)
-        if len(self._idle) > 64 + 2 * self._count:
-            self._entry = {entry: node for entry, node in self._entry.items() if self._trimmable(node, entry)}
-            self._idle = list(self._entry)
-            heapify(self._idle)
-
-    @staticmethod
-    def _trimmable(node: Node, entry: int) -> bool:
-        return not node.users and not node.children and node.stamp == entry >> 32 and node.parent is not None
+            self._idle.add(node, 2 * self._count)
 
     def _trim(self, wanted: int) -> None:
         """Free `wanted` blocks or a bite at the end of the least recently used idle leaf, or all it has."""
-        entry = self._idle[0]
-        node = self._entry[entry]
+        node = self._idle.first()
         parent = node.parent
-        if parent is None or not self._trimmable(node, entry):
-            heappop(self._idle)
-            del self._entry[entry]
-            return
+        assert parent is not None, "a root is never trimmed"
         blocks = node.blocks
         wanted = max(wanted, self._bite)
         kept = len(blocks) - wanted
@@ -322,8 +282,7 @@ class PrefixTree(Memory):
             self._cached -= wanted
             del blocks[kept:]
             return
-        heappop(self._idle)
-        del self._entry[entry]
+        self._idle.drop_first()
         self._free += blocks
         self._cached -= len(blocks)
         del parent.children[node.key]
@@ -334,7 +293,7 @@ class PrefixTree(Memory):
         if parent.parent is None:
             del self._roots[parent.border]
         else:
-            self._push(parent)
+            self._idle.add_older(parent)
 
     # -- checks -------------------------------------------------------------------------------------------------
 
@@ -374,11 +333,6 @@ class PrefixTree(Memory):
 def _equal(a: Tokens, b: Tokens) -> bool:
     """A range and a tuple of the same ids are the same prompt."""
     return a == b if type(a) is type(b) else tuple(a) == tuple(b)
-
-
-def _border(sequence: Sequence) -> Border:
-    request = sequence.request
-    return (request.prefix_group or request.tenant, request.salt, request.adapter)
 
 
 def _path(node: Node | None) -> list[Node]:
