@@ -282,6 +282,22 @@ class Replica(Residents):
         """No request lives and no step is under way."""
         return not self._live and not self._in_flight
 
+    @property
+    def waiting(self) -> int:
+        """Requests that hold no blocks."""
+        return len(self._order)
+
+    @property
+    def running(self) -> int:
+        """Requests that hold blocks."""
+        return len(self._running)
+
+    @property
+    def kv_used(self) -> float:
+        """Share of the blocks that somebody holds, 0 to 1."""
+        total = self._memory.total
+        return (total - self._memory.available()) / total if total else 0.0
+
     def statistics(self) -> Statistics:
         """Counts at this moment, O(1)."""
         blocks, totals = self._memory.occupancy(), self._totals

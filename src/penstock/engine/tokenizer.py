@@ -205,9 +205,7 @@ class Tokenizer:
 class TokenStream:
     """Text of one sequence, token by token, in whole characters."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, *, skip_special_tokens: bool, keep: frozenset[int] = frozenset()
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool, keep: frozenset[int] = frozenset()) -> None:
         """`keep`: special tokens that are not skipped."""
         self._tokenizer = tokenizer
         self._skipped: frozenset[int] = tokenizer.special_ids - keep if skip_special_tokens else frozenset()

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-from penstock.control.statistics import Statistics
+from penstock.control.replica import Replica
 from penstock.control.step import Step
 from penstock.report.simulation import OUTCOMES, UNFINISHED
 from penstock.runtime.instance import Instance
@@ -32,12 +32,11 @@ OnStep = Callable[[int, float, float, int, int, int], None]
 class Sample:
     """One replica at one moment, and the step that had just run."""
 
-    __slots__ = ("busy_s", "load", "replica", "statistics", "step_s", "t")
+    __slots__ = ("busy_s", "kv_used", "load", "running", "step_s", "t", "waiting")
 
-    def __init__(
-        self, t: float, replica: int, statistics: Statistics, load: StepLoad, step_s: float, busy_s: float
-    ) -> None:
-        self.t, self.replica, self.statistics, self.load, self.step_s = t, replica, statistics, load, step_s
+    def __init__(self, t: float, replica: Replica, load: StepLoad, step_s: float, busy_s: float) -> None:
+        self.t, self.load, self.step_s = t, load, step_s
+        self.waiting, self.running, self.kv_used = replica.waiting, replica.running, replica.kv_used
         self.busy_s = busy_s
         """Of the replica until then."""
 
@@ -161,7 +160,6 @@ class Collector:
 
     def _sample(self, instance: Instance, step: Step | None, now: float, step_s: float, back: int = 0) -> None:
         number = instance.number
-        statistics = instance.replica.statistics()
         if step is None:
             twin = instance.twin
             load = StepLoad(twin.decoding, twin.context - back * twin.decoding, twin.squares, (), twin.decoding)
@@ -173,7 +171,7 @@ class Collector:
                 blocks_of(step.swap_in), blocks_of(step.swap_out),
             )  # fmt: skip
         samples = self.samples[number]
-        samples.append(Sample(now, number, statistics, load, step_s, self.busy_s[number]))
+        samples.append(Sample(now, instance.replica, load, step_s, self.busy_s[number]))
         if len(samples) >= self._most:
             del samples[1::2]
             self._distance[number] *= 2

@@ -10,6 +10,7 @@ from penstock.control.step import FinishReason, PromptLogprobs, TokenLogprobs
 
 State = Literal["starting", "ready", "restarting", "draining", "stopped"]
 
+
 @dataclass(frozen=True, slots=True)
 class TimeBounds:
     """What a request asks of its time, in seconds from its arrival; None: nothing."""

@@ -178,7 +178,6 @@ def _series(
     idle_watts: float,
 ) -> ReplicaSeries:  # fmt: skip
     """Samples, and between them the two ends of each rest, where all is zero but the power."""
-    stats = [sample.statistics for sample in samples]
     rests = [moment for gap in idle for moment in gap]
     times = np.array([*(sample.t for sample in samples), *rests], dtype=np.float64)
     order = np.argsort(times, kind="stable")  # A rest begins after the sample of its moment.
@@ -190,10 +189,10 @@ def _series(
         return np.array([*values, *[rest] * len(rests)], dtype=np.float64)[order]
 
     return ReplicaSeries(
-        replica=number, t_s=times[order], waiting=whole(one.waiting + one.swapped for one in stats),
-        running=whole(one.running for one in stats), decoding=whole(sample.load.decoding for sample in samples),
+        replica=number, t_s=times[order], waiting=whole(sample.waiting for sample in samples),
+        running=whole(sample.running for sample in samples), decoding=whole(sample.load.decoding for sample in samples),
         prefill_tokens=whole(sample.load.tokens - sample.load.decoding for sample in samples),
-        kv_used=real(one.held_blocks / one.total_blocks if one.total_blocks else 0.0 for one in stats),
+        kv_used=real(sample.kv_used for sample in samples),
         power_w=real(watts, idle_watts), step_s=real(sample.step_s for sample in samples),
     )  # fmt: skip
 

@@ -63,9 +63,7 @@ def check_schema(field: str, schema: Any, limits: Limits) -> None:
         )  # fmt: skip
     size = len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     if size > limits.schema_bytes:
-        raise _invalid(
-            field, "", f"it has {size} bytes", f"at most {limits.schema_bytes} bytes", "invalid_schema"
-        )
+        raise _invalid(field, "", f"it has {size} bytes", f"at most {limits.schema_bytes} bytes", "invalid_schema")
 
 
 def _depth(schema: Any, most: int) -> int:

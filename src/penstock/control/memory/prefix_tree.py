@@ -72,7 +72,8 @@ class PrefixTree(Memory):
         for step in reversed(path):
             self._enter(step)
             shared += step.blocks
-        sequence.blocks = shared + self.take(count)
+        taken = self.take(count)
+        sequence.blocks = shared + taken if shared else taken
         sequence.shared, sequence.shared_blocks, sequence.next_key = node, matched, missed
         return matched * self.block_tokens
 
