@@ -9,12 +9,14 @@ hang_at_step      never come back from this step, in the first worker only
 garbage_at_step   write bytes that are no message into the socket, in the first worker only
 raise_on_token    raise whenever a prompt with this token is computed, in every worker
 fail_on_token     report a request with this token as failed
+file_bytes        no file can grow beyond this: as on a full disk
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -81,6 +83,8 @@ def builder(script: dict[str, Any], deployment: Deployment, on_phase: OnPhase) -
     if script.get("engine") == "real":
         built = build(deployment, on_phase)
         return Built(built.replica, Misbehaving(built.executor, script), built.info, built.plan_ahead)
+    if "file_bytes" in script:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (script["file_bytes"], script["file_bytes"]))
     on_phase("script", 0.0, "nothing to load")
     replica = small_replica(blocks=BLOCKS, block_tokens=BLOCK_TOKENS, max_seqs=deployment.policy.max_seqs)
     executor = ScriptedExecutor(blocks=BLOCKS, block_tokens=BLOCK_TOKENS, vocabulary=VOCABULARY)

@@ -1,0 +1,138 @@
+"""What recovery rests on: is a process at rest or computing; workers as forks; a recording that cannot go on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.control.request import Request
+from penstock.runtime.launch import Forks
+from penstock.runtime.liveness import Liveness
+from penstock.runtime.service import Service
+from penstock.testing import expected_output
+
+Make = Callable[..., Any]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc, and children that end with their parent")
+
+
+@contextmanager
+def program(code: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@linux
+def test_a_process_that_waits_or_was_stopped_rests_and_one_that_computes_does_not() -> None:
+    with program("import time; print(flush=True); time.sleep(600)") as waits:
+        alive = Liveness(waits.pid)
+        while alive.rests_for(0.0, working=True) or alive.rests_for(1.0, working=True) != 1.0:
+            time.sleep(0.01)  # the last of its start
+        assert alive.rests_for(10.0, working=True) == 10.0
+        assert alive.rests_for(11.0, working=False) == 0.0, "nobody expects anything of it"
+        assert alive.rests_for(12.0, working=True) == 0.0
+    with program("print(flush=True)\nwhile True: pass") as spins:
+        alive = Liveness(spins.pid)
+        assert alive.rests_for(0.0, working=True) == 0.0
+        now = 0.0
+        while True:  # one long step, in which it burns time: at rest for none of it
+            time.sleep(0.05)
+            now += 0.1
+            if alive.rests_for(now, working=True) == 0.0:
+                break
+        spins.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, spins.pid, os.WSTOPPED | os.WNOWAIT)
+        alive.rests_for(now + 1.0, working=True)  # what it computed until it stopped
+        assert alive.rests_for(now + 8.0, working=True) >= 7.0
+    assert alive.rests_for(999.0, working=True) == 0.0, "it is gone"
+
+
+@linux
+def test_forks_tell_how_they_ended_and_end_with_their_server() -> None:
+    async def body() -> None:
+        # A worker that ends as soon as its socket does: nothing of an engine is needed.
+        forks = Forks((sys.executable, "-c", FORK_SERVER))
+        marks: list[str] = []
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            one = await forks.launch(theirs, lambda name, ended, detail: marks.append(name))
+            assert marks == ["start Python", "import torch"]
+            two = await forks.launch(theirs, lambda name, ended, detail: marks.append(name))
+            assert len(marks) == 2, "the imports are done"
+            one.signal(signal.SIGKILL)
+            assert await one.reap(30.0) == -signal.SIGKILL
+            one.signal(signal.SIGKILL)  # long gone
+            assert forks._server is not None
+            server = forks._server.pid
+            forks._server.kill()
+            assert await two.reap(30.0) == -signal.SIGKILL
+            three = await forks.launch(theirs, lambda name, ended, detail: marks.append(name))
+            assert forks._server.pid != server
+            theirs.close()
+            ours.close()
+            assert await three.reap(30.0) == 0
+        await forks.close()
+
+    asyncio.run(body())
+
+
+FORK_SERVER = """
+import os, socket, sys
+from penstock.runtime.forkserver import serve_forks
+from penstock.runtime.parent import die_with_parent
+
+def child(fd):
+    die_with_parent()
+    socket.socket(fileno=fd).recv(1)
+
+serve_forks(socket.socket(fileno=int(sys.argv[-1])), child, preload=("json",))
+"""
+
+
+@linux
+def test_a_program_that_cannot_fork_is_an_error_that_says_so() -> None:
+    async def body() -> None:
+        forks = Forks((sys.executable, "-c", "raise SystemExit(3)"))
+        with socket.socket() as link, pytest.raises(OSError, match="has ended"):
+            await forks.launch(link, lambda name, ended, detail: None)
+        await forks.close()
+
+    asyncio.run(body())
+
+
+def test_a_full_disk_ends_the_recording_and_nothing_else(
+    deployment: Make, worker: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recorded = tmp_path / "schedule.jsonl"
+    one = Request(id="a", prompt=(1, 2, 3), max_tokens=240)
+
+    async def body() -> None:
+        here = deployment({"server.record": str(recorded)})
+        service = await Service.start(here, command=worker(file_bytes=12_000))
+        for number in range(3):
+            again = Request(id=f"{number}", prompt=one.prompt, max_tokens=one.max_tokens)
+            tokens = [token async for output in service.generate(again) for token in output.tokens]
+            assert tuple(tokens) == expected_output(one, 50)
+        assert service.restarts == 0
+        await service.close()
+
+    asyncio.run(body())
+    assert f"recording into {recorded} has ended: File too large" in capfd.readouterr().err
+    assert 0 < recorded.stat().st_size <= 12_000
