@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life \
-	bench-stack bench-twin schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
+	bench-stack bench-start bench-recovery soak bench-twin schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +60,14 @@ bench-life: setup-dev  ## start to first token, memory at rest, the pause when t
 
 bench-stack: setup-dev  ## throughput over HTTP against the bare engine at batch 64, and the front end's CPU per token
 	$(BIN)/python benchmarks/stack.py
+
+bench-start: bench-life  ## the same: phases of the start come first
+
+bench-recovery: setup-dev  ## 200 SIGKILLs of the worker under load: errors, wrong tokens, time to recover; 4 minutes
+	$(BIN)/python benchmarks/kill_worker.py $(FLAGS)
+
+soak: setup-dev  ## an hour of load with cancellations: memory, descriptors, stuck requests; FLAGS="--minutes 12"
+	$(BIN)/python benchmarks/soak.py $(FLAGS)
 
 setup-measured: setup-dev  ## operator databases of GPUs, 200 MB
 	$(PIP) --editable '.[measured]'

@@ -152,8 +152,13 @@ async def undisturbed(load: Load, asked: list[tuple[str, dict[str, Any]]]) -> li
     return [answer for answer in found if answer is not None]
 
 
-async def kill(server: Serving, kills: int, seed: int) -> int:
-    """Kill it so often. Returns how many of them had not got ready. Ends early if the server does."""
+async def kill(server: Serving, kills: int, seed: int, seconds: float) -> tuple[int, int]:
+    """Kill it so often. Returns how many were killed, and how many of them had not got ready.
+
+    Ends early with the server, or after `seconds`.
+    """
+    until = time.monotonic() + seconds
+    done = 0
     draw = random.Random(seed)
     last: int | None = None
     early = in_a_row = 0
@@ -169,21 +174,22 @@ async def kill(server: Serving, kills: int, seed: int) -> int:
                 while server.process.poll() is None and (await http.get("/ready")).status_code != 200:
                     await asyncio.sleep(0.02)
                 await asyncio.sleep(draw.uniform(0.0, 1.4))
-            if server.process.poll() is not None or pid is None:
+            if server.process.poll() is not None or pid is None or time.monotonic() > until:
                 break
+            done += 1
             early += in_a_row > 0
             os.kill(pid, signal.SIGKILL)
             last = pid
-    return early
+    return done, early
 
 
-async def run(server: Serving, kills: int, seed: int) -> dict[str, Any]:
+async def run(server: Serving, kills: int, seed: int, limit_s: float) -> dict[str, Any]:
     asked = requests()
     calm = Load(server.url)
     expected = await undisturbed(calm, asked)
     again = await undisturbed(calm, asked)
     load = Load(server.url)
-    killing = asyncio.create_task(kill(server, kills, seed))
+    killing = asyncio.create_task(kill(server, kills, seed, limit_s))
     turns = cycle(range(len(asked)))
     wrong: list[dict[str, Any]] = []
     tokens = 0
@@ -207,7 +213,7 @@ async def run(server: Serving, kills: int, seed: int) -> dict[str, Any]:
     began = time.monotonic()
     await asyncio.gather(*(client() for _ in range(CLIENTS)))
     seconds = time.monotonic() - began
-    early = await killing
+    kills, early = await killing
     if server.process.poll() is not None:
         raise SystemExit(f"the server has ended: see {server.log}")
     await asyncio.sleep(1.0)
@@ -231,11 +237,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="end after so long, with fewer kills")
     given = parser.parse_args()
     with serving("kill_worker") as server:
-        result = asyncio.run(run(server, given.kills, given.seed))
+        result = asyncio.run(run(server, given.kills, given.seed, given.seconds))
     kept = (
-        result["restarts"] >= given.kills
+        result["restarts"] >= result["kills"] > 0
         and not result["client_errors"] and not result["wrong_answers"]
         and result["blocks"]["held"] == 0 and result["in_flight"] == 0
     )  # fmt: skip

@@ -146,8 +146,21 @@ def test_without_a_chat_template_the_printed_curl_is_for_completions_and_is_answ
 
 
 def test_the_start_log_accounts_for_each_phase_and_ends_with_the_url_and_a_curl(server: Serving) -> None:
-    for phase in ("resolve", "import torch", "load weights", "size KV", "warm up"):
-        assert re.search(rf"^{phase}\s+\d+\.\d\d s", server.log, re.MULTILINE), server.log
+    phases = dict(re.findall(r"^(\w[\w ]*?) +(\d+\.\d{3}) s  ", server.log, re.MULTILINE))
+    assert {
+        "start",
+        "check",
+        "resolve",
+        "import torch",
+        "load weights",
+        "size KV",
+        "warm up",
+        "listen",
+    } <= phases.keys()
+    started = re.search(r"started in ([\d.]+) s", server.log)
+    assert started is not None
+    seconds = [float(one) for one in re.findall(r"^\w[\w ]*? +(\d+\.\d{3}) s  ", server.log, re.MULTILINE)]
+    assert abs(sum(seconds) - float(started[1])) < 0.1, "one after the other they are the whole time"
     assert re.search(r"ready http://\S+ .*context [\d,]+ tokens, KV [\d,]+ tokens", server.log)
     assert server.log.splitlines()[-1].startswith("curl http://")
     assert "\x1b" not in server.log

@@ -65,7 +65,7 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
     told_s = 0.0
 
     def show(name: str, seconds: float, detail: str) -> None:
-        console.print(f"[dim]{name:<15}{seconds:7.2f} s  {escape(detail)}[/]")
+        console.print(f"[dim]{name:<15}{seconds:8.3f} s  {escape(detail)}[/]")
 
     def show_phase(name: str, seconds: float, detail: str) -> None:
         """Phases follow one another without a gap, from the start of this process until it is ready."""

@@ -202,7 +202,12 @@ class Server(Section):
     cors_origins: tuple[Origin, ...] = Field(
         (), description="Origins whose web pages may call the API from a browser, such as https://app.example.org."
     )
-    step_deadline: Seconds = Field(120.0, gt=0, description="A worker whose step takes longer is replaced.")
+    step_deadline: Seconds = Field(
+        120.0,
+        gt=0,
+        description="A worker whose step takes longer is replaced. One that rests, because it was stopped or waits "
+        "for ever, is found in seconds.",
+    )
     dashboard: bool = Field(True, description="Serve the page at `/`: chat and live figures.")
     log_format: Literal["text", "json"] = Field("text", description="Form of the log, on stderr: lines, or JSON lines.")
     trace_endpoint: str | None = Field(
