@@ -7,8 +7,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life \
-	bench-stack bench-start bench-recovery soak bench-twin schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
+.PHONY: setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life bench-overload \
+	bench-stack bench-adapters bench-start bench-recovery soak bench-twin schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +61,9 @@ bench-life: setup-dev  ## start to first token, memory at rest, the pause when t
 bench-stack: setup-dev  ## throughput over HTTP against the bare engine at batch 64, and the front end's CPU per token
 	$(BIN)/python benchmarks/stack.py
 
+bench-adapters: setup  ## a decode step with LoRA adapters: none, unused, one, four, sixteen in a batch
+	$(BIN)/python benchmarks/adapters.py $(FLAGS)
+
 bench-start: bench-life  ## the same: phases of the start come first
 
 bench-recovery: setup-dev  ## 200 SIGKILLs of the worker under load: errors, wrong tokens, time to recover; 4 minutes
@@ -71,6 +74,9 @@ soak: setup-dev  ## an hour of load with cancellations: memory, descriptors, stu
 
 setup-measured: setup-dev  ## operator databases of GPUs, 200 MB
 	$(PIP) --editable '.[measured]'
+
+bench-overload: setup-dev  ## two tenants, one of which floods: throughput, the other's TTFT, the times that are told; 8 minutes
+	$(BIN)/python benchmarks/overload.py
 
 bench-twin: setup-dev  ## compiles the hot modules, then: simulated requests per second: one replica, sixteen, a million requests
 	$(BIN)/python -m penstock.compiled.build

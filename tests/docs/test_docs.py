@@ -12,7 +12,7 @@ import pytest
 from penstock.deployment import Deployment
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")])
 
 
 def test_the_table_of_keys_is_that_of_the_code() -> None:
@@ -44,3 +44,14 @@ def test_every_yaml_block_of_the_deployment_page_is_valid() -> None:
 
     for block in blocks:
         assert Deployment.parse(yaml.safe_load(block)).server.api_keys == ("change-me",)
+
+
+def test_the_yaml_of_the_security_page_is_valid_and_what_security_md_names_exists() -> None:
+    import yaml
+
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "security.md").read_text(encoding="utf-8"), re.S)
+    assert blocks
+    for block in blocks:
+        assert Deployment.parse(yaml.safe_load(block)).server.locked
+    for name in re.findall(r"tests/[\w/]+\.py", (ROOT / "SECURITY.md").read_text(encoding="utf-8")):
+        assert (ROOT / name).is_file(), name
