@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from penstock.catalog import resolve_model
 from penstock.deployment import Deployment
-from penstock.runtime import ChatTemplate
+from penstock.runtime import ChatTemplate, load_tokenizer
+from penstock.runtime.service import Service
 from penstock.serve.app import create_app
+from penstock.testing.adapters import tiny_adapter
 
-from .conftest import Real
+from .conftest import Loop
 
 PAGE = Path(__file__).parents[2] / "docs" / "features.md"
 SCHEMA: Final = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
@@ -29,11 +33,12 @@ FEATURES: Final[dict[str, dict[str, Any]]] = {
         "response_format": {"type": "json_schema", "json_schema": {"name": "one", "schema": SCHEMA, "strict": True}}
     },
     "tools": {"tools": [TOOL], "tool_choice": "auto"},
+    "LoRA adapter": {"model": "tuned"},
 }
 
 
 def promised() -> list[tuple[str, str]]:
-    """Pairs of the first table whose cell says yes, but for those with an adapter, which needs another server."""
+    """Pairs of the first table whose cell says yes."""
     table = PAGE.read_text(encoding="utf-8").split("\n\n")[2].splitlines()
     columns = [name.strip() for name in table[0].strip("| \n").split("|")]
     pairs = []
@@ -41,7 +46,7 @@ def promised() -> list[tuple[str, str]]:
         name, *cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         row = name.strip("*")
         pairs += [(row, column) for column, cell in zip(columns, cells, strict=False) if cell == "yes"]
-    return [pair for pair in pairs if "LoRA adapter" not in pair]
+    return pairs
 
 
 def test_the_table_is_read_whole() -> None:
@@ -49,11 +54,22 @@ def test_the_table_is_read_whole() -> None:
 
 
 @pytest.fixture(scope="module")
-def url(real: Real) -> Iterator[str]:
-    """The real service behind an app that is told how its model would call tools: the one in the box does not."""
-    deployment = Deployment.parse({"server": {"tool_parser": "json"}})
-    template = ChatTemplate.of(real.tokenizer)
-    yield from real.loop.serve(create_app(real.service, deployment, tokenizer=real.tokenizer, template=template))
+def url(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The model in the box with an adapter, told how it would call tools, since its template does not show it."""
+    path = tiny_adapter(resolve_model("millrace"), tmp_path_factory.mktemp("adapters") / "tuned", std=0.06)
+    deployment = Deployment.parse(
+        {
+            "model": {"adapters": {"tuned": str(path)}, "max_adapters": 1}, "hardware": {"threads": 1},
+            "memory": {"kv_bytes": "32MiB"}, "server": {"tool_parser": "json"},
+        }
+    )  # fmt: skip
+    service = asyncio.run_coroutine_threadsafe(Service.start(deployment), loop.loop).result(240)
+    tokenizer = load_tokenizer(service.info.path)
+    app = create_app(service, deployment, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer))
+    try:
+        yield from loop.serve(app)
+    finally:
+        loop.run(service.close())
 
 
 @pytest.mark.parametrize("pair", promised(), ids=lambda pair: f"{pair[0]} and {pair[1]}")
