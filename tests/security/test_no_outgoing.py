@@ -20,8 +20,9 @@ import asyncio, socket, sys
 def refuse(event, arguments):
     """sys.addaudithook: sees every connect, send and look-up of this process, whatever library makes it."""
     checker = event == "subprocess.Popen" and "penstock.engine.guide.checker" in str(arguments)
-    if armed and not checker and event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname",
-                           "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "ctypes.dlopen"):
+    watched = ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname",
+               "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "ctypes.dlopen")
+    if armed and not checker and event in watched:
         print("OUTGOING", event, arguments[1:] if event.startswith("socket.") else arguments, flush=True)
         raise PermissionError(event)
 
