@@ -338,3 +338,13 @@ def test_required_calls_of_every_format_parse_against_their_schema(loop: Loop, r
         [choice] = scripted.chat(**body, tool_choice=choose).json()["choices"]
         assert choice["finish_reason"] == "stop"
         assert 0 <= json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"])["days"] <= 9
+
+
+def test_tokens_are_counted_with_the_tools_the_template_shows(model: Model) -> None:
+    counts = [
+        model.http.post("/tokenize", json={"messages": USER, **extra}).json()["count"]
+        for extra in ({}, {"tools": TOOLS})
+    ]
+    model.will_say("x")
+    used = model.chat(messages=USER, tools=TOOLS).json()["usage"]["prompt_tokens"]
+    assert counts[0] < counts[1] == used

@@ -26,6 +26,7 @@ START_S: Final = 30.0
 """The first answer of a new process: a busy machine may take a while to load it."""
 MAX_WAITING: Final = 64
 _KEPT: Final = 256
+_LARGE: Final = 50_000
 _MAX_LINE: Final = 16 * 2**20
 _COMMAND: Final = (sys.executable, "-m", "penstock.engine.guide.checker")
 
@@ -70,7 +71,8 @@ class GrammarCheck:
             InvalidRequest: the field, or the place in its schema, that cannot be used.
             Overloaded: too many wait.
         """
-        line = job.line(self._limit_s)
+        large = len(job.grammar) + len(job.lark) > _LARGE
+        line = await asyncio.to_thread(job.line, self._limit_s) if large else job.line(self._limit_s)
         known = self._good.get(line)
         if known is not None:
             self._good.move_to_end(line)

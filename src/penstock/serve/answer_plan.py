@@ -23,9 +23,11 @@ _PROMPT_END: Final = 64
 
 
 async def answer_plan(
-    front: Front, use: ToolUse, constraint: GrammarJob | None, prompt: Prompt
+    front: Front, use: ToolUse, constraint: GrammarJob | None, prompt: Prompt, size: int = 0
 ) -> tuple[Guide | None, Plan]:
     """The guide, None if the text is free, and the plan for reading.
+
+    `size`: bytes of a body that has tools.
 
     Raises:
         InvalidRequest: the model knows no way to call tools, a schema cannot be enforced, or a constraint on the text
@@ -37,7 +39,7 @@ async def answer_plan(
     if thinking is not None:
         state = begun(thinking, tokenizer.decode(prompt.ids[-_PROMPT_END:], skip_special_tokens=False))
     calls = choose(server.tool_parser, tokenizer) if use.tools else None
-    text = await _grammar(front, use, calls, constraint)
+    text = await _grammar(front, use, calls, constraint, size)
     made = None if text is None else guide(text, thinking, state)
     if constraint is not None:
         calls = None  # the text is the client's own: what looks like a call in it is none
@@ -48,15 +50,20 @@ async def answer_plan(
     return made, plan
 
 
-async def _grammar(front: Front, use: ToolUse, calls: ToolFormat | None, constraint: GrammarJob | None) -> str | None:
+async def _grammar(
+    front: Front, use: ToolUse, calls: ToolFormat | None, constraint: GrammarJob | None, size: int
+) -> str | None:
     if use.required and calls is not None:
         if constraint is not None:
             raise InvalidRequest(
                 field=constraint.field, value="", why="tool_choice requires a call, whose form is its own",
                 remedy='tool_choice: "auto" or "none", or no constraint on the text',
             )  # fmt: skip
-        await front.grammars.check(use.job(calls, front.tokenizer))
-        return use.text(calls, front.tokenizer)
+        job, text = await front.offload.run(
+            lambda: (use.job(calls), use.text(calls, front.tokenizer)), characters=size, field="tools"
+        )
+        await front.grammars.check(job)
+        return text
     return None if constraint is None else await front.grammars.check(constraint)
 
 

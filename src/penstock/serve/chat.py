@@ -18,7 +18,7 @@ from penstock.serve.generation import Prompt
 from penstock.serve.schema import ChatBody, Message
 from penstock.serve.structured import wanted
 from penstock.serve.time_bounds import time_bounds
-from penstock.serve.tools.request import ToolUse, plain_calls, tool_use
+from penstock.serve.tools.request import NO_TOOLS, ToolUse, plain_calls, tool_use
 
 TEMPLATE_KWARGS: Final = frozenset({"enable_thinking", "thinking", "reasoning_effort"})
 """What a client may hand to the template. Not `tools` or `messages`: those have fields of their own."""
@@ -35,10 +35,11 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
             why="logprobs is not true",
             remedy="logprobs: true, or leave it out",
         )
-    constraint = wanted(body, front.deployment.server.limits)
-    use = tool_use(body, front.deployment.server.limits)
-    prompt = await chat_prompt(front, body, size, tools=use)
-    guide, plan = await answer_plan(front, use, constraint, prompt)
+    limits = front.deployment.server.limits
+    constraint = await front.offload.run(partial(wanted, body, limits), characters=size, field="response_format")
+    use = await front.offload.run(partial(tool_use, body, limits), characters=size, field="tools")
+    prompt = await chat_prompt(front, body, size, use)
+    guide, plan = await answer_plan(front, use, constraint, prompt, size)
     newer = body.max_completion_tokens is not None
     generation = front.generation(
         call, body, [prompt],
@@ -59,10 +60,10 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
     return Answer(generation, form, stream=bool(body.stream), tenant=tenant)
 
 
-async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse | None = None) -> Prompt:
+async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse = NO_TOOLS) -> Prompt:
     """The messages of `body`, which had `size` bytes, through the model's template. Raises InvalidRequest.
 
-    `tools`: what the template shows of `body.tools`.
+    `tools`: what the template shows of them.
     """
     if front.template is None:
         raise InvalidRequest(
@@ -87,7 +88,7 @@ async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse | 
         front.template.encode,
         messages,
         add_generation_prompt=body.add_generation_prompt is not False,
-        tools=[tool.given for tool in tools.tools] if tools is not None and tools.tools else None,
+        tools=[tool.given for tool in tools.tools] or None,
         extra=kwargs or None,
         max_tokens=context,
     )

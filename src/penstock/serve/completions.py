@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from starlette.requests import Request as HttpRequest
@@ -29,7 +30,7 @@ Asked = str | Sequence[int | str | list[int]]
 async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer:
     """From the body to an answer that runs when it is sent. Raises InvalidRequest, Refusal, Overloaded."""
     call = Call(tenant, time_bounds(request))
-    body, _ = await front.body(request, CompletionBody)
+    body, size = await front.body(request, CompletionBody)
     if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
         raise InvalidRequest(
             field="max_tokens", value=0, why="nothing would be generated", remedy="1 or more, or echo: true"
@@ -37,7 +38,9 @@ async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer
     prompts = await read_prompts(
         front, body.prompt, special=body.add_special_tokens is not False, field="prompt", echo=bool(body.echo)
     )
-    constraint = wanted(body, front.deployment.server.limits)
+    constraint = await front.offload.run(
+        partial(wanted, body, front.deployment.server.limits), characters=size, field="response_format"
+    )
     guide = None if constraint is None else Guide(grammar=await front.grammars.check(constraint))
     scored = [body.prompt_logprobs, body.logprobs if body.echo else None]
     generation = front.generation(

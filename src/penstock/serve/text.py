@@ -23,6 +23,7 @@ from penstock.serve.chat import chat_prompt
 from penstock.serve.events import json_bytes
 from penstock.serve.front import Front
 from penstock.serve.schema import ChatBody, Message, Named, Text, TokenId
+from penstock.serve.tools.request import tool_use
 
 
 class TokenizeBody(Named, frozen=True, kw_only=True):
@@ -34,6 +35,8 @@ class TokenizeBody(Named, frozen=True, kw_only=True):
     """Around `prompt`, as /v1/completions does by default."""
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[Any], Meta(max_length=1024)] | None = None
+    """Shown to the template beside `messages`."""
     return_token_strs: bool | None = None
 
 
@@ -58,7 +61,10 @@ def text_routes(front: Front, keys: KeyRing) -> APIRouter:
             )  # fmt: skip
         context = front.service.info.max_sequence_tokens
         if body.messages is not None:
-            prompt = await chat_prompt(front, _as_chat(body, body.messages), size)
+            chat = _as_chat(body, body.messages)
+            limits = front.deployment.server.limits
+            tools = await front.offload.run(partial(tool_use, chat, limits), characters=size, field="tools")
+            prompt = await chat_prompt(front, chat, size, tools)
             work = partial(_tokens, front.tokenizer, list(prompt.ids), context, bool(body.return_token_strs))
         else:
             work = partial(_tokenized, front.tokenizer, body, context)
@@ -85,7 +91,7 @@ def text_routes(front: Front, keys: KeyRing) -> APIRouter:
 def _as_chat(body: TokenizeBody, messages: list[Message]) -> ChatBody:
     return ChatBody(
         messages=messages, add_generation_prompt=body.add_generation_prompt,
-        chat_template_kwargs=body.chat_template_kwargs,
+        chat_template_kwargs=body.chat_template_kwargs, tools=body.tools,
     )  # fmt: skip
 
 

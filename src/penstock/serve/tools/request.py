@@ -39,7 +39,7 @@ class ToolUse:
         """Of all tools."""
         return frozenset(tool.name for tool in self.tools)
 
-    def job(self, form: ToolFormat, tokenizer: Tokenizer) -> GrammarJob:
+    def job(self, form: ToolFormat) -> GrammarJob:
         """The grammar that a required call obeys, for the checker.
 
         It is tried with the markers as plain text: the checker knows no model.
@@ -63,6 +63,9 @@ class ToolUse:
         return grammar.rules(form.rules(self.callable, mark, many=self.many))
 
 
+NO_TOOLS: Final = ToolUse()
+
+
 def tool_use(body: ChatBody, limits: Limits) -> ToolUse:
     """What a body says of tools.
 
@@ -79,11 +82,11 @@ def tool_use(body: ChatBody, limits: Limits) -> ToolUse:
     many = body.parallel_tool_calls is not False
     if choice == "none":
         # The template does not see them either: a model that is shown tools uses them.
-        return ToolUse()
+        return NO_TOOLS
     if choice in ("auto", "required") or isinstance(choice, Mapping):
         if not tools:
             if choice == "auto":
-                return ToolUse()
+                return NO_TOOLS
             raise _invalid("tool_choice", choice, "there are no tools", "tools, or leave it out")
         if choice == "auto":
             return ToolUse(tools, tools, many=many)
