@@ -82,6 +82,7 @@ def test_status_tells_worker_queue_and_keys_but_no_hashes(both: Both) -> None:
     assert reply["worker"]["restarts"] == 0
     assert reply["queue"]["requests"] == 1
     assert reply["queue"]["prompt_tokens"] == 7
+    assert reply["queue"]["tenants"] == {}, "the scripted queue knows one line only"
     assert reply["keys"] == ["boss", "talk", "watch"]
     assert "sha256" not in str(reply)
 

@@ -59,7 +59,7 @@ def administration(front: Front, keys: KeyRing, drain: asyncio.Event) -> APIRout
                 },
                 "queue": {
                     "requests": service.admission.requests, "prompt_tokens": service.admission.prompt_tokens,
-                    "saturated": service.admission.saturated,
+                    "saturated": service.admission.saturated, "tenants": service.admission.by_tenant(),
                 },
                 "keys": keys.names(),
             }
