@@ -32,7 +32,10 @@ def reference(path: Path, prompts: list[list[int]], max_tokens: int) -> list[lis
 
 @dataclass
 class Driver:
-    """Plans what a test says, allocates blocks in a scattered order, and collects output."""
+    """Plans what a test says, allocates blocks in a scattered order, and collects output.
+
+    The lists of a step are replaced and never changed: steps share their empty ones.
+    """
 
     engine: Engine
     blocks: int
@@ -88,14 +91,14 @@ class Driver:
         needed = -(-self.length(request_id) // self.block_tokens) - len(shared)
         self.tables[request_id] = [*shared, *(self.free.pop() for _ in range(needed))]
         self.computed[request_id] = len(shared) * self.block_tokens
-        step.admit.append(Admission(request_id, tuple(self.tables[request_id]), self.computed[request_id]))
+        step.admit = [*step.admit, Admission(request_id, tuple(self.tables[request_id]), self.computed[request_id])]
 
     def chunk(self, step: Step, request_id: str, tokens: int | None = None) -> bool:
         """The next `tokens` tokens (None: all that are left). Returns whether it is the last chunk."""
         start, end = self.computed[request_id], self.length(request_id)
         tokens = end - start if tokens is None else min(tokens, end - start)
         last = start + tokens == end
-        step.chunks.append(Chunk(request_id, start, tokens, last))
+        step.chunks = [*step.chunks, Chunk(request_id, start, tokens, last)]
         self.computed[request_id] += tokens
         return last
 
@@ -105,25 +108,25 @@ class Driver:
             if self.length(request_id) > len(self.tables[request_id]) * self.block_tokens:
                 block = self.free.pop()
                 self.tables[request_id].append(block)
-                step.grow.append(request_id)
-                step.grow_blocks.append(block)
+                step.grow = [*step.grow, request_id]
+                step.grow_blocks = [*step.grow_blocks, block]
         step.decoding = len(self.decoding)
 
     def join(self, step: Step, request_id: str) -> None:
-        step.join.append(request_id)
+        step.join = [*step.join, request_id]
         self.decoding.append(request_id)
 
     def evict(self, step: Step, request_id: str) -> None:
-        step.evict.append(request_id)
+        step.evict = [*step.evict, request_id]
         self._leave(request_id)
 
     def swap_out(self, step: Step, request_id: str, host: Tokens[int]) -> None:
-        step.swap_out.append(Swap(request_id, tuple(self.tables[request_id]), tuple(host)))
+        step.swap_out = [*step.swap_out, Swap(request_id, tuple(self.tables[request_id]), tuple(host))]
         self._leave(request_id)
 
     def swap_in(self, step: Step, request_id: str, host: Tokens[int]) -> None:
         self.tables[request_id] = [self.free.pop() for _ in host]
-        step.swap_in.append(Swap(request_id, tuple(self.tables[request_id]), tuple(host)))
+        step.swap_in = [*step.swap_in, Swap(request_id, tuple(self.tables[request_id]), tuple(host))]
 
     def _leave(self, request_id: str) -> None:
         if request_id in self.decoding:

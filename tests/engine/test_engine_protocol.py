@@ -55,9 +55,9 @@ def test_a_step_planned_before_the_stop_was_known_gets_no_token_and_no_second_fi
     # These were planned while the first ran: a joins, decodes, grows and is paused although it is complete.
     second = Step(0)
     driver.join(second, "b")
-    second.join.append("a")
-    second.grow.append("a")
-    second.grow_blocks.append(driver.free.pop())
+    second.join = [*second.join, "a"]
+    second.grow = [*second.grow, "a"]
+    second.grow_blocks = [*second.grow_blocks, driver.free.pop()]
     driver.decode(second)
     second.decoding = 2
     result = driver.run(second)
