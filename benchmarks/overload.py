@@ -226,7 +226,9 @@ async def stages(url: str, pid: int, arguments: argparse.Namespace, console: Con
     tenants = Tenants(url, arguments.seed)
 
     async def run(name: str, seconds: float, **more: Any) -> Stage:
-        return await run_stage(tenants, pid, name, seconds, quiet_rate=arguments.quiet_rate, **more)
+        stage = await run_stage(tenants, pid, name, seconds, quiet_rate=arguments.quiet_rate, **more)
+        console.print(json.dumps(row(stage, 1.0, stage)))  # what a run that is cut short leaves
+        return stage
 
     await run("warm", 3, clients=PLACES)
     done = [await run("alone", arguments.alone)]
@@ -247,7 +249,10 @@ async def stages(url: str, pid: int, arguments: argparse.Namespace, console: Con
 
 
 def p99(values: list[float]) -> float:
-    return quantiles(values, n=100)[98] if len(values) > 1 else float("nan")
+    """The largest where there are too few for a percentile."""
+    if len(values) < 2:
+        return float("nan")
+    return min(quantiles(values, n=100)[98], max(values))
 
 
 def row(stage: Stage, peak: float, alone: Stage) -> dict[str, Any]:
@@ -264,6 +269,7 @@ def row(stage: Stage, peak: float, alone: Stage) -> dict[str, Any]:
             "p99": round(p99(stage.quiet_ttft) * 1e3, 1),
         },
         "quiet_p99_of_alone": round(p99(stage.quiet_ttft) / p99(alone.quiet_ttft), 3),
+        "quiet_p50_of_alone": round(median(stage.quiet_ttft or [0.0]) / median(alone.quiet_ttft or [1.0]), 3),
         "told": len(told), "told_right": round(sum(one.right for one in told) / len(told), 4) if told else None,
         "place_kept": len(kept), "kept_right": round(sum(one.right for one in kept) / len(kept), 4) if kept else None,
         "told_s_p50": round(median(one.told_s for one in told), 3) if told else None,
