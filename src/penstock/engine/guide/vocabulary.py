@@ -12,9 +12,9 @@ from penstock.engine.tokenizer import Tokenizer
 from penstock.errors import BadInput, InvalidRequest
 
 LIMITS: Final = llguidance.LLParserLimits(
-    step_lexer_fuel=100_000, step_max_items=20_000, max_lexer_states=50_000, verbose_errors=False
+    step_lexer_fuel=100_000, max_lexer_states=50_000, max_items_in_row=10_000, verbose_errors=False
 )
-"""Work of one mask: some tens of milliseconds at most. The library's own are two to five times that."""
+"""Work of one mask: some tens of milliseconds at most. A row has room for some thousand optional properties."""
 
 
 class _Bytes:

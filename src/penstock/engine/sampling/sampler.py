@@ -196,34 +196,42 @@ class Sampler:
         rows: NDArray[np.int64],
         result: SampledRows,
     ) -> None:
-        states = [self._state(slots[row]) for row in rows]
-        guided = [state.place for state in states if state.place is not None]
+        states = {row: self._state(slots[row]) for row in rows.tolist()}
+        guided = [state.place for state in states.values() if state.place is not None]
         if guided:
             self._masks.wait(guided)
-        for row, state in zip(rows.tolist(), states, strict=True):
-            place = state.place
-            if place is not None and place.error:
-                result.failed[row] = place.error
-                continue
-            scores = _host(logits, np.array([row]))
-            state.edit(scores[0], int(output_lengths[row]))
-            token = int(scores[0].argmax())
-            peak = scores[0, token]
-            if not np.isfinite(peak):
-                result.failed[row] = ALL_BANNED if peak == -np.inf else NOT_NUMBERS
-                continue
-            if state.sampling.temperature > 0:
-                one = slice(row, row + 1)
-                token = int(self._draw(scores, np.array([peak]), slots[one], output_lengths[one])[0])
-            result.tokens[row] = token
-            if state.seen is not None:
-                state.seen.count(token)
-            if place is not None:
-                place.take(token)
-                if place.complete:
-                    result.complete.add(int(slots[row]))
+        for row, state in states.items():
+            if state.place is not None and state.place.error:
+                result.failed[row] = state.place.error
+        rows = np.array([row for row in states if row not in result.failed], np.int64)
+        group = max(1, GROUP_WEIGHTS // self.vocab_size)
+        for start in range(0, len(rows), group):
+            some = rows[start : start + group]
+            scores = _host(logits, some)
+            for row, row_scores in zip(some.tolist(), scores, strict=True):
+                states[row].edit(row_scores, int(output_lengths[row]))
+            tokens, peak = _largest_of(scores)
+            random = np.flatnonzero((self._temperature[slots[some]] > 0) & np.isfinite(peak))
+            if len(random):
+                drawn = some[random]
+                tokens[random] = self._draw(scores[random], peak[random], slots[drawn], output_lengths[drawn])
+            for row, token, largest in zip(some.tolist(), tokens.tolist(), peak.tolist(), strict=True):
+                if not np.isfinite(largest):
+                    result.failed[row] = ALL_BANNED if largest == -np.inf else NOT_NUMBERS
+                    continue
+                result.tokens[row] = token
+                self._count(states[row], token, int(slots[row]), result)
         if guided:
             self._masks.start([place for place in guided if not place.complete and not place.error])
+
+    def _count(self, state: _Slot, token: int, slot: int, result: SampledRows) -> None:
+        """What later tokens of an edited row depend on."""
+        if state.seen is not None:
+            state.seen.count(token)
+        if state.place is not None:
+            state.place.take(token)
+            if state.place.complete:
+                result.complete.add(slot)
 
     def _draw(
         self,
@@ -276,11 +284,14 @@ def _largest(logits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Column and value of each row's largest logit, ties to the lowest column; NaN counts as the largest."""
     if _in_place(logits):
         # One thread of numpy reads memory as fast as it comes, and waits for no other thread.
-        values = logits.numpy()
-        greedy = values.argmax(axis=1)
-        return greedy, values[np.arange(len(values)), greedy]
+        return _largest_of(logits.numpy())
     largest, columns = logits.max(dim=1)
     return columns.cpu().numpy(), largest.float().cpu().numpy()
+
+
+def _largest_of(scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    columns = scores.argmax(axis=1)
+    return columns, scores[np.arange(len(scores)), columns]
 
 
 def _host(logits: Tensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
