@@ -13,6 +13,8 @@ import msgspec.inspect as types
 from hypothesis import strategies as st
 
 from penstock.serve.embeddings import EmbeddingBody
+from penstock.serve.messages import MessagesBody
+from penstock.serve.responses import ResponsesBody
 from penstock.serve.schema import ChatBody, CompletionBody
 from penstock.serve.text import DetokenizeBody, TokenizeBody
 from penstock.serve.unsupported import UNSUPPORTED
@@ -112,6 +114,10 @@ def usually(first: Values, *others: Values) -> Values:
 _prompts = texts | values | st.lists(st.integers(-1, 300)) | st.lists(st.text(min_size=1, max_size=9), max_size=3)
 CHAT = bodies(ChatBody, {"messages": usually(sound_messages, messages, values)}, ("max_tokens",))
 COMPLETION = bodies(CompletionBody, {"prompt": usually(st.text(min_size=1, max_size=20), _prompts)}, ("max_tokens",))
+_inputs = usually(st.text(min_size=1, max_size=20), sound_messages, _prompts)
+RESPONSES = bodies(ResponsesBody, {"input": _inputs}, ("max_output_tokens",))
+_turns = {"messages": usually(sound_messages, messages, values), "max_tokens": usually(counts, values)}
+MESSAGES = bodies(MessagesBody, _turns)
 EMBEDDING = bodies(EmbeddingBody, {"input": _prompts})
 TOKENIZE = bodies(TokenizeBody, {}) | bodies(TokenizeBody, {"prompt": texts}) | bodies(
     TokenizeBody, {"messages": sound_messages | messages}
@@ -120,6 +126,8 @@ DETOKENIZE = bodies(DetokenizeBody, {"tokens": st.lists(st.integers(0, 300)) | v
 BY_PATH: Final[dict[str, Values]] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETION,
+    "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
     "/v1/embeddings": EMBEDDING,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,

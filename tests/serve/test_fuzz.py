@@ -20,7 +20,8 @@ def check(reply: httpx.Response) -> None:
         assert set(error) == {"message", "type", "param", "code"}
         assert reply.status_code in (400, 404)
     elif reply.headers["content-type"].startswith("text/event-stream"):
-        assert reply.content.endswith(b"data: [DONE]\n\n")
+        last = reply.content[:-2].rpartition(b"\n\n")[2]
+        assert last.startswith((b"data: [DONE]", b"event: message_stop", b"event: response."))
     else:
         assert isinstance(reply.json(), dict)
 

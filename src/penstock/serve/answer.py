@@ -136,7 +136,8 @@ class Answer(Response):
         if not self._started:
             await _send_json(self._send, answer.status, answer.headers, answer.body)
         else:
-            self._events.append(b"data: " + answer.body + b"\n\n")
+            named = getattr(self._form, "error_event", None)
+            self._events.append(b"data: " + answer.body + b"\n\n" if named is None else named(answer.body))
             await self._write(b"".join(self._events), more=False)
         return answer.reason
 

@@ -30,7 +30,9 @@ from penstock.serve.edge import Edge
 from penstock.serve.embeddings import embeddings
 from penstock.serve.errors import Refusal, retry_headers, wire
 from penstock.serve.front import Front
+from penstock.serve.messages import messages
 from penstock.serve.metrics import CONTENT_TYPE, Metrics
+from penstock.serve.responses import responses
 from penstock.serve.text import text_routes
 
 if TYPE_CHECKING:
@@ -89,6 +91,14 @@ def _inference(front: Front, keys: KeyRing) -> APIRouter:
     @router.post("/v1/completions")
     async def complete(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
         return await completions(front, request, tenant)
+
+    @router.post("/v1/messages")
+    async def message(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
+        return await messages(front, request, tenant)
+
+    @router.post("/v1/responses")
+    async def respond(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
+        return await responses(front, request, tenant)
 
     @router.post("/v1/embeddings")
     async def embed(request: Request, tenant: str = Depends(keys.tenant)) -> Response:

@@ -12,6 +12,8 @@ import msgspec.inspect as types
 from penstock.deployment.limits import Limits
 from penstock.serve.embeddings import EmbeddingBody
 from penstock.serve.limits import CHECKS
+from penstock.serve.messages import MessagesBody
+from penstock.serve.responses import ResponsesBody
 from penstock.serve.schema import ChatBody, CompletionBody
 from penstock.serve.text import DetokenizeBody, TokenizeBody
 from penstock.serve.unsupported import UNSUPPORTED
@@ -19,6 +21,8 @@ from penstock.serve.unsupported import UNSUPPORTED
 BODIES: Final[dict[str, type]] = {
     "POST /v1/chat/completions": ChatBody,
     "POST /v1/completions": CompletionBody,
+    "POST /v1/responses": ResponsesBody,
+    "POST /v1/messages": MessagesBody,
     "POST /v1/embeddings": EmbeddingBody,
     "POST /tokenize": TokenizeBody,
     "POST /detokenize": DetokenizeBody,
@@ -68,9 +72,20 @@ MEANING: Final[dict[str, str]] = {
     "add_generation_prompt": "End with the header of the assistant's turn. Default true.",
     "chat_template_kwargs": "For the model's template: `enable_thinking`, `thinking`, `reasoning_effort`.",
     "return_token_strs": "The text of each token, too.",
+    "max_output_tokens": "As `max_completion_tokens` of chat.",
+    "instructions": "A system message before the input.",
+    "system": "A system message before the others.",
+    "stop_sequences": "As `stop` of chat; `stop_sequence` names the one.",
+    "thinking": '`{"type": "disabled"}`, or left out.',
+    "service_tier": "Accepted, and without effect.",
+    "text": '`{"format": {"type": "text"}}`, or left out.',
+    "previous_response_id": "Refused: nothing is stored. The whole conversation goes into `input`.",
+    "truncation": "`disabled`, or left out: nothing is ever cut silently.",
+    "store": "Accepted; nothing is stored, and the answer says so.",
+    "background": "false, or left out.",
     "encoding_format": "`base64`: of little-endian float32.",
     "dimensions": "The first so many numbers, brought to length 1. Up to the model's own.",
-    "tools": "Functions that the model may call.",
+    "tools": "Functions that the model may call. Not in /v1/responses and /v1/messages, which refuse them.",
     "tool_choice": "`none`, `auto`, `required`, or one function. Default: auto with tools, else none.",
     "parallel_tool_calls": "false: one call at most.",
     "response_format": "`text`, `json_object`, or `json_schema` with a schema that the text is then held to.",
