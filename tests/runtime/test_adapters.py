@@ -88,6 +88,19 @@ def test_a_load_survives_a_worker_that_dies_of_it_or_before_it(tmp_path: Path) -
     play(tmp_path, story)
 
 
+def test_a_load_that_ends_every_worker_is_given_up_before_the_service_is(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        asked = asyncio.create_task(scene.adapters.load("x", "a"))
+        await asyncio.sleep(0)
+        assert len(scene.adapters.to_load()) == 1
+        assert scene.adapters.to_load() == []
+        with pytest.raises(RequestFailed, match="2 workers ended"):
+            await asked
+        await scene.load("x", "b")
+
+    play(tmp_path, story)
+
+
 def test_an_unload_waits_and_is_asked_for_again_of_the_next_worker(tmp_path: Path) -> None:
     async def story(scene: Scene) -> None:
         handle = await scene.load("x", "a")

@@ -24,7 +24,7 @@ from penstock.control.step import Chunk, Finish, Step, StepResult
 from penstock.engine.batch import Batch, Rows, make_batch
 from penstock.engine.guide.guides import Guides
 from penstock.engine.loader import LoadedModel, load_model
-from penstock.engine.lora.registry import AdapterRegistry, LoadedAdapter
+from penstock.engine.lora.registry import AdapterRegistry, LoadedAdapter, ReadAdapter
 from penstock.engine.lora.step import StepAdapters
 from penstock.engine.ops.kernels import Kernels, kernels_for
 from penstock.engine.ops.rope import LayerAngles
@@ -143,6 +143,14 @@ class Engine:
     def load_adapter(self, name: str, path: Path | str, *, digest: str | None = None) -> LoadedAdapter:
         """Make an adapter known to requests that name it. Raises UnsupportedAdapter (engine/lora/registry.py)."""
         return self.adapters.load(name, path, digest=digest)
+
+    def read_adapter(self, path: Path | str, *, digest: str | None = None) -> ReadAdapter:
+        """The first half of that, which any thread may do while steps run."""
+        return self.adapters.read(path, digest=digest)
+
+    def add_adapter(self, name: str, read: ReadAdapter) -> LoadedAdapter:
+        """The second half, which takes no time. Raises UnsupportedAdapter."""
+        return self.adapters.add(name, read)
 
     def unload_adapter(self, name: str) -> bool:
         """Forget an adapter, or what was none. False: not yet, since a sequence that has it is not released."""

@@ -16,8 +16,11 @@ from typing import Final
 
 from penstock.deployment import Model
 from penstock.deployment.serving import ADAPTER_NAME
-from penstock.errors import BadInput, PenstockError, UnsupportedAdapter
+from penstock.errors import BadInput, PenstockError, RequestFailed, UnsupportedAdapter
 from penstock.runtime import wire
+
+MOST_TRIES: Final = 2
+"""Workers that may end while they load an adapter: the next one is started without it."""
 
 _NAME: Final = re.compile(ADAPTER_NAME)
 _log = logging.getLogger("penstock.runtime")
@@ -53,6 +56,8 @@ class Adapters:
         """Those of `_going` that no request has any more."""
         self._announced: set[str] = set()
         """What the newest worker was told of at its start."""
+        self._tries: dict[str, int] = {}
+        """How many workers were asked to load one of `_loading`."""
         self._from_file = [self._new(name, str(Path(path).resolve())) for name, path in model.adapters.items()]
 
     def listed(self) -> list[Adapter]:
@@ -62,6 +67,10 @@ class Adapters:
     def handle(self, name: str) -> str | None:
         """What a request that names it carries; None: there is none of that name."""
         return next((one.handle for one in self._loaded.values() if one.name == name), None)
+
+    def fingerprint(self, handle: str) -> str:
+        """Eight hex digits that change with the adapter's files."""
+        return (self._loaded[handle].digest or "")[:8]
 
     def name(self, handle: str) -> str:
         """The client's name of a handle."""
@@ -94,11 +103,13 @@ class Adapters:
         adapter = self._new(name, str(inside(self._directory, path)))
         future: asyncio.Future[Adapter] = asyncio.get_running_loop().create_future()
         self._loading[adapter.handle] = adapter, future
+        self._tries[adapter.handle] = 1
         self._send(wire.LoadAdapter(adapter.handle, adapter.path))
         try:
             loaded = await future
         finally:
             self._loading.pop(adapter.handle, None)
+            self._tries.pop(adapter.handle, None)
         if before is not None:
             await self._retire(before)
         return loaded
@@ -138,6 +149,12 @@ class Adapters:
         first, self._from_file = self._from_file, []
         for one in first:
             self._loaded[one.handle] = one
+        for handle in list(self._loading):
+            self._tries[handle] = self._tries.get(handle, 0) + 1
+            if self._tries[handle] > MOST_TRIES:
+                why = f"{MOST_TRIES} workers ended while they loaded adapter {self.name(handle)}"
+                self._fail(handle, RequestFailed(why))
+                del self._loading[handle]
         coming_and_going = (one for one, _ in [*self._loading.values(), *self._going.values()])
         everything = [*self._loaded.values(), *coming_and_going]
         self._announced = {one.handle for one in everything}

@@ -42,7 +42,7 @@ from penstock.runtime.forkserver import serve_forks
 from penstock.runtime.local import Loop, Turn
 from penstock.runtime.parent import die_with_parent
 from penstock.runtime.record import Recorder, free_name, recorder_for
-from penstock.runtime.worker_adapters import WorkerAdapters
+from penstock.runtime.worker_adapters import Read, WorkerAdapters
 
 LOG_LINE: Final = "%(levelname)s %(name)s: %(message)s"
 STATISTICS_EVERY_S: Final = 0.25
@@ -70,7 +70,7 @@ class Prepared:
     error: InvalidRequest | None
 
 
-Event = wire.ToWorker | Ran | Prepared
+Event = wire.ToWorker | Ran | Prepared | Read
 
 
 class Worker:
@@ -83,7 +83,7 @@ class Worker:
         self.preparing: queue.SimpleQueue[Request] = queue.SimpleQueue()
         """Requests whose grammar is to be compiled: that may take as long as many steps, which go on meanwhile."""
         self.recorder: Recorder | None = None
-        self.adapters = WorkerAdapters(None, self.send)
+        self.adapters = WorkerAdapters(None, self.send, self.events.put)
         self._prepares = False
         self._in_preparation: set[str] = set()
         self._cancelled: set[str] = set()
@@ -168,6 +168,8 @@ class Worker:
                     loop.cancel(id)
             case wire.LoadAdapter():
                 self.adapters.load(event)
+            case Read():
+                self.adapters.take(event)
             case wire.UnloadAdapter(name):
                 self.adapters.unload(name)
             case wire.ForgetPrefixes():
@@ -251,7 +253,7 @@ def serve(link: socket.socket, builder: Builder) -> None:
     )
     if deployment.server.record is not None:
         worker.recorder = _recorder(deployment, built, start.restart)
-    worker.adapters = WorkerAdapters(built.adapters, worker.send)
+    worker.adapters = WorkerAdapters(built.adapters, worker.send, worker.events.put)
     worker.adapters.start(start.adapters, restart=start.restart)
     worker.send(wire.Ready(built.info))
     worker.send(wire.Stepped(statistics=built.replica.statistics()))

@@ -104,13 +104,16 @@ class Front:
         self, call: Call, id_prefix: str, kind: str, *, usage: bool, model: str | None = None
     ) -> ChunkFrame:  # fmt: skip
         """The constant part of an answer's chunks; `model` as the request named it."""
-        info = self.service.info
+        info, adapter = self.service.info, self.adapter(model)
+        fingerprint = info.fingerprint
+        if adapter:
+            fingerprint += f"-{self.service.adapters.fingerprint(adapter)}"
         return ChunkFrame(
             id=id_prefix + call.id,
             kind=kind,
             created=call.created,
             model=model or info.name,
-            fingerprint=info.fingerprint,
+            fingerprint=fingerprint,
             usage=usage,
         )
 

@@ -31,6 +31,16 @@ class LoadedAdapter:
     weights: Weights
 
 
+@dataclass(frozen=True, slots=True)
+class ReadAdapter:
+    """One that is in memory and that nobody can name yet."""
+
+    rank: int
+    elements: int
+    digest: str
+    weights: Weights
+
+
 class AdapterRegistry:
     """Adapters by name, and by the number that rows carry. Numbers are used again, names are the caller's to manage."""
 
@@ -52,9 +62,13 @@ class AdapterRegistry:
     def load(self, name: str, path: Path | str, *, digest: str | None = None) -> LoadedAdapter:
         """Load the adapter in directory `path` under a new name; with `digest`, only if its files have that one.
 
-        Raises: UnsupportedAdapter: the name is taken, there is no room, its rank is too large, its files have changed,
-        or as `plan_adapter`.
+        Raises: UnsupportedAdapter: as `check_room` and `read`.
         """
+        self.check_room(name)
+        return self.add(name, self.read(path, digest=digest))
+
+    def check_room(self, name: str) -> None:
+        """Raises UnsupportedAdapter: the name is taken, or there is no room."""
         if name in self._by_name:
             raise UnsupportedAdapter(
                 field="lora_name", value=name, why="an adapter of this name is loaded", remedy="unload it first"
@@ -66,6 +80,12 @@ class AdapterRegistry:
                 why=f"{len(self._by_name)} adapters are loaded, and there is room for {self._most}",
                 remedy="unload one first, or a larger model.max_adapters",
             )
+
+    def read(self, path: Path | str, *, digest: str | None = None) -> ReadAdapter:
+        """The adapter in directory `path`; any thread may call this. Takes as long as reading its files twice.
+
+        Raises: UnsupportedAdapter: its rank is too large, its files have changed, or as `plan_adapter`.
+        """
         plan = plan_adapter(path, self._architecture)
         check_rank(plan, self._max_rank)
         found = adapter_digest(path)
@@ -76,10 +96,14 @@ class AdapterRegistry:
                 why="its files have changed since it was loaded",
                 remedy="load it under another name",
             )
-        weights = load_adapter(plan, self._dtype, self._device)
+        return ReadAdapter(plan.rank, plan.elements, found, load_adapter(plan, self._dtype, self._device))
+
+    def add(self, name: str, read: ReadAdapter) -> LoadedAdapter:
+        """Requests may name it from now on. Raises UnsupportedAdapter as `check_room`."""
+        self.check_room(name)
         number = next((n for n, one in enumerate(self._by_number) if one is None), len(self._by_number))
         element = torch.empty(0, dtype=self._dtype).element_size()
-        loaded = LoadedAdapter(name, number, plan.rank, plan.elements * element, found, weights)
+        loaded = LoadedAdapter(name, number, read.rank, read.elements * element, read.digest, read.weights)
         self._by_name[name] = loaded
         if number == len(self._by_number):
             self._by_number.append(None)
