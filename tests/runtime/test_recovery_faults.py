@@ -294,20 +294,29 @@ def test_an_idle_worker_may_be_killed_any_number_of_times(bench: Bench, monkeypa
     bench.run(body())
 
 
+@pytest.mark.parametrize(("deed", "workers"), [("raise", 3), ("kill", 9)])
 def test_a_request_of_which_every_worker_dies_before_it_is_admitted_fails_alone(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, deed: str, workers: int
 ) -> None:
     monkeypatch.setattr("penstock.runtime.supervisor.BACK_OFF_S", (0.0,))
 
     async def body() -> None:
-        async with bench.service(bench.deployment(), *[{"at": "before submit", "do": "kill"}] * 4) as service:
-            with pytest.raises(RequestFailed, match="3 workers ended"):
+        faults = [{"at": "before submit", "do": deed}] * (workers + 1)  # nobody is blamed for the first
+        async with bench.service(bench.deployment(), *faults) as service:
+            with pytest.raises(RequestFailed, match=f"{workers} workers ended"):
                 await served(service, Request(id="deadly", prompt=(1, 2), max_tokens=4))
             late = await served(service, Request(id="good", prompt=(1, 2), max_tokens=4))
             assert len(late.tokens) == 4
-            assert service.restarts == 4
+            assert service.restarts == workers + 1
 
     bench.run(body())
+
+
+def test_a_request_survives_a_storm_of_kills(bench: Bench, undisturbed: Callable[..., Any]) -> None:
+    """More of them without a token than crashes would be forgiven."""
+    here = bench.deployment()
+    faults = [{"at": "before run", "hit": 1, "do": "kill"}] * 7 + [{"at": "after run", "hit": 6, "do": "kill"}] * 3
+    assert_same(bench.serve(here, *faults), undisturbed(here))
 
 
 def test_the_fork_server_itself_may_be_killed(bench: Bench, undisturbed: Callable[..., Any]) -> None:

@@ -340,7 +340,7 @@ def test_when_no_worker_gets_to_its_first_step_the_service_gives_up_and_says_why
 
     async def body() -> None:
         service = await Service.start(deployment(), command=worker(kill_at_step=3, fail_to_start="exit later"))
-        with pytest.raises(RequestFailed, match="5 workers in a row"):
+        with pytest.raises(RequestFailed, match="12 workers in a row"):
             await collect(service, request())
         assert service.stopped.is_set()
         assert service.state == "stopped"

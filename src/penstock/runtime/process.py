@@ -18,6 +18,8 @@ from penstock.errors import ProtocolError
 from penstock.runtime import wire
 from penstock.runtime.launch import Child, Launcher, OnMark
 
+KILLED: Final = "killed by SIGKILL"
+"""What `exited` says of a worker to which that happened."""
 REAP_S: Final = 2.0
 """A worker whose socket has ended gets this long to end itself."""
 

@@ -40,7 +40,12 @@ OnStep = Callable[[StepReport], None]
 
 QUICK_START_S: Final = 30.0
 """While a worker that starts faster than this is being replaced, new requests wait instead of failing."""
-SUSPECT_DEATHS: Final = 2
+SUSPECT_BLAME: Final = 5
+"""More than that much blame since its last token, and a request runs apart from others of that sort."""
+MOST_BLAME: Final = 8
+"""More than that, and it fails: the third worker that crashed with it, or the ninth that was killed."""
+CRASH_BLAME: Final = 3
+"""Of a worker that ended by itself. One that got SIGKILL from elsewhere, which says little about its requests, is 1."""
 
 _log = logging.getLogger("penstock.runtime")
 
@@ -314,8 +319,8 @@ class Service:
         """Hand a stream to the worker, unless it must wait: for a worker, or as a suspect for another suspect's end."""
         if self._supervisor.state != "ready" or stream.sent or stream.ended:
             return
-        if stream.deaths >= SUSPECT_DEATHS and any(
-            other.sent and not other.ended and other.deaths >= SUSPECT_DEATHS for other in self._streams.values()
+        if stream.blame > SUSPECT_BLAME and any(
+            other.sent and not other.ended and other.blame > SUSPECT_BLAME for other in self._streams.values()
         ):
             self._suspects_wait = True
             return
@@ -419,13 +424,13 @@ class Service:
         """What a worker must have loaded before it is ready."""
         return self.adapters.to_load()
 
-    def worker_gone(self) -> tuple[int, int]:
+    def worker_gone(self, *, killed: bool) -> tuple[int, int]:
         """What it had waits for the next one, unless it has died of it too often."""
         self._leaving.clear()
         self.statistics = Statistics()
         orphans = [stream for stream in self._streams.values() if stream.sent and not stream.ended]
         given_up = 0
-        # Who only waited had no part in it. If nobody was held, the worker may have died of taking one in; but only when
+        # Who only waited had no part in it. If nobody was held, the worker may have died of taking one in; but only if
         # that happens again, for a worker can be killed at that moment too.
         anyone_held = any(stream.held for stream in orphans)
         self._blank_deaths = self._blank_deaths + 1 if orphans and not anyone_held else 0
@@ -433,7 +438,8 @@ class Service:
             blamed = stream.held or self._blank_deaths > 1
             stream.sent = stream.held = False
             stream.deaths += blamed
-            if stream.deaths > SUSPECT_DEATHS:
+            stream.blame += blamed * (1 if killed else CRASH_BLAME)
+            if stream.blame > MOST_BLAME:
                 given_up += 1
                 why = f"{stream.deaths} workers ended while they computed request {stream.request.id}"
                 stream.fail(RequestFailed(why))

@@ -24,6 +24,8 @@ class Stream:
         """A worker has it."""
         self.held = False
         """That worker has given it KV: until then it only waited there."""
+        self.blame = 0
+        """For their ends, as Service.worker_gone gives it."""
         self.deaths = 0
         """Workers that ended while they held it since it last made a token."""
         self.over = asyncio.Event()
@@ -74,7 +76,7 @@ class Stream:
         if self._first is None:
             self._first = now
         self._last = now
-        self.deaths = 0
+        self.deaths = self.blame = 0
         self._wake()
 
     def finish(self, finished: Finished) -> None:

@@ -24,13 +24,13 @@ from penstock.runtime.facts import OnPhase as OnPhase
 from penstock.runtime.failures import revive
 from penstock.runtime.launch import Launcher
 from penstock.runtime.liveness import QUIET_S, SLOWEST_STEPS, Liveness
-from penstock.runtime.process import WorkerProcess
+from penstock.runtime.process import KILLED, WorkerProcess
 
-MAX_FRUITLESS_WORKERS: Final = 5
+MAX_FRUITLESS_WORKERS: Final = 12
 """This many in a row that got nothing done, and no other is started."""
 SETTLED_S: Final = 1.0
 """A worker that had nothing to do and was ready for this long did its work."""
-BACK_OFF_S: Final = (0.0, 0.5, 1.0, 2.0, 4.0)
+BACK_OFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0)
 POLL_S: Final = 1.0
 MIN_PATIENCE_S: Final = 60.0
 """A replacement may take this long to start, or ten times what the last one took."""
@@ -52,8 +52,11 @@ class Owner(Protocol):
     def adapters_to_load(self) -> list[wire.LoadAdapter]:
         """What a worker must have loaded before it is ready."""
 
-    def worker_gone(self) -> tuple[int, int]:
-        """Nothing that was sent will be answered. Returns how many requests that hit, and how many were given up."""
+    def worker_gone(self, *, killed: bool) -> tuple[int, int]:
+        """Nothing that was sent will be answered. Returns how many requests that hit, and how many were given up.
+
+        `killed`: by SIGKILL from elsewhere, and not by itself or for being stuck.
+        """
 
     def gave_up(self, error: PenstockError) -> None:
         """There will be no other worker."""
@@ -85,6 +88,7 @@ class Supervisor:
         self._ready = asyncio.Event()
         self._last_words: PenstockError | None = None
         self._steps = 0
+        self._was_stuck = False
         self._slowest_s = 0.0
         """The longest step so far, of any worker."""
         self._ready_at: float | None = None
@@ -137,7 +141,7 @@ class Supervisor:
             if self.info is None:
                 return self._give_up(self._last_words or PenstockError(f"the worker ended while it started: {ending}"))
             self.state = "restarting"
-            requests, given_up = self._owner.worker_gone()
+            requests, given_up = self._owner.worker_gone(killed=ending == KILLED and not self._was_stuck)
             idle = not requests and self._ready_at is not None and died - self._ready_at >= SETTLED_S
             fruitless = 0 if self._steps or given_up or idle else fruitless + 1
             if fruitless >= MAX_FRUITLESS_WORKERS:
@@ -154,7 +158,7 @@ class Supervisor:
     async def _one_worker(self, died: float) -> str:
         """Start one and watch it to its end. Returns how it ended."""
         self._ready.clear()
-        self._last_words, self._steps, self._ready_at = None, 0, None
+        self._last_words, self._steps, self._ready_at, self._was_stuck = None, 0, None, False
         began = self._untold = time.monotonic()
         patience_s = max(MIN_PATIENCE_S, 10 * self.start_s) if self.restarts else None
         try:
@@ -227,6 +231,7 @@ class Supervisor:
         if self._steps > steps:
             _log.warning("worker %d goes on: it had been stopped by a signal", worker.pid)
             return
+        self._was_stuck = True
         worker.signal(signal.SIGKILL)
         await worker.exited
 
