@@ -165,3 +165,19 @@ def test_ids_of_any_size_are_told_apart() -> None:
     other = Sequence(Request(id="c", prompt=range(8), max_tokens=1), 3, 0.0)
     assert tree.admit(other, 8, 0) == 0
     tree.check([first, again, other])
+
+
+def test_what_was_admitted_before_a_reset_and_published_after_it_is_not_found() -> None:
+    tree = PrefixTree(64, 4)
+    prompt = tuple(100 + 7 * number for number in range(40))
+    early = Sequence(Request(id="a", prompt=prompt, max_tokens=1), 1, 0.0)
+    assert tree.admit(early, 40, 0) == 0
+    tree.forget([early])
+    tree.publish(early, 40)
+    late = Sequence(Request(id="b", prompt=prompt, max_tokens=1), 2, 0.0)
+    assert tree.admit(late, 40, 0) == 0
+    tree.check([early, late])
+    tree.release(early, prompt)
+    again = Sequence(Request(id="c", prompt=prompt, max_tokens=1), 3, 0.0)
+    assert tree.admit(again, 20, 0) == 0
+    tree.check([late, again])

@@ -110,7 +110,7 @@ class Replica(Residents):
 
     def forget_prefixes(self) -> None:
         """Requests that come later find no KV of those before."""
-        self._memory.forget()
+        self._memory.forget([sequence for sequence in self._live.values() if sequence.admissions])
         self._refused = None
 
     def use(self, compose: Compose) -> None:

@@ -36,7 +36,8 @@ _WAITING: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 def environment() -> dict[str, str]:
     """The worker's: ours, unless the user has said how threads wait."""
-    mine = dict(os.environ)
+    # NumPy's BLAS would start threads on import, in the process that is forked; nothing here multiplies with it.
+    mine = {"OPENBLAS_NUM_THREADS": "1"} | os.environ
     return mine if mine.keys() & _WAITING.keys() else mine | _WAITING
 
 

@@ -63,4 +63,5 @@ class Legs:
             case Finished():
                 return replace(update, id=update.id.removesuffix(_BEYOND))
             case Failed():
+                self._crossing.pop(update.id, None)
                 return replace(update, id=update.id.removesuffix(_BEYOND))

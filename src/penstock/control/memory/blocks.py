@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from penstock.control.record import Record
@@ -60,8 +60,9 @@ class Memory:
         """Take back all its blocks. `tokens`: the ids whose KV is valid, if the memory may keep them for others."""
         raise NotImplementedError
 
-    def forget(self) -> None:
-        """No request that comes later finds KV of one that came before. What nobody uses is free at once."""
+    def forget(self, holders: Iterable[Sequence]) -> None:
+        """No request that comes later finds KV of one that came before, `holders` included: all that have ever had
+        blocks and have not ended. What nobody uses is free at once."""
 
     def occupancy(self) -> Occupancy:
         """Counts, O(1)."""

@@ -14,7 +14,7 @@ comparison, so a request costs O(nodes on its path), not O(blocks).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from struct import Struct
 from struct import error as StructError
 from typing import Final
@@ -99,21 +99,27 @@ class PrefixTree(Memory):
         if isinstance(node, Node):
             self._let_go(node)
 
-    def forget(self) -> None:
+    def forget(self, holders: Iterable[Sequence]) -> None:
         while self._cached:
             self._trim(self.total)
         for root in list(self._roots.values()):
             # Its users still hold their path; nobody comes under this name.
             del self._roots[root.border]
-            self._forgotten += 1
-            root.border = (_FORGOTTEN, str(self._forgotten), "")
+            root.border = self._nowhere()
             self._roots[root.border] = root
+        for sequence in holders:
+            # What it has computed and not published yet.
+            sequence.border = self._nowhere()
 
     def occupancy(self) -> Occupancy:
         free = len(self._free)
         return Occupancy(free=free, cached=self._cached, held=self.total - free - self._cached)
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _nowhere(self) -> Border:
+        self._forgotten += 1
+        return (_FORGOTTEN, str(self._forgotten), "")
 
     def _key(self, tokens: Tokens, at: int = 0) -> BlockKey:
         """Of the block at `at`, which lies in `tokens` as a whole."""
