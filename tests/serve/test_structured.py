@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field
 from penstock.deployment.limits import Limits
 from penstock.errors import InvalidRequest
 from penstock.runtime.grammar_check import GrammarCheck, GrammarJob, grammar
-from penstock.serve.structured import check_schema
+from penstock.serve.schema import CompletionBody
+from penstock.serve.structured import check_schema, wanted
 
 from .conftest import Loop, Real, Scripted
 from .sse import read_stream
@@ -200,6 +201,14 @@ def test_the_bounds_of_a_schema() -> None:
         check_schema("f", deep, limits)
     with pytest.raises(InvalidRequest, match="bytes"):
         check_schema("f", {"enum": ["x" * 65_536]}, limits)
+
+
+@pytest.mark.parametrize("field", ["guided_json", "structured_outputs"])
+def test_a_schema_that_comes_as_text_is_measured_before_it_is_parsed(field: str) -> None:
+    text = "[" * 65_537  # no JSON: parsed, it would be refused as that
+    value: Any = {"json": text} if field == "structured_outputs" else text
+    with pytest.raises(InvalidRequest, match="65537 bytes or more"):
+        wanted(CompletionBody(prompt="x", **{field: value}), Limits())
 
 
 def test_killing_the_worker_under_a_grammar_is_a_pause_and_nothing_else(real: Real) -> None:

@@ -30,7 +30,7 @@ def wanted(body: Body, limits: Limits) -> GrammarJob | None:
     Raises:
         InvalidRequest: of a kind that nobody knows, beyond a bound, or two at once.
     """
-    asked = [*_response_format(body), *_guided(body), *_structured_outputs(body)]
+    asked = [*_response_format(body), *_guided(body, limits), *_structured_outputs(body, limits)]
     if not asked:
         return None
     if len(asked) > 1:
@@ -109,18 +109,18 @@ def _response_format(body: Body) -> list[Asked]:
             raise _invalid(f"{field}.type", other, "unknown", "text, json_object or json_schema")
 
 
-def _guided(body: Body) -> list[Asked]:
+def _guided(body: Body, limits: Limits) -> list[Asked]:
     found: list[Asked] = []
     for name, kind in (
         ("guided_json", "schema"), ("guided_regex", "regex"), ("guided_choice", "choice"), ("guided_grammar", "lark"),
     ):  # fmt: skip
         value = getattr(body, name)
         if value is not None:
-            found.append((name, kind, _parsed(name, value) if kind == "schema" else value, False))
+            found.append((name, kind, _parsed(name, value, limits) if kind == "schema" else value, False))
     return found
 
 
-def _structured_outputs(body: Body) -> list[Asked]:
+def _structured_outputs(body: Body, limits: Limits) -> list[Asked]:
     options, field = body.structured_outputs, "structured_outputs"
     if options is None:
         return []
@@ -134,7 +134,7 @@ def _structured_outputs(body: Body) -> list[Asked]:
         where = f"{field}.{name}"
         match name:
             case "json":
-                found.append((where, "schema", _parsed(where, value), False))
+                found.append((where, "schema", _parsed(where, value, limits), False))
             case "json_object":
                 found.append((where, "schema", _OBJECT, False))
             case "grammar":
@@ -144,10 +144,14 @@ def _structured_outputs(body: Body) -> list[Asked]:
     return found
 
 
-def _parsed(field: str, value: Any) -> Any:
-    """A schema that may come as text."""
+def _parsed(field: str, value: Any, limits: Limits) -> Any:
+    """A schema that may come as text, which is parsed only if it is a short one."""
     if not isinstance(value, str):
         return value
+    if len(value) > limits.schema_bytes:
+        raise _invalid(
+            field, "", f"it has {len(value)} bytes or more", f"at most {limits.schema_bytes} bytes", "invalid_schema"
+        )
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
