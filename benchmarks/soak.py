@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=6.0, help="requests per second of all clients together")
     given = parser.parse_args()
-    with serving("soak") as server:
+    with serving("soak", "--memory.kv-bytes", "32MiB") as server:
         assert all(psutil.pid_exists(process.pid) for process in server.family)
         result = asyncio.run(run(server, given.minutes, given.rate))
     flat = all(last <= first for first, last in result["descriptors"].values())
