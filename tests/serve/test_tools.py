@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from penstock.deployment import Deployment
 from penstock.runtime import ChatTemplate, Tokenizer
 from penstock.runtime.facts import Output
 from penstock.serve.app import create_app
+from penstock.serve.chat import plain_messages
 from penstock.serve.tools.choose import FORMATS
 
 from .conftest import Loop, Real, Scripted
@@ -245,6 +247,41 @@ def test_tools_that_cannot_be_are_400_and_named(model: Model, body: dict[str, An
     assert reply.status_code == 400, reply.text
     assert reply.json()["error"]["param"] == param
     assert not model.service.calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ("[" * 300_000, "they have 300000 characters"),
+        ('{"a": ' * 70 + "1" + "}" * 70, "64 levels"),
+        ("{" * 200_000, "not an object"),
+        ("[1]", "not an object"),
+    ],
+)
+def test_arguments_of_an_earlier_call_are_bounded_before_they_are_parsed(
+    model: Model, arguments: str, why: str
+) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    reply = model.chat(messages=[*USER, {"role": "assistant", "content": None, "tool_calls": [call]}])
+    assert reply.status_code == 400, reply.text
+    error = reply.json()["error"]
+    assert error["param"] == "messages[1].tool_calls[0].function.arguments"
+    assert why in error["message"]
+
+
+def test_arguments_are_parsed_off_the_event_loop(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def plain(messages: Any) -> list[dict[str, Any]]:
+        seen.append(threading.current_thread().name)
+        return plain_messages(messages)
+
+    monkeypatch.setattr("penstock.serve.chat.plain_messages", plain)
+    model.will_say("Cold.")
+    arguments = json.dumps({"city": "x" * 5000})
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    model.chat(messages=[*USER, {"role": "assistant", "content": None, "tool_calls": [call]}])
+    assert [name.startswith("penstock-text") for name in seen] == [True]
 
 
 def test_a_model_without_a_known_format_says_what_there_is(scripted: Scripted) -> None:

@@ -80,7 +80,7 @@ def parse_body(raw: bytes, kind: type[SomeBody], on_unknown: Callable[[str], Non
         InvalidRequest: not JSON, a wrong type, a value out of bounds, NUL, half a surrogate pair, or an option that is
             known but not supported.
     """
-    with _no_collection():
+    with no_collection():
         return _parse(raw, kind, on_unknown)
 
 
@@ -116,8 +116,8 @@ def _no_json(raw: bytes, why: str) -> InvalidRequest:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """A hostile body is a million small lists, and the collector would walk over all of them again and again."""
+def no_collection() -> Iterator[None]:
+    """Parsing without the collector: of a million small lists it would walk over all of them again and again."""
     if not gc.isenabled():
         yield
         return

@@ -78,7 +78,11 @@ async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse = 
             field=f"chat_template_kwargs.{name}", value=kwargs[name], why="not one of the names that clients may set",
             remedy="one of " + ", ".join(sorted(TEMPLATE_KWARGS)),
         )  # fmt: skip
-    messages = plain_messages(body.messages)
+    # Calls hold JSON to be parsed, as large as the body: not on the event loop.
+    called = any(message.tool_calls for message in body.messages)
+    messages = await front.offload.run(
+        partial(plain_messages, body.messages), characters=size if called else 0, field="messages"
+    )
     context = front.service.info.max_sequence_tokens
     # What the template is sure to write. Many strip contents, and leave out what the assistant once thought; the
     # rendered text is looked at again.

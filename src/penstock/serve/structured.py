@@ -56,7 +56,7 @@ def check_schema(field: str, schema: Any, limits: Limits) -> None:
     if not isinstance(schema, dict | bool):
         raise _invalid(field, schema, "it is not a JSON schema", "an object", "invalid_schema")
     # Properties have a level of their own in JSON: two of its levels are one of the schema.
-    if _depth(schema, 2 * limits.schema_depth) > 2 * limits.schema_depth:
+    if levels(schema, 2 * limits.schema_depth) > 2 * limits.schema_depth:
         raise _invalid(
             field, "", f"it is more than {limits.schema_depth} levels deep", "a flatter one, or one with $defs",
             "invalid_schema",
@@ -66,9 +66,9 @@ def check_schema(field: str, schema: Any, limits: Limits) -> None:
         raise _invalid(field, "", f"it has {size} bytes", f"at most {limits.schema_bytes} bytes", "invalid_schema")
 
 
-def _depth(schema: Any, most: int) -> int:
+def levels(value: Any, most: int) -> int:
     """Levels of objects and lists, looked at up to one more than `most`, level by level: never recursive."""
-    level, depth = [schema], 0
+    level, depth = [value], 0
     while depth <= most:
         level = [
             inner

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from penstock.errors import InvalidRequest
 from penstock.runtime import Tokenizer
 from penstock.runtime.grammar_check import GrammarJob, grammar
-from penstock.serve.structured import check_schema
+from penstock.serve.body import no_collection
+from penstock.serve.structured import check_schema, levels
 from penstock.serve.tools.tool import NO_ARGUMENTS, Mark, Tool, ToolFormat
 
 if TYPE_CHECKING:
     from penstock.deployment.limits import Limits
     from penstock.serve.schema import ChatBody
 
+MAX_ARGUMENTS: Final = 256 * 1024
+"""Characters of one earlier call's arguments: a file that was written, say. They are parsed in one piece, in which
+nobody else gets a word in.
+"""
+MAX_LEVELS: Final = 64
+"""Of objects and lists in what a template is shown: its indentation grows with them."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
@@ -148,17 +156,26 @@ def plain_calls(calls: list[dict[str, Any]], field: str) -> list[dict[str, Any]]
             raise _invalid(f"{where}.id", call.get("id"), "a call has an id", "the id it was given with")
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise _invalid(f"{where}.function", function, "it has no name", '{"name": ..., "arguments": "{...}"}')
-        given = function.get("arguments", "{}")
-        try:
-            arguments = json.loads(given or "{}") if isinstance(given, str) else given
-        except (ValueError, RecursionError):
-            arguments = None
-        if not isinstance(arguments, dict):
-            raise _invalid(f"{where}.function.arguments", given, "they are not an object", "the JSON of an object")
+        arguments = _arguments(f"{where}.function.arguments", function.get("arguments", "{}"))
         plain.append(
             {"id": call["id"], "type": "function", "function": {"name": function["name"], "arguments": arguments}}
         )
     return plain
+
+
+def _arguments(field: str, given: Any) -> dict[str, Any]:
+    if isinstance(given, str) and len(given) > MAX_ARGUMENTS:
+        raise _invalid(field, "", f"they have {len(given)} characters", f"at most {MAX_ARGUMENTS}")
+    try:
+        with no_collection():
+            arguments = msgspec.json.decode(given or "{}") if isinstance(given, str) else given
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise _invalid(field, given, "they are not an object", "the JSON of an object")
+    if levels(arguments, MAX_LEVELS) > MAX_LEVELS:
+        raise _invalid(field, "", f"they are more than {MAX_LEVELS} levels deep", "flatter ones")
+    return arguments
 
 
 def _invalid(field: str, value: Any, why: str, remedy: str, code: str = "invalid_value") -> InvalidRequest:
