@@ -111,6 +111,52 @@ def test_a_body_may_take_longer_than_a_head(scripted: Scripted, monkeypatch: pyt
     assert answer.startswith(b"HTTP/1.1 200 "), answer[:500]
 
 
+CHUNKED = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "after",
+    [b"x-one: 1\r\n" * 2, b"x-long: " + b"a" * (MAX_HEAD_BYTES + 2**20), b"5;" + b"a" * (MAX_HEAD_BYTES + 2**20)],
+)
+def test_trailers_and_endless_chunk_heads_are_not_kept(scripted: Scripted, after: bytes) -> None:
+    last = b"" if after.startswith(b"5") else b"0\r\n"
+    answer = raw(scripted.url, CHUNKED + b"5\r\n{    \r\n" + last, after)
+    if answer:  # what it did not read may reset the connection first
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert error_in(answer)["code"] == "invalid_http"
+
+
+def test_trailers_after_an_answer_only_end_the_connection(scripted: Scripted) -> None:
+    head = CHUNKED.replace(b"/v1/completions", b"/nowhere")
+    host, port = scripted.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(head + b"0\r\n")
+        heard = client.recv(65536)
+        while b"not_found" not in heard:
+            heard += client.recv(65536)
+        client.sendall(b"x-one: 1\r\n")
+        while part := client.recv(65536):
+            heard += part
+    assert heard.startswith(b"HTTP/1.1 404 ")
+    assert b"HTTP/1.1 400" not in heard
+
+
+def test_a_body_in_small_chunks_is_no_long_head(scripted: Scripted) -> None:
+    text = b'{"prompt": "x", "nonsense": "' + b"y" * 120_000 + b'"}'
+    chunks = b"".join(b"2\r\n" + text[at : at + 2] + b"\r\n" for at in range(0, len(text) & ~1, 2))
+    rest = b"1\r\n" + text[-1:] + b"\r\n" if len(text) & 1 else b""
+    head = CHUNKED.replace(b"transfer-", b"connection: close\r\ntransfer-")
+    assert raw(scripted.url, head, chunks, rest, b"0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("path", [b"/v1/completions", b"/nowhere"])
+def test_a_body_that_does_not_end_is_hung_up(scripted: Scripted, monkeypatch: pytest.MonkeyPatch, path: bytes) -> None:
+    monkeypatch.setattr(http_protocol, "BODY_TIMEOUT_S", 0.3)
+    answer = raw(scripted.url, b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{" % path)
+    assert answer.startswith(b"HTTP/1.1 404 " if path == b"/nowhere" else b"HTTP/1.1 408 ")
+    assert answer.count(b"HTTP/1.1 4") == 1
+
+
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"POST / HTTP/9.9\r\n\r\n"])
 def test_what_is_no_http_is_400_in_the_one_shape(scripted: Scripted, sent: bytes) -> None:
     answer = raw(scripted.url, sent)

@@ -1,7 +1,8 @@
-"""uvicorn's HTTP/1.1 protocol with a bound on what comes before the body: bytes, and time.
+"""uvicorn's HTTP/1.1 protocol with a bound on what comes around the body: bytes, and time.
 
 The parser keeps a header until it is whole, however long it grows, and would wait for its end for ever. So the bytes
 are counted here as they come, before anything else looks at them; the lower, configured bound is the edge's (edge.py).
+Headers may also follow a body that comes in chunks. Nothing here wants those trailers, and they are not taken.
 """
 
 from __future__ import annotations
@@ -19,57 +20,79 @@ MAX_HEAD_BYTES: Final = 256 * 1024
 """The largest that `server.limits.header_bytes` may be."""
 HEAD_TIMEOUT_S: Final = 60.0
 """From the connection, or a request's first byte, to the end of its headers."""
+BODY_TIMEOUT_S: Final = 300.0
+"""From there to the end of the body, whether or not the answer waits for it."""
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Closes connections whose request head is too long (431) or too slow (408)."""
+    """Closes connections whose request head is too long (431) or too slow (408), or whose body has trailers (400)."""
 
     _head_bytes = 0
-    """Since the last head was complete; None of them while a body is read."""
+    """Since the last head was complete; in a body, those since its last byte that were none of it."""
     _in_body = False
+    _refused = False
+    """This connection is hung up; what still comes is not looked at."""
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._start_waiting()
+        self._wait(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._in_body:
-            self._head_bytes += len(data)
+        if self._refused:
+            return
+        self._head_bytes += len(data)
         super().data_received(data)
-        if not self._in_body and self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(431, "headers_too_large", f"the headers have more than {MAX_HEAD_BYTES:,} bytes")
+        if self._head_bytes > MAX_HEAD_BYTES and not self._refused:
+            if self._in_body:
+                self._refuse(400, "invalid_http", f"more than {MAX_HEAD_BYTES:,} bytes between two pieces of a body")
+            else:
+                self._refuse(431, "headers_too_large", f"the headers have more than {MAX_HEAD_BYTES:,} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:
+            super().on_header(name, value)
+        elif not self._refused:
+            self._refuse(400, "invalid_http", "headers after the body (trailers) are not taken")
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         if self._deadline is None:
-            self._start_waiting()
+            self._wait(HEAD_TIMEOUT_S)
 
     def on_headers_complete(self) -> None:
-        self._head_bytes, self._in_body = 0, True
+        self._head_bytes = 0
         self._stop_waiting()
+        self._wait(BODY_TIMEOUT_S)
         super().on_headers_complete()
+        self._in_body = True
 
     def on_message_complete(self) -> None:
-        self._in_body = False
+        self._head_bytes, self._in_body = 0, False
+        self._stop_waiting()
         super().on_message_complete()
 
-    def _start_waiting(self) -> None:
-        self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._too_slow)
+    def _wait(self, seconds: float) -> None:
+        self._deadline = self.loop.call_later(seconds, self._too_slow, seconds)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _too_slow(self) -> None:
+    def _too_slow(self, seconds: float) -> None:
         self._deadline = None
-        if self._head_bytes:
-            self._refuse(408, "request_timeout", f"the headers did not end within {HEAD_TIMEOUT_S:g} s")
+        if self._in_body or self._head_bytes:
+            what = "body" if self._in_body else "headers"
+            self._refuse(408, "request_timeout", f"the {what} did not end within {seconds:g} s")
         elif not self.transport.is_closing():
             self.transport.close()  # nothing was asked
 
@@ -80,9 +103,10 @@ class BoundedHttp(HttpToolsProtocol):
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Answer in the one error shape and hang up; beside an answer that is under way, only hang up."""
         self._stop_waiting()
+        self._refused = True
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        if self._may_answer():
             answer = wire(Refusal(status, code, f"{message}. Remedy: send one complete HTTP/1.1 request"))
             lines = [
                 b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()),
@@ -91,3 +115,11 @@ class BoundedHttp(HttpToolsProtocol):
             ]  # fmt: skip
             self.transport.write(b"\r\n".join([*lines, b"", answer.body]))
         self.transport.close()
+
+    def _may_answer(self) -> bool:
+        """Whether a client would take what is written now for the answer to what it is sending."""
+        if self.cycle is None:
+            return True
+        if self._in_body:
+            return not (self.cycle.response_started or self.pipeline)
+        return bool(self.cycle.response_complete)
