@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel, Field
 
+from penstock.control.request import Guide, Request, Sampling
 from penstock.deployment.limits import Limits
 from penstock.errors import InvalidRequest
 from penstock.runtime.grammar_check import GrammarCheck, GrammarJob, grammar
@@ -280,3 +282,24 @@ def test_the_checker_comes_back_after_its_end(loop: Loop) -> None:
         await checker.close()
 
     loop.run(story())
+
+
+def test_a_request_that_leaves_while_its_grammar_is_compiled_is_gone(real: Real) -> None:
+    schema = {"type": "object", "properties": {f"p{n}": {"type": "string", "maxLength": n} for n in range(150)}}
+    sampling = Sampling(temperature=0.0, guide=Guide(grammar=grammar.json_schema(schema)))
+
+    async def story() -> list[int]:
+        first = asyncio.ensure_future(anext(real.service.generate(Request(id="g", prompt=(5, 6), max_tokens=9,
+                                                                          sampling=sampling))))  # fmt: skip
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait({first})
+        while True:  # the id is free again when the worker has said that the request is gone
+            try:
+                again = Request(id="g", prompt=(5, 6), max_tokens=3, sampling=Sampling(temperature=0.0))
+                return [token async for output in real.service.generate(again) for token in output.tokens]
+            except InvalidRequest:
+                await asyncio.sleep(0.01)
+
+    assert real.loop.run(story())
+    assert real.service.in_flight == 0
