@@ -53,8 +53,10 @@ def byte_tokenizer(
     library.decoder = tokenizers.decoders.ByteLevel()
     library.add_special_tokens(["<|end|>", *special])
     return Tokenizer(
-        json.loads(library.to_str()), TokenSettings(
-            eos_token="<|end|>", sampling_defaults=dict(sampling_defaults),
+        json.loads(library.to_str()),
+        TokenSettings(
+            eos_token="<|end|>",
+            sampling_defaults=dict(sampling_defaults),
             templates={} if template is None else {"default": template},
         ),
     )
