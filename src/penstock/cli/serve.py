@@ -7,6 +7,7 @@ import json
 import shlex
 import signal
 import time
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -89,7 +90,9 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
     try:
         sock = listen(deployment.server.host, deployment.server.port)
         text = text_side_of(deployment)
-        show("  front end", time.monotonic() - loading, "meanwhile: socket, tokenizer, chat template")
+        import_module("penstock.serve.app")  # now, while the worker loads, and not when it is ready
+
+        show("  front end", time.monotonic() - loading, "meanwhile: socket, tokenizer, chat template, routes")
     except BaseException:
         starting.cancel()
         raise
@@ -104,15 +107,15 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
 
     def show_ready(url: str) -> None:
         ready_s = time.monotonic() - began
-        show_phase("listen", ready_s - told_s, "routes, HTTP")
+        show_phase("listen", ready_s - told_s, "HTTP")
         console.print(_ready_line(url, info, ready_s))
         if deployment.server.dashboard:
             console.print(f"page at {url}/: chat and live figures")
-        console.print(escape(_curl(url, info, deployment.server.locked, text.template is not None)))
         if upkeep.admin_url is not None:
             console.print(f"administration at {upkeep.admin_url}/admin")
         if not deployment.server.locked:
             console.print(_open_line(deployment.server.host))
+        console.print(escape(_curl(url, info, deployment.server.locked, text.template is not None)))
 
     def show_draining() -> None:
         console.print(
