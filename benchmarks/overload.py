@@ -12,13 +12,14 @@ Starts `penstock serve` with two keys and fair share, then runs four stages agai
                The first 8 seconds, in which they all come at once, are not counted
 
 Checked: in `flood` and `crowd` throughput is within 5 % of the peak, the quiet tenant's p99 TTFT within 2x of what it
-is alone, nothing of the quiet tenant is refused, and 90 % of the refused were told a time that was right within 30 %:
-come back then, they were let in. Who comes too early must be refused again, or the time was too long.
+is alone, nothing of the quiet tenant is refused, and 90 % of the refused for whom a place was kept were told a time that
+was right within 30 %: come back then, they were let in. No place is kept beyond 60 s; the row counts those too. Who comes too early must be refused again, or the time was too long.
 
 Work is counted in mean requests of the flood: half for prompt tokens read, half for output tokens written. The quiet
 tenant's prompts are long beside a step, so that its own work and not the step under way is most of its TTFT.
 
-Prediction, written before the first run: throughput within 3 %, p99 TTFT 1.6x, 95 % of the times right.
+Prediction, written before the first run: throughput within 3 %, p99 TTFT 1.6x, 95 % of the times right. Last figures:
+RESULTS.md. It needs both cores: beside other work the peak stages alone differ by a fifth.
 
     python benchmarks/overload.py                                        # 5 minutes of flood, 8 minutes in all
     python benchmarks/overload.py --seconds 30 --alone 20 --stage 8      # a look
@@ -355,7 +356,9 @@ def main() -> None:
     checks = {
         "throughput within 5 % of peak": all(one["of_peak"] >= 0.95 for one in loaded),
         "quiet p99 TTFT within 2x": all(one["quiet_p99_of_alone"] <= 2.0 for one in loaded),
-        "Retry-After right within 30 % for 90 %": all((one["told_right"] or 0) >= 0.9 for one in loaded),
+        "Retry-After right within 30 % for 90 % of the places kept": all(
+            (one["kept_right"] or 0) >= 0.9 for one in loaded
+        ),
         "nobody failed, nothing quiet refused": all(one["quiet_failed"] + one["flood_failed"] == 0 for one in rows),
     }
     for name, holds in checks.items():
