@@ -45,6 +45,12 @@ WAYS_OUT = (
 )
 """Attribute walks to classes and globals, formats that walk for them, files, and changes to what the server holds."""
 
+NEST = (
+    "{% set a=[0]*300 %}{% set b=[a]*300 %}{% set c=[b]*300 %}{% set e=[0]*300 %}{% set f=[e]*300 %}{% set d=[f]*300 %}"
+)
+"""Two lists that show 27 million numbers each, and hold 900 references."""
+DEEP = "{% set ns=namespace(x=()) %}{% for i in range(60) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}"
+
 BOMBS = (
     "{{ range(10**9)|list }}",
     "{{ 'a'*10**9 }}",
@@ -75,6 +81,43 @@ BOMBS = (
     "{{ [1]|tojson(indent=10**9) }}",
     "{% block a %}{{ self.a() }}{% endblock %}",
     "{{ (10**64)**64 }}",
+    "{{ '{:{}}'.format('a', 10**8)|length }}",
+    "{{ '{0:>{w}}'.format('a', w=10**8)|length }}",
+    "{{ '{:{}}'.format_map({'a': 1})|length }}",
+    "{% set x='a'*1000000 %}{{ ('{0}'*1000).format(x)|length }}",
+    "{% set x='a'*1000000 %}{{ ('%(a)s'*1000 % {'a': x})|length }}",
+    "{% set x='a'*1000000 %}{{ ('%(a)s'*1000)|format(a=x)|length }}",
+    "{% set x='a'*1000000 %}{{ ('b'*1000000).join([x]*1000|map('trim'))|length }}",
+    "{% set x='a'*1000000 %}{{ ([x]*1000)|replace('a', 'bb')|length }}",
+    "{{ ('a '*500000 ~ 'a '*500000 ~ 'a '*500000).split()|length }}",
+    "{{ [[0]*1000000]*9|sum(start=[])|length }}",
+    *(
+        NEST + end
+        for end in (
+            "{{ c|tojson|length }}",
+            "{{ c|tojson(indent=1)|length }}",
+            "{{ c|string|length }}",
+            "{{ c }}",
+            "{{ ('a' ~ c)|length }}",
+            "{{ c|join|length }}",
+            "{{ ('%s' % [c])|length }}",
+            "{{ '{}'.format(c)|length }}",
+            "{{ c|upper|length }}",
+            "{{ namespace(x=c) }}",
+            "{{ {'a': c}.items() }}",
+            "{{ raise_exception(c) }}",
+            "{{ c == d }}",
+            "{{ c in [d] }}",
+            "{{ c is eq(d) }}",
+            "{{ [c, d]|sort|length }}",
+            "{{ [c].count(d) }}",
+            "{{ {'a': c, 'b': d}.values()|list|string|length }}",
+        )
+    ),
+    DEEP + "{{ {ns.x: 1} }}",
+    DEEP + "{{ {}[ns.x] }}",
+    DEEP + "{{ [ns.x]|unique|list }}",
+    DEEP + "{{ {}.get(ns.x) }}",
 )
 """Memory or time without end: repeats, powers, padding, doubling, joins, recursion."""
 
@@ -99,6 +142,15 @@ def test_no_way_out_shows_anything_of_python(tokenizer: Tokenizer, source: str) 
 def test_a_bomb_is_refused_before_it_takes_memory(tokenizer: Tokenizer, source: str) -> None:
     with pytest.raises((InvalidRequest, InvalidDeployment)):
         ChatTemplate(tokenizer, source).render(CONVERSATION)
+
+
+def test_indentation_counts_before_it_is_written(tokenizer: Tokenizer) -> None:
+    tool: object = [[]] * 10_000
+    for _ in range(200):
+        tool = [tool]
+    source = "{% for one in tools %}{{ one | tojson(indent=64) }}{% endfor %}"
+    with pytest.raises(InvalidRequest, match="longer than"):
+        ChatTemplate(tokenizer, source).render(CONVERSATION, tools=[{"x": tool}])
 
 
 def test_calls_that_multiply_are_counted_and_time_is_looked_at(

@@ -19,13 +19,20 @@ import jinja2.compiler
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 
 from penstock.engine import template_bounds as bounds
+from penstock.engine.template_measure import look_at, looked_at
+from penstock.engine.template_measure import text as text_length
 
 MAX_LOOP_TURNS: Final = 200_000
 """Of all loops, calls and filters together."""
 MAX_SECONDS: Final = 5.0
+_COMPARING: Final = frozenset({
+    "in", "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", "ge", ">=", "<", "lt", "lessthan", "<=", "le",
+})  # fmt: skip
+"""Tests that compare."""
 
 
 class Run(threading.local):
@@ -65,6 +72,29 @@ class _CountingGenerator(jinja2.compiler.CodeGenerator):
             self.write(", ")
         self.write("))")
 
+    def visit_Compare(self, node: jinja2.nodes.Compare, frame: jinja2.compiler.Frame) -> None:  # noqa: N802
+        self.write("(")
+        self._looked_at(node.expr, frame)
+        for operand in node.ops:
+            self.write(f" {jinja2.compiler.operators[operand.op]} ")
+            self._looked_at(operand.expr, frame)
+        self.write(")")
+
+    def visit_Dict(self, node: jinja2.nodes.Dict, frame: jinja2.compiler.Frame) -> None:  # noqa: N802
+        # A key is hashed, which walks over a tuple.
+        self.write("{")
+        for item in node.items:
+            self._looked_at(item.key, frame)
+            self.write(": ")
+            self.visit(item.value, frame)
+            self.write(", ")
+        self.write("}")
+
+    def _looked_at(self, node: jinja2.nodes.Node, frame: jinja2.compiler.Frame) -> None:
+        self.write("environment.looked_at(")
+        self.visit(node, frame)
+        self.write(")")
+
 
 class _Generation(jinja2.ext.Extension):
     """{% generation %}...{% endgeneration %} marks what training learns from; here it is only its content."""
@@ -83,15 +113,19 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["*", "**", "+", "%"])
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=looked_at,
+                         extensions=[_Generation, jinja2.ext.loopcontrols])  # fmt: skip
         self.run = Run()
         self.count_turn: Callable[[], str] = self.run.turn
-        self.concatenate = bounds.concatenated
+        self.concatenate, self.looked_at = bounds.concatenated, looked_at
         self.filters["tojson"] = self._to_json
         for name in bounds.NO_FILTERS:
             del self.filters[name]
         for name, function in self.filters.items():
             self.filters[name] = self._bounded(name, function)
+        for name in _COMPARING & self.tests.keys():
+            compare: Callable[..., Any] = self.tests[name]  # type: ignore[assignment]
+            self.tests[name] = _looked_over(compare)
         del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise
         self.globals["strftime_now"] = _now
@@ -105,14 +139,26 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         __self.run.turn()
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str | bytes | int):
-            bounds.method(owner, getattr(__obj, "__name__", ""), args, kwargs)
+            args = bounds.method(owner, getattr(__obj, "__name__", ""), args, kwargs)
+        elif not isinstance(__obj, jinja2.runtime.Macro):
+            look_at(*args, *kwargs.values())
         return super().call(__context, __obj, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         found = super().wrap_str_format(value)
-        if found is not None:
-            bounds.pattern(value.__self__)
-        return found
+        if found is None:
+            return None
+        source = value.__self__
+
+        @functools.wraps(found)
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            bounds.formatted(source, (*args, *kwargs.values()))
+            return found(*args, **kwargs)
+
+        return bounded
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return super().getitem(obj, looked_at(argument))
 
     def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A filter that counts as a turn and whose arguments are looked at."""
@@ -135,10 +181,31 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """Unlike Jinja's own, as it is: nothing is escaped for HTML, and not for ASCII unless asked."""
-        text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        if indent is None:
+            text = encoder.encode(value)
+        else:
+            # Each line has the indentation of all that it is in.
+            pieces, length = [], 0
+            for piece in encoder.iterencode(value):
+                length += len(piece)
+                text_length(length)
+                pieces.append(piece)
+            text = "".join(pieces)
         if ensure_ascii and self.run.guard:
             text = text.replace(json.dumps(self.run.guard)[1:-1], self.run.guard)
         return text
+
+
+def _looked_over(test: Callable[..., Any]) -> Callable[..., bool]:
+    """A test that compares, and looks at what before."""
+
+    @functools.wraps(test)
+    def bounded(*args: Any) -> bool:
+        look_at(*args)
+        return bool(test(*args))
+
+    return bounded
 
 
 def _raise(message: str) -> None:
