@@ -78,6 +78,12 @@ async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse = 
             field=f"chat_template_kwargs.{name}", value=kwargs[name], why="not one of the names that clients may set",
             remedy="one of " + ", ".join(sorted(TEMPLATE_KWARGS)),
         )  # fmt: skip
+    for name, value in kwargs.items():
+        if isinstance(value, dict | list) or (isinstance(value, str) and len(value) > 64):
+            raise InvalidRequest(
+                field=f"chat_template_kwargs.{name}", value="", why="it is no plain value",
+                remedy="true, false, or one short word",
+            )  # fmt: skip
     # Calls hold JSON to be parsed, as large as the body: not on the event loop.
     called = any(message.tool_calls for message in body.messages)
     messages = await front.offload.run(

@@ -127,6 +127,11 @@ def _tool(field: str, given: Any, limits: Limits) -> Tool:
     function = given.get("function")
     if not isinstance(function, dict):
         raise _invalid(f"{field}.function", function, "it is not an object", '{"name": ..., "parameters": {...}}')
+    # All of it is shown to the template, also what nobody knows.
+    if levels(given, 2 * limits.schema_depth + 4) > 2 * limits.schema_depth + 4:
+        raise _invalid(
+            field, "", f"it is more than {limits.schema_depth} levels deep", "a flatter one", "invalid_schema"
+        )
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.match(name):
         raise _invalid(f"{field}.function.name", name, "no name of a tool", "1 to 64 of A-Z a-z 0-9 _ -")
