@@ -13,8 +13,8 @@ Starts `penstock serve` with two keys and fair share, then runs four stages agai
 
 Checked: in `flood` and `crowd` throughput is within 5 % of the peak, the quiet tenant's p99 TTFT within 2x of what it
 is alone, nothing of the quiet tenant is refused, and 90 % of the refused for whom a place was kept were told a time
-that was right within 30 %: come back then, they were let in. Who comes too early must be refused again, or the time was too
-long. Beyond 60 s no place is kept; the rows count those as well.
+that was right within 30 %: come back then, they were let in. Who comes too early must be refused
+again, or the time was too long. Beyond 60 s no place is kept; the rows count those as well.
 
 Work is counted in mean requests of the flood: half for prompt tokens read, half for output tokens written. The quiet
 tenant's prompts are long beside a step, so that its own work and not the step under way is most of its TTFT.
