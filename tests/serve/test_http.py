@@ -134,7 +134,7 @@ def test_trailers_after_an_answer_only_end_the_connection(scripted: Scripted) ->
         heard = client.recv(65536)
         while b"not_found" not in heard:
             heard += client.recv(65536)
-        client.sendall(b"x-one: 1\r\n")
+        client.sendall(b"x-one: 1\r\nx-two: 2\r\n")
         while part := client.recv(65536):
             heard += part
     assert heard.startswith(b"HTTP/1.1 404 ")

@@ -35,7 +35,7 @@ def create_admin_app(app: FastAPI, drain: asyncio.Event) -> FastAPI:
     async def health() -> Response:
         return _json({"status": "alive", "state": front.service.state})
 
-    guard(admin, front.metrics, local_only=True)
+    guard(admin, front.metrics, local_only=True, keyless=not keys.locked)
     return admin
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -67,17 +67,24 @@ def create_app(
     if deployment.server.cors_origins:
         app.add_middleware(Cors, origins=deployment.server.cors_origins)
     local_only = not keys.locked and is_loopback(deployment.server.host)
-    guard(app, metrics, local_only=local_only, header_bytes=deployment.server.limits.header_bytes)
+    guard(
+        app, metrics, local_only=local_only, keyless=not keys.locked, origins=deployment.server.cors_origins,
+        header_bytes=deployment.server.limits.header_bytes,
+    )  # fmt: skip
     return app
 
 
-def guard(app: FastAPI, metrics: Metrics, *, local_only: bool, header_bytes: int = 32 * 1024) -> None:
+def guard(
+    app: FastAPI, metrics: Metrics, *, local_only: bool, keyless: bool, origins: Sequence[str] = (),
+    header_bytes: int = 32 * 1024,
+) -> None:  # fmt: skip
     """Errors in one shape, and the edge around everything; for both listeners."""
     for kind in (PenstockError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _error_handler(metrics))
     app.add_middleware(
-        Edge, on_answer=metrics.answered, on_error=metrics.failed, local_only=local_only, header_bytes=header_bytes
-    )
+        Edge, on_answer=metrics.answered, on_error=metrics.failed, local_only=local_only, keyless=keyless,
+        origins=origins, header_bytes=header_bytes,
+    )  # fmt: skip
 
 
 def _inference(front: Front, keys: KeyRing) -> APIRouter:

@@ -160,7 +160,7 @@ def _check_length(name: str, raw: msgspec.Raw) -> None:
 
 def _check_content_type(scope: Scope) -> None:
     # A page in a browser may post text or a form to a loopback port without asking anyone; JSON it may not. A missing
-    # type is taken: small clients send none, and a page that does cannot read the answer.
+    # type is taken, as small clients send none; a page that sends none is told by its origin (edge.py).
     types = [value for name, value in scope["headers"] if name == b"content-type"]
     for kind in (value.split(b";", 1)[0].strip().lower() for value in types):
         if kind != b"application/json" and not kind.endswith(b"+json"):

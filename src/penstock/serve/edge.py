@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +17,7 @@ from penstock.serve.errors import Refusal, wire
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _LOCAL_HOST = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Edge:
@@ -33,12 +34,17 @@ class Edge:
 
     def __init__(
         self, app: ASGIApp, on_answer: Callable[[str, int], None], on_error: Callable[[str, int], None], *,
-        local_only: bool = False, header_bytes: int = 32 * 1024,
+        local_only: bool = False, keyless: bool = False, origins: Sequence[str] = (), header_bytes: int = 32 * 1024,
     ) -> None:  # fmt: skip
         """`local_only`: take no Host but loopback names. A server that is open to its own machine must not be open to
-        a web page there whose host name was made to point at it (DNS rebinding)."""
+        a web page there whose host name was made to point at it (DNS rebinding).
+
+        `keyless`: nothing but the origin tells the operator's requests from those that a page of somebody else has
+        its visitor's browser send, so whatever may change something is taken from this server's own pages and from
+        `origins` alone. What is no browser names no origin."""
         self.app, self.on_answer, self.on_error, self.local_only = app, on_answer, on_error, local_only
-        self.header_bytes = header_bytes
+        self.keyless, self.header_bytes = keyless, header_bytes
+        self.origins = {origin.lower().encode() for origin in origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,6 +88,12 @@ class Edge:
                     "this server has no key and answers its own machine only, under localhost or 127.0.0.1. Remedy: "
                     "one of those names, or server.api_keys",
                 )  # fmt: skip
+            if self.keyless and scope["method"] not in _SAFE_METHODS and self._is_foreign(scope["headers"], hosts):
+                raise Refusal(
+                    403, "foreign_origin",
+                    "this server has no key and takes nothing from web pages of other origins. Remedy: name the origin "
+                    "in server.cors_origins, or server.api_keys",
+                )  # fmt: skip
             await self.app(scope, receive, send_with_id)
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
             answer = wire(error)
@@ -91,6 +103,15 @@ class Edge:
                 headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close")]
                 await send_with_id({"type": "http.response.start", "status": answer.status, "headers": headers})
                 await send_with_id({"type": "http.response.body", "body": answer.body})
+
+    def _is_foreign(self, headers: Iterable[tuple[bytes, bytes]], hosts: list[bytes]) -> bool:
+        origins = [value.lower() for name, value in headers if name == b"origin"]
+        if origins and all(origin in self.origins for origin in origins):
+            return False
+        if any(name == b"sec-fetch-site" and value.strip().lower() == b"cross-site" for name, value in headers):
+            return True
+        own = {host.lower() for host in hosts}
+        return any(origin.partition(b"://")[2] not in own for origin in origins)
 
 
 def _check(hosts: list[bytes], http_version: str) -> None:
