@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,6 +21,7 @@ import yaml
 
 from penstock.deployment import Deployment
 from penstock.errors import InvalidDeployment
+from penstock.serve import upkeep as upkeep_module
 from penstock.serve.server import listen
 from penstock.serve.upkeep import Upkeep
 
@@ -134,3 +137,30 @@ def test_an_administration_port_in_use_is_named_before_the_server_runs() -> None
         with pytest.raises(InvalidDeployment) as refused:
             Upkeep(app, deployment)
     assert refused.value.field == "server.admin_port"
+
+
+def test_a_look_that_fails_is_told_and_the_next_one_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    deployment = Deployment()
+    upkeep = Upkeep(scripted_app(ScriptedService(deployment)), deployment)
+    looks = []
+
+    def look(context: object) -> None:
+        looks.append(context)
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(upkeep, "look", look)
+    monkeypatch.setattr(upkeep_module, "LOOK_EVERY_S", 0.01)
+
+    async def main() -> None:
+        running = asyncio.create_task(upkeep.run(SimpleNamespace(config=SimpleNamespace(loaded=False))))  # type: ignore[arg-type]
+        while len(looks) < 3 and not running.done():
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.wait({running})
+        assert running.cancelled()
+
+    asyncio.run(main())
+    assert len(looks) >= 3
+    assert "could not be looked at" in caplog.text

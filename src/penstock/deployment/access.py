@@ -91,7 +91,7 @@ def read_key_file(file: str, *, order: str) -> tuple[Key, ...]:
         raise InvalidDeployment(
             field=field, value=file, why=f"it cannot be read: {error}", remedy="a readable YAML file"
         ) from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none is a ValueError to the reader
         raise InvalidDeployment(field=field, value=file, why="it is not YAML", remedy="`keys:` and a list") from None
     try:
         keys = KeyFile.model_validate({} if data is None else data).keys

@@ -60,7 +60,10 @@ class Upkeep:
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await now.wait()
                 now.clear()
-                self.look(server.config.ssl if server.config.loaded else None)
+                try:
+                    self.look(server.config.ssl if server.config.loaded else None)
+                except Exception:  # noqa: BLE001 - one look that fails must end neither the next ones nor the admin listener
+                    _log.exception("the files could not be looked at; what was known stays")
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
             if admin is not None and serving is not None:
