@@ -121,6 +121,28 @@ def test_a_key_file_that_breaks_is_told_and_changes_nothing(
     assert "hunter2" not in caplog.text
 
 
+def test_a_plain_key_is_called_by_its_place_and_tells_nothing_of_its_hash() -> None:
+    server = Deployment.parse({"server": {"api_keys": ["one", "two"], "keys": [entry("api-key-2")]}}).server
+    ring = KeyRing(server)
+    assert ring.names() == ["api-key-1", "api-key-2", "api-key-2.plain"]
+    assert ring.entitlement("api-key-2").hash == entry("api-key-2")["hash"]
+
+
+@pytest.mark.parametrize("text", ["keys:\n- name: a\n  tenant: 2026-13-45\n", "[" * 3000])
+def test_what_the_reader_of_yaml_trips_over_is_a_broken_key_file_too(serve: Any, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text(yaml.safe_dump({"keys": [entry("a")]}))
+    _, app, url = serve({"key_file": str(file)})
+    file.write_text(text)
+    with pytest.raises(InvalidDeployment):
+        app.state.keys.reload()
+    app.state.keys.refresh()
+    assert asking(url, "a").get("/v1/models").status_code == 200
+    file.write_text(yaml.safe_dump({"keys": [entry("b")]}))
+    app.state.keys.refresh()
+    assert asking(url, "b").get("/v1/models").status_code == 200
+
+
 def test_an_empty_key_file_locks_everybody_out_and_not_in(serve: Any, tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     file.write_text("")

@@ -52,10 +52,15 @@ class KeyRing:
         listed = read_key_file(server.key_file, order=self._order) if server.key_file is not None else ()
         check_keys((*listed, *server.keys), field="server.key_file", order=self._order)
         known = {bytes.fromhex(key.hash.removeprefix("sha256:")): key for key in (*listed, *server.keys)}
-        for plain in server.api_keys:
+        taken = {name for key in known.values() for name in (key.name, key.owner)}
+        for place, plain in enumerate(server.api_keys, 1):
             digest = hashlib.sha256(plain.encode()).digest()
-            name, scopes = digest.hex()[:16], ("inference", "metrics")
-            known.setdefault(digest, Key(name=name, hash=f"sha256:{digest.hex()}", scopes=scopes))
+            # The name stands in metrics and logs. It follows from the place: what follows from the key, as a piece of
+            # its hash does, lets whoever reads them try short keys in peace.
+            name = f"api-key-{place}"
+            while name in taken:
+                name += ".plain"
+            known.setdefault(digest, Key(name=name, hash=f"sha256:{digest.hex()}", scopes=("inference", "metrics")))
         self._keys, self._seen = known, seen
         self._tenants = {key.owner: key for key in reversed(known.values())}
         return len(known)
