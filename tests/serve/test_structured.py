@@ -263,6 +263,22 @@ def test_no_schema_breaks_the_front_end(scripted: Scripted, schema: Any, strict:
         assert reply.json()["error"]["param"]
 
 
+def test_what_was_good_is_remembered_in_bounded_memory(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    checker = GrammarCheck()
+    monkeypatch.setattr("penstock.runtime.grammar_check.KEPT_BYTES", 1000)
+
+    async def story() -> None:
+        for letter in "abcde":
+            job = GrammarJob(field="f", grammar=grammar.choice([letter * 300]))
+            assert await checker.check(job) == job.grammar
+        assert len(checker._good) == 2
+        assert sum(map(len, checker._good.values())) == checker._good_bytes <= 1000
+        assert max(map(len, checker._good)) == 32, "hashes, not the grammars once more"
+        await checker.close()
+
+    loop.run(story())
+
+
 def test_the_checker_comes_back_after_its_end(loop: Loop) -> None:
     checker = GrammarCheck(limit_s=1.0)
     good = GrammarJob(field="f", grammar=grammar.regex("[a-z]"))

@@ -218,6 +218,8 @@ def test_a_conversation_with_a_call_and_its_answer_goes_on(model: Model) -> None
         ({"tools": [{"function": {"name": f"t{n}"}} for n in range(129)]}, "tools"),
         ({"tools": [{"function": {"name": "a", "parameters": {"type": "array"}}}]}, "tools[0].function.parameters"),
         ({"tools": [{"function": {"name": "a", "parameters": "x"}}]}, "tools[0].function.parameters"),
+        ({"tools": [{**STOP, "x": "y" * 530_000}]}, "tools"),
+        ({"tools": [STOP], "tool_choice": {"type": "function", "x": "y" * 5000}}, "tool_choice"),
         ({"tools": [{**STOP, "x": json.loads("[" * 200 + "]" * 200)}]}, "tools[0]"),
         ({"chat_template_kwargs": {"thinking": json.loads("[" * 200 + "]" * 200)}}, "chat_template_kwargs.thinking"),
         ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),

@@ -26,6 +26,9 @@ class Limits(Section):
     logprobs: Count = Field(5, ge=0, le=100, description="logprobs of /v1/completions.")
     metadata_pairs: Count = Field(16, ge=0, le=256, description="Pairs in metadata.")
     tools: Count = Field(128, ge=0, le=1024, description="Functions in tools.")
+    tools_bytes: Count = Field(
+        512 * 1024, ge=1, le=4 * 2**20, description="Bytes of JSON of all functions in tools together."
+    )
     schema_depth: Count = Field(32, ge=1, le=64, description="Levels of a JSON schema.")
     schema_bytes: Count = Field(64 * 1024, ge=1, le=2**20, description="Bytes of a JSON schema, grammar or expression.")
     header_bytes: Count = Field(32 * 1024, ge=1024, le=256 * 1024, description="Bytes of a request's headers together.")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from penstock.engine.guide import grammar as grammar
@@ -25,7 +27,8 @@ PATIENCE: Final = 5
 START_S: Final = 30.0
 """The first answer of a new process: a busy machine may take a while to load it."""
 MAX_WAITING: Final = 64
-_KEPT: Final = 256
+KEPT_BYTES: Final = 16 * 2**20
+"""Of grammars that were good."""
 _LARGE: Final = 50_000
 _MAX_LINE: Final = 16 * 2**20
 _COMMAND: Final = (sys.executable, "-m", "penstock.engine.guide.checker")
@@ -54,6 +57,12 @@ class GrammarJob:
         return json.dumps(job).encode() + b"\n"
 
 
+def _asked(job: GrammarJob, limit_s: float) -> tuple[bytes, bytes]:
+    """The line for the checker, and its hash."""
+    line = job.line(limit_s)
+    return line, hashlib.sha256(line).digest()
+
+
 class GrammarCheck:
     """One process, started with the first job and ended with this one. All methods belong to one event loop."""
 
@@ -63,6 +72,8 @@ class GrammarCheck:
         self._one_at_a_time = asyncio.Lock()
         self._waiting = 0
         self._good: OrderedDict[bytes, str] = OrderedDict()
+        """By the hash of what was asked."""
+        self._good_bytes = 0
 
     async def check(self, job: GrammarJob) -> str:
         """The grammar to use. What was good once is not tried again.
@@ -72,10 +83,11 @@ class GrammarCheck:
             Overloaded: too many wait.
         """
         large = len(job.grammar) + len(job.lark) > _LARGE
-        line = await asyncio.to_thread(job.line, self._limit_s) if large else job.line(self._limit_s)
-        known = self._good.get(line)
+        work = partial(_asked, job, self._limit_s)
+        line, digest = await asyncio.to_thread(work) if large else work()
+        known = self._good.get(digest)
         if known is not None:
-            self._good.move_to_end(line)
+            self._good.move_to_end(digest)
             return known
         if self._waiting >= MAX_WAITING:
             raise Overloaded(f"{self._waiting} grammars wait to be checked", retry_after_s=1.0)
@@ -95,10 +107,15 @@ class GrammarCheck:
                 field=answer["field"] or job.field, value="", why=answer["why"],
                 remedy="what docs/structured-output.md lists", code=job.code,
             )  # fmt: skip
-        self._good[line] = answer["grammar"]
-        while len(self._good) > _KEPT:
-            self._good.popitem(last=False)
+        self._keep(digest, answer["grammar"])
         return answer["grammar"]
+
+    def _keep(self, digest: bytes, text: str) -> None:
+        if digest not in self._good:
+            self._good[digest] = text
+            self._good_bytes += len(text)
+        while self._good_bytes > KEPT_BYTES:
+            self._good_bytes -= len(self._good.popitem(last=False)[1])
 
     async def close(self) -> None:
         """End the process. Safe to call twice."""

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from itertools import islice
+from math import inf
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from penstock.errors import InvalidRequest
+from penstock.errors import InvalidRequest, Overloaded
 from penstock.serve.errors import Refusal
 from penstock.serve.schema import Named
 from penstock.serve.unsupported import UNSUPPORTED, refuse_unsupported
@@ -36,6 +37,7 @@ _READ_FIRST: Final = frozenset({*UNSUPPORTED, "n", "tools", "tool_choice"})
 """What `refuse_unsupported` looks at."""
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_NO_BOUNDS: Final[Mapping[str, int]] = {}
 _NUL: Final = b"\\u0000"
 
 _IN_BACKTICKS = re.compile(r"`\$(\[\.\.\.\]|[^`]*)`$")
@@ -43,8 +45,24 @@ _EXPECTED = re.compile(r"Expected (.+?)(?:, got `(.+)`)?")
 _STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d+)\]|\[(\.\.\.)\]")
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """The whole body. Raises Refusal 413 or 415; ClientDisconnect if the client left meanwhile.
+class BodyRoom:
+    """The bytes that all bodies under way may come to; one event loop's. How long each may take is http_protocol.py's."""
+
+    def __init__(self, max_bytes: float) -> None:
+        self.max_bytes, self.held = max_bytes, 0
+
+    def take(self, size: int) -> None:
+        """Raises Overloaded: there is no room for `size` bytes more."""
+        if self.held + size > self.max_bytes:
+            raise Overloaded(
+                f"{self.held:,} bytes of requests are being read; this server holds {self.max_bytes:,}. Remedy: come "
+                "back later", retry_after_s=1.0,
+            )  # fmt: skip
+        self.held += size
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int, room: BodyRoom | None = None) -> bytes:
+    """The whole body. Raises Refusal 413 or 415; Overloaded: `room` is full; ClientDisconnect: the client left.
 
     A body up to four times too large is read to its end and dropped, so that the client is listening when the answer
     comes; beyond that the answer comes at once and the connection closes.
@@ -55,41 +73,56 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     if size > 4 * max_bytes:
         raise _too_large(size, max_bytes)
     size = 0
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        part = message.get("body", b"")
-        more = message.get("more_body", False)
-        size += len(part)
-        if size <= max_bytes:
-            parts.append(part)
-        else:
-            parts.clear()
-            if size > 4 * max_bytes:
-                break
+    room = room or BodyRoom(inf)
+    taken = 0
+    try:
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            part = message.get("body", b"")
+            more = message.get("more_body", False)
+            size += len(part)
+            if size <= max_bytes:
+                room.take(len(part))
+                taken += len(part)
+                parts.append(part)
+            else:
+                parts.clear()
+                if size > 4 * max_bytes:
+                    break
+    finally:
+        room.held -= taken
     if size > max_bytes:
         raise _too_large(size, max_bytes)
     return b"".join(parts)
 
 
-def parse_body(raw: bytes, kind: type[SomeBody], on_unknown: Callable[[str], None]) -> SomeBody:
+def parse_body(
+    raw: bytes, kind: type[SomeBody], on_unknown: Callable[[str], None], most_bytes: Mapping[str, int] = _NO_BOUNDS
+) -> SomeBody:
     """`raw` as `kind`. Calls `on_unknown` for each field name that nothing here knows, 64 times at most.
 
+    `most_bytes`: of JSON, by field.
+
     Raises:
-        InvalidRequest: not JSON, a wrong type, a value out of bounds, NUL, half a surrogate pair, or an option that is
-            known but not supported.
+        InvalidRequest: not JSON, a field with too many bytes, a wrong type, a value out of bounds, NUL, half a surrogate
+            pair, or an option that is known but not supported.
     """
     with no_collection():
-        return _parse(raw, kind, on_unknown)
+        return _parse(raw, kind, on_unknown, most_bytes)
 
 
-def _parse(raw: bytes, kind: type[SomeBody], on_unknown: Callable[[str], None]) -> SomeBody:
+def _parse(
+    raw: bytes, kind: type[SomeBody], on_unknown: Callable[[str], None], most_bytes: Mapping[str, int]
+) -> SomeBody:
     try:
         raw.decode()  # what is skipped below has to be text, too
         fields = _fields.decode(raw)
         for name in _LONG_LISTS.keys() & fields.keys():
             _check_length(name, fields[name])
+        for name in most_bytes.keys() & fields.keys():
+            _check_bytes(name, fields[name], most_bytes[name])
     except msgspec.ValidationError:
         raise _no_json(raw, "the top level is not an object") from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -155,6 +188,14 @@ def _check_length(name: str, raw: msgspec.Raw) -> None:
     if count > most:
         raise InvalidRequest(
             field=name, value=f"a list of {count}", why=f"at most {most} items are allowed", remedy="fewer items"
+        )
+
+
+def _check_bytes(name: str, raw: msgspec.Raw, most: int) -> None:
+    size = len(memoryview(raw))
+    if size > most:
+        raise InvalidRequest(
+            field=name, value="", why=f"it has {size:,} bytes of JSON", remedy=f"at most {most:,} bytes"
         )
 
 

@@ -19,12 +19,12 @@ from penstock.runtime.admission import NO_BOUNDS
 from penstock.runtime.facts import TimeBounds
 from penstock.runtime.grammar_check import GrammarCheck
 from penstock.serve.auth import KeyRing
-from penstock.serve.body import parse_body, read_body
+from penstock.serve.body import BodyRoom, parse_body, read_body
 from penstock.serve.choice import Choice
 from penstock.serve.errors import Refusal
 from penstock.serve.events import ChunkFrame
 from penstock.serve.generation import Generation, Prompt
-from penstock.serve.limits import check_limits
+from penstock.serve.limits import check_limits, field_bytes
 from penstock.serve.metrics import Metrics
 from penstock.serve.offload import Offload
 from penstock.serve.reading import PLAIN, Plan, Reader
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from penstock.runtime import ChatTemplate, Tokenizer
     from penstock.runtime.service import Service
 
+BODIES: Final = 16
+"""Of the largest size, that may be under way together."""
 MAX_ENTRIES: Final = 2**18
 """Log-probabilities of prompt tokens in one answer: 30 MB of JSON, made off the event loop."""
 MAX_STREAMED_ENTRIES: Final = 2**13
@@ -68,13 +70,15 @@ class Front:
     ) -> None:
         self.service, self.deployment, self.metrics = service, deployment, metrics
         self.tokenizer, self.template, self.keys = tokenizer, template, keys
+        self.bodies = BodyRoom(BODIES * deployment.server.max_body_bytes)
         self.grammars = GrammarCheck()
+        self._field_bytes = field_bytes(deployment.server.limits)
         self.offload = Offload(max_pending=deployment.server.queue.max_requests)
 
     async def body(self, request: HttpRequest, kind: type[SomeBody]) -> tuple[SomeBody, int]:
         """Read and check a body; gives it and its size in bytes. Raises Refusal 404, 413, 415; InvalidRequest."""
-        raw = await read_body(request.scope, request.receive, self.deployment.server.max_body_bytes)
-        body = parse_body(raw, kind, self.metrics.unknown_field)
+        raw = await read_body(request.scope, request.receive, self.deployment.server.max_body_bytes, self.bodies)
+        body = parse_body(raw, kind, self.metrics.unknown_field, self._field_bytes)
         if isinstance(body, Body) and body.stream_options is not None and not body.stream:
             raise InvalidRequest(
                 field="stream_options", value={}, why="only a stream has them", remedy="stream: true, or leave them out"

@@ -49,6 +49,18 @@ CHECKS: Final[tuple[tuple[str, str, Measure, str], ...]] = (  # field, limit, wh
 )
 
 
+def field_bytes(limits: Limits) -> dict[str, int]:
+    """Bytes of JSON of the fields that hold anything, looked at before they become objects.
+
+    A schema may be escaped and indented here; its own bound is looked at once it is read.
+    """
+    schema = 4 * limits.schema_bytes
+    return {"tools": limits.tools_bytes, "tool_choice": 4096, "chat_template_kwargs": 4096} | dict.fromkeys(
+        ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+        schema,
+    )
+
+
 def check_limits(body: object, limits: Limits) -> None:
     """Raises InvalidRequest for the first field beyond its limit."""
     for field, limit, measure, unit in CHECKS:
