@@ -331,6 +331,15 @@ def test_reasoning_has_a_field_of_its_own(model: Model, per_output: int) -> None
     assert "".join(delta.get("content") or "" for delta in found) == "Cold."
 
 
+@pytest.mark.parametrize("per_output", [1, 500])
+@pytest.mark.parametrize("text", ["Cold.", "  \nCold.", "<thin", "<b>Cold.</b>"])
+def test_an_answer_without_reasoning_has_no_tokens_of_it(model: Model, text: str, per_output: int) -> None:
+    model.will_say(text, tokens_per_output=per_output)
+    body = model.chat().json()
+    assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
+    assert body["choices"][0]["message"]["reasoning"] is None
+
+
 def test_no_reasoning_where_the_template_was_told_so(model: Model) -> None:
     model.will_say("<think>Cold.")
     body = model.chat(chat_template_kwargs={"enable_thinking": False}).json()

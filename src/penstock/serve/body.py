@@ -106,8 +106,8 @@ def parse_body(
     `most_bytes`: of JSON, by field.
 
     Raises:
-        InvalidRequest: not JSON, a field with too many bytes, a wrong type, a value out of bounds, NUL, half a surrogate
-            pair, or an option that is known but not supported.
+        InvalidRequest: not JSON, a field with too many bytes, a wrong type, a value out of bounds, NUL, half a
+            surrogate pair, or an option that is known but not supported.
     """
     with no_collection():
         return _parse(raw, kind, on_unknown, most_bytes)

@@ -62,6 +62,7 @@ class Reader:
         self.reasoning = plan.reasoning is not None and plan.begun is not Begun.CLOSED
         """The text has not come to the answer yet."""
         self.reasoning_tokens = 0
+        """While the text may still begin with reasoning, its tokens count; they do not if it does otherwise."""
 
     @property
     def thinks(self) -> bool:
@@ -94,7 +95,9 @@ class Reader:
     def _read(self) -> Reading:
         plan, source = self._plan, self._source
         if plan.reasoning is not None:
-            yield from read_reasoning(source, plan.reasoning, plan.begun, self._closed)
+            thought = yield from read_reasoning(source, plan.reasoning, plan.begun, self._closed)
+            if not thought:
+                self.reasoning_tokens = 0
         self._closed()
         if plan.tools is not None:
             yield from plan.tools.read(source, plan.names)

@@ -71,17 +71,17 @@ def begun(form: ReasoningFormat, prompt_end: str) -> Begun:
 def read_reasoning(source: Source, form: ReasoningFormat, state: Begun, closed: Callable[[], None]) -> Reading:
     """Read up to the end of the reasoning, and the white space after it; what comes then is the answer.
 
-    `closed` is called where the reasoning ends.
+    `closed` is called where the reasoning ends. Returns whether there was any.
     """
     if state is Begun.CLOSED:
-        return
+        return False
     if state is Begun.NO:
         space = ""
         while (char := (yield from source.peek())) and char.isspace():
             space += source.take(1)
         if not (yield from source.begins(form.opener)):
             source.say(space)
-            return
+            return False
 
     def say(text: str) -> None:
         if text:
@@ -91,3 +91,4 @@ def read_reasoning(source: Source, form: ReasoningFormat, state: Begun, closed: 
     if (yield from source.say_until(form.closer, say=say)):
         closed()
         yield from source.skip_space()
+    return True
