@@ -284,6 +284,15 @@ def test_a_dead_end_fails_one_sequence_and_names_the_grammar(model: LoadedModel)
     assert "deep" in result.finished or result.failed["deep"].startswith(GUIDE_FAILED)
 
 
+def test_bans_that_leave_nothing_of_a_grammar_are_the_clients(model: LoadedModel, tokenizer: Tokenizer) -> None:
+    [one] = tokenizer.encode("a", add_special_tokens=False)
+    guide = Guide(grammar=grammar.regex("a"))
+    result = run(model, [asked("banned", guide, stop_ids=(one,), min_tokens=3), asked("free", guide)])
+    assert result.failed["banned"].startswith(GUIDE_FAILED)
+    assert "no token is left" in result.failed["banned"]
+    assert result.tokens["free"] == [one]
+
+
 def test_a_mask_that_takes_too_long_fails_its_own_sequence() -> None:
     class Slow:
         ready, error = False, ""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from penstock.control.request import Request, Sampling
+from penstock.control.request import GUIDE_FAILED, Request, Sampling
 from penstock.control.step import TokenLogprobs
 from penstock.engine.guide.masks import Masks
 from penstock.engine.guide.matching import Matching
@@ -81,6 +81,13 @@ class _Slot:
             row[self.stop_ids] = -np.inf
         if self.seen is not None:
             self.seen.apply(row)
+
+
+def _why_none(state: _Slot, largest: float) -> str:
+    if largest != -np.inf:
+        return NOT_NUMBERS
+    # What a grammar leaves and a ban takes away is the client's to change.
+    return ALL_BANNED if state.place is None else GUIDE_FAILED + ALL_BANNED
 
 
 class Sampler:
@@ -217,7 +224,7 @@ class Sampler:
                 tokens[random] = self._draw(scores[random], peak[random], slots[drawn], output_lengths[drawn])
             for row, token, largest in zip(some.tolist(), tokens.tolist(), peak.tolist(), strict=True):
                 if not np.isfinite(largest):
-                    result.failed[row] = ALL_BANNED if largest == -np.inf else NOT_NUMBERS
+                    result.failed[row] = _why_none(states[row], largest)
                     continue
                 result.tokens[row] = token
                 self._count(states[row], token, int(slots[row]), result)
