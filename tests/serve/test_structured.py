@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import threading
+import time
 from typing import Any, Literal
 
 import pytest
@@ -18,8 +19,8 @@ from pydantic import BaseModel, Field
 
 from penstock.control.request import Guide, Request, Sampling
 from penstock.deployment.limits import Limits
-from penstock.errors import InvalidRequest
-from penstock.runtime.grammar_check import GrammarCheck, GrammarJob, grammar
+from penstock.errors import InvalidRequest, Overloaded
+from penstock.runtime.grammar_check import BAD_S, GrammarCheck, GrammarJob, grammar
 from penstock.serve.schema import CompletionBody
 from penstock.serve.structured import check_schema, wanted
 
@@ -275,6 +276,71 @@ def test_what_was_good_is_remembered_in_bounded_memory(loop: Loop, monkeypatch: 
         assert sum(map(len, checker._good.values())) == checker._good_bytes <= 1000
         assert max(map(len, checker._good)) == 32, "hashes, not the grammars once more"
         await checker.close()
+
+    loop.run(story())
+
+
+def test_tenants_take_turns_at_the_checker_and_leave_each_other_room(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.runtime.grammar_check.MAX_TENANT_WAITING", 5)
+    checker = GrammarCheck()
+    order: list[str] = []
+
+    async def ask(line: bytes) -> dict[str, str]:
+        await asyncio.sleep(0.01)
+        order.append(json.loads(line)["grammar"])
+        return {"field": "", "why": "", "grammar": order[-1]}
+
+    monkeypatch.setattr(checker, "_ask", ask)
+
+    async def story() -> None:
+        loud = [asyncio.create_task(checker.check(GrammarJob(field="f", grammar=f"l{n}"), "loud")) for n in range(5)]
+        await asyncio.sleep(0)
+        await checker.check(GrammarJob(field="f", grammar="quiet"), "quiet")
+        assert order.index("quiet") <= 2, "after the one that was tried, and at most one that waited already"
+        loud += [asyncio.create_task(checker.check(GrammarJob(field="f", grammar=f"m{n}"), "loud")) for n in range(5)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refused:
+            await checker.check(GrammarJob(field="f", grammar="one more"), "loud")
+        assert 0.05 <= refused.value.retry_after_s < 1.0, "measured"
+        for task in loud:
+            task.cancel()
+        await asyncio.gather(*loud, return_exceptions=True)
+        assert not checker._tenants
+        assert checker._waiting == 0
+
+    loop.run(story())
+
+
+def test_a_job_is_tried_once_however_many_ask_and_a_bad_one_is_remembered_for_a_while(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checker = GrammarCheck()
+    tried: list[bytes] = []
+
+    async def ask(line: bytes) -> dict[str, str]:
+        tried.append(line)
+        await asyncio.sleep(0)
+        return (
+            {"field": "", "why": "wrong", "grammar": ""} if b"bad" in line else {"field": "", "why": "", "grammar": "g"}
+        )
+
+    monkeypatch.setattr(checker, "_ask", ask)
+
+    async def story() -> None:
+        good = GrammarJob(field="f", grammar="good")
+        assert await asyncio.gather(*(checker.check(good) for _ in range(9))) == ["g"] * 9
+        assert len(tried) == 1
+        for field in ("one", "two"):
+            with pytest.raises(InvalidRequest, match="wrong") as refused:
+                await checker.check(GrammarJob(field=field, grammar="bad"))
+            assert refused.value.field == field, "the second asker's own"
+        assert len(tried) == 2
+        monkeypatch.setattr("time.monotonic", lambda real=time.monotonic: real() + BAD_S)
+        with pytest.raises(InvalidRequest):
+            await checker.check(GrammarJob(field="f", grammar="bad"))
+        assert len(tried) == 3
 
     loop.run(story())
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ PATIENCE: Final = 5
 START_S: Final = 30.0
 """The first answer of a new process: a busy machine may take a while to load it."""
 MAX_WAITING: Final = 64
+MAX_TENANT_WAITING: Final = 32
+"""Of one tenant, so that there is room for another's."""
+BAD_S: Final = 10.0
+"""For so long what was refused is refused again unseen."""
+_MAX_BAD: Final = 256
+_MIN_RETRY_S: Final = 0.05
+_RECENT: Final = 0.2
+"""Weight of the newest job in what one takes."""
 KEPT_BYTES: Final = 16 * 2**20
 """Of grammars that were good."""
 _LARGE: Final = 50_000
@@ -63,6 +72,15 @@ def _asked(job: GrammarJob, limit_s: float) -> tuple[bytes, bytes]:
     return line, hashlib.sha256(line).digest()
 
 
+class _Tenant:
+    """The turns of one tenant, and how many of its jobs wait or are tried."""
+
+    __slots__ = ("one_at_a_time", "waiting")
+
+    def __init__(self) -> None:
+        self.one_at_a_time, self.waiting = asyncio.Lock(), 0
+
+
 class GrammarCheck:
     """One process, started with the first job and ended with this one. All methods belong to one event loop."""
 
@@ -70,13 +88,20 @@ class GrammarCheck:
         self._limit_s = limit_s
         self._process: asyncio.subprocess.Process | None = None
         self._one_at_a_time = asyncio.Lock()
+        self._tenants: dict[str, _Tenant] = {}
         self._waiting = 0
+        self._job_s = 0.0
+        """What one job took of late."""
         self._good: OrderedDict[bytes, str] = OrderedDict()
         """By the hash of what was asked."""
         self._good_bytes = 0
+        self._bad: OrderedDict[bytes, tuple[float, dict[str, str] | None]] = OrderedDict()
+        """Until when, and what the checker said."""
 
-    async def check(self, job: GrammarJob) -> str:
-        """The grammar to use. What was good once is not tried again.
+    async def check(self, job: GrammarJob, tenant: str = "") -> str:
+        """The grammar to use. What was good once is not tried again, and what was not, not at once.
+
+        Tenants take turns: however many jobs one has, the next of another waits for one of them.
 
         Raises:
             InvalidRequest: the field, or the place in its schema, that cannot be used.
@@ -85,18 +110,47 @@ class GrammarCheck:
         large = len(job.grammar) + len(job.lark) > _LARGE
         work = partial(_asked, job, self._limit_s)
         line, digest = await asyncio.to_thread(work) if large else work()
+        known = self._known(job, digest)
+        if known is not None:
+            return known
+        turns = self._tenants.get(tenant) or _Tenant()
+        if self._waiting >= MAX_WAITING or turns.waiting >= MAX_TENANT_WAITING:
+            wait_s = max(_MIN_RETRY_S, turns.waiting * self._job_s)
+            raise Overloaded(f"{self._waiting} grammars wait to be checked", retry_after_s=wait_s)
+        self._tenants[tenant] = turns
+        self._waiting += 1
+        turns.waiting += 1
+        try:
+            async with turns.one_at_a_time, self._one_at_a_time:
+                known = self._known(job, digest)  # by now
+                if known is not None:
+                    return known
+                began = time.monotonic()
+                answer = await self._ask(line)
+                self._job_s += _RECENT * (time.monotonic() - began - self._job_s)
+                if answer is None or answer["why"]:
+                    self._bad[digest] = (time.monotonic() + BAD_S, answer)
+                    if len(self._bad) > _MAX_BAD:
+                        self._bad.popitem(last=False)
+                else:
+                    self._keep(digest, answer["grammar"])
+        finally:
+            self._waiting -= 1
+            turns.waiting -= 1
+            if not turns.waiting:
+                del self._tenants[tenant]
+        return self._grammar(job, answer)
+
+    def _known(self, job: GrammarJob, digest: bytes) -> str | None:
+        """What is remembered of a job; None if it is to be tried. Raises InvalidRequest: it was bad a moment ago."""
         known = self._good.get(digest)
         if known is not None:
             self._good.move_to_end(digest)
             return known
-        if self._waiting >= MAX_WAITING:
-            raise Overloaded(f"{self._waiting} grammars wait to be checked", retry_after_s=1.0)
-        self._waiting += 1
-        try:
-            async with self._one_at_a_time:
-                answer = await self._ask(line)
-        finally:
-            self._waiting -= 1
+        until, answer = self._bad.get(digest, (0.0, None))
+        return self._grammar(job, answer) if time.monotonic() < until else None
+
+    def _grammar(self, job: GrammarJob, answer: dict[str, str] | None) -> str:
         if answer is None:
             raise InvalidRequest(
                 field=job.field, value="", why=f"it takes more than {self._limit_s:g} s, or more memory than it may, "
@@ -107,7 +161,6 @@ class GrammarCheck:
                 field=answer["field"] or job.field, value="", why=answer["why"],
                 remedy="what docs/structured-output.md lists", code=job.code,
             )  # fmt: skip
-        self._keep(digest, answer["grammar"])
         return answer["grammar"]
 
     def _keep(self, digest: bytes, text: str) -> None:

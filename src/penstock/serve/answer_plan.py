@@ -23,11 +23,11 @@ _PROMPT_END: Final = 64
 
 
 async def answer_plan(
-    front: Front, use: ToolUse, constraint: GrammarJob | None, prompt: Prompt, size: int = 0
+    front: Front, use: ToolUse, constraint: GrammarJob | None, prompt: Prompt, size: int = 0, tenant: str = ""
 ) -> tuple[Guide | None, Plan]:
     """The guide, None if the text is free, and the plan for reading.
 
-    `size`: bytes of a body that has tools.
+    `size`: bytes of a body that has tools. `tenant`: whose grammars take turns with those of others.
 
     Raises:
         InvalidRequest: the model knows no way to call tools, a schema cannot be enforced, or a constraint on the text
@@ -39,7 +39,7 @@ async def answer_plan(
     if thinking is not None:
         state = begun(thinking, tokenizer.decode(prompt.ids[-_PROMPT_END:], skip_special_tokens=False))
     calls = choose(server.tool_parser, tokenizer) if use.tools else None
-    text = await _grammar(front, use, calls, constraint, size)
+    text = await _grammar(front, use, calls, constraint, size, tenant)
     made = None if text is None else guide(text, thinking, state)
     if constraint is not None:
         calls = None  # the text is the client's own: what looks like a call in it is none
@@ -51,7 +51,12 @@ async def answer_plan(
 
 
 async def _grammar(
-    front: Front, use: ToolUse, calls: ToolFormat | None, constraint: GrammarJob | None, size: int
+    front: Front,
+    use: ToolUse,
+    calls: ToolFormat | None,
+    constraint: GrammarJob | None,
+    size: int,
+    tenant: str,
 ) -> str | None:
     if use.required and calls is not None:
         if constraint is not None:
@@ -62,9 +67,9 @@ async def _grammar(
         job, text = await front.offload.run(
             lambda: (use.job(calls), use.text(calls, front.tokenizer)), characters=size, field="tools"
         )
-        await front.grammars.check(job)
+        await front.grammars.check(job, tenant)
         return text
-    return None if constraint is None else await front.grammars.check(constraint)
+    return None if constraint is None else await front.grammars.check(constraint, tenant)
 
 
 def _visible(front: Front, thinking: ReasoningFormat | None, calls: ToolFormat | None) -> frozenset[int]:

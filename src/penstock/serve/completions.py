@@ -41,7 +41,7 @@ async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer
     constraint = await front.offload.run(
         partial(wanted, body, front.deployment.server.limits), characters=size, field="response_format"
     )
-    guide = None if constraint is None else Guide(grammar=await front.grammars.check(constraint))
+    guide = None if constraint is None else Guide(grammar=await front.grammars.check(constraint, tenant))
     scored = [body.prompt_logprobs, body.logprobs if body.echo else None]
     generation = front.generation(
         call, body, prompts, max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
