@@ -39,7 +39,7 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
     constraint = await front.offload.run(partial(wanted, body, limits), characters=size, field="response_format")
     use = await front.offload.run(partial(tool_use, body, limits), characters=size, field="tools")
     prompt = await chat_prompt(front, body, size, use)
-    guide, plan = await answer_plan(front, use, constraint, prompt, size)
+    guide, plan = await answer_plan(front, use, constraint, prompt, size, tenant)
     newer = body.max_completion_tokens is not None
     generation = front.generation(
         call, body, [prompt],
