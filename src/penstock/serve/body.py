@@ -46,7 +46,7 @@ _STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d+)\]|\[(\.\.\.)\]")
 
 
 class BodyRoom:
-    """The bytes that all bodies under way may come to; one event loop's. How long each may take is http_protocol.py's."""
+    """The bytes that all bodies under way may come to; one event loop's. How long one may take: http_protocol.py."""
 
     def __init__(self, max_bytes: float) -> None:
         self.max_bytes, self.held = max_bytes, 0
