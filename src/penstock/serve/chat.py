@@ -72,7 +72,9 @@ async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse = 
             why="the model has no chat template",
             remedy="/v1/completions with a plain prompt",
         )
-    kwargs = body.chat_template_kwargs or {}
+    kwargs = dict(body.chat_template_kwargs or {})
+    if (effort := body.reasoning_effort) is not None:
+        _check_effort(front, effort, kwargs.setdefault("reasoning_effort", effort))
     for name in kwargs.keys() - TEMPLATE_KWARGS:
         raise InvalidRequest(
             field=f"chat_template_kwargs.{name}", value=kwargs[name], why="not one of the names that clients may set",
@@ -103,6 +105,20 @@ async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse = 
         max_tokens=context,
     )
     return Prompt(tuple(await front.offload.run(encode, characters=size, field="messages")))
+
+
+def _check_effort(front: Front, effort: str, other: Any) -> None:
+    """Raises InvalidRequest: it would be without effect."""
+    if other != effort:
+        raise InvalidRequest(
+            field="reasoning_effort", value=effort, why="chat_template_kwargs.reasoning_effort says something else",
+            remedy="one of the two",
+        )  # fmt: skip
+    if "reasoning_effort" not in front.tokenizer.settings.template_text:
+        raise InvalidRequest(
+            field="reasoning_effort", value=effort, why="the model's chat template knows no such thing",
+            remedy="leave the field out", code="unsupported_parameter",
+        )  # fmt: skip
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

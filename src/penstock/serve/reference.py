@@ -71,6 +71,7 @@ MEANING: Final[dict[str, str]] = {
     "add_special_tokens": "What the tokenizer puts around a text, such as the token of its beginning. Default true.",
     "add_generation_prompt": "End with the header of the assistant's turn. Default true.",
     "chat_template_kwargs": "For the model's template: `enable_thinking`, `thinking`, `reasoning_effort`.",
+    "reasoning_effort": "The same as in `chat_template_kwargs`; refused where the model's template does not read it.",
     "return_token_strs": "The text of each token, too.",
     "max_output_tokens": "As `max_completion_tokens` of chat.",
     "instructions": "A system message before the input.",

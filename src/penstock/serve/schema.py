@@ -119,6 +119,7 @@ class ChatBody(Body, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=100)] | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=64)] | None = None
     tools: Annotated[list[Any], Meta(max_length=1024)] | None = None
     """tools/request.py knows what may stand there."""
     tool_choice: str | dict[str, Any] | None = None
