@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import threading
 from collections.abc import AsyncIterator
 
@@ -117,3 +119,29 @@ def test_silence_is_filled_with_comments_and_the_stream_stays_valid(
     stream = read_stream(raw, chat=False)
     assert stream.choices[0].text == "hi"
     assert stream.comments >= 1
+
+
+def test_who_does_not_read_is_hung_up_and_the_work_ends(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer, "PING_S", 0.05)
+    monkeypatch.setattr(answer, "SEND_S", 0.3)
+
+    async def script(request: Request) -> AsyncIterator[Output]:
+        while True:
+            await asyncio.sleep(0)
+            yield Output((104,) * 4096)
+
+    scripted.service.script = script
+    scripted.service.all_left.clear()
+    body = b'{"prompt": "x", "stream": true}'
+    host, port = scripted.url.removeprefix("http://").split(":")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        client.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        assert scripted.service.someone_runs.wait(10)
+        assert scripted.service.all_left.wait(20)
+        client.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(1 << 20):
+                pass

@@ -21,6 +21,8 @@ from penstock.serve.telling import tell
 
 PING_S: Final = 15.0
 """Silence after which a comment line is sent: proxies close connections that say nothing."""
+SEND_S: Final = 120.0
+"""That one piece may wait for a client that reads slowly or not at all; then it has left."""
 
 _STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -57,6 +59,8 @@ class Answer(Response):
         self._events: list[bytes] = []
         self._started = self._ended = self._failed = False
         self._wrote_at = monotonic()
+        self._sending = False
+        """Since `_wrote_at`, and not done yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = scope["penstock.send"]
@@ -65,15 +69,15 @@ class Answer(Response):
         gone = asyncio.create_task(_until_gone(receive))
         outcome = "cancelled"
         try:
-            while not (work.done() or gone.done()):
-                await asyncio.wait(
-                    {work, gone}, timeout=PING_S if self._stream else None, return_when=asyncio.FIRST_COMPLETED
-                )
-                silent = monotonic() - self._wrote_at >= PING_S
-                if self._stream and silent and not (work.done() or self._ended):
-                    await self._write(b": ping\n\n")
+            await self._watch(work, gone)
             if work.done():
-                outcome = await self._conclude(work)
+                async with asyncio.timeout(SEND_S):
+                    outcome = await self._conclude(work)
+        except TimeoutError:
+            outcome = "slow_reader"
+            if (abort := scope.get("penstock.abort")) is not None:
+                abort()  # what it has not read goes with the connection
+                await asyncio.wait({gone}, timeout=1.0)
         finally:
             await _end(work)
             await _end(gone)
@@ -81,6 +85,20 @@ class Answer(Response):
                 scope, self._generation, tenant=self._tenant, stream=self._stream, began=began, outcome=outcome,
                 failed=self._failed,
             )  # fmt: skip
+
+    async def _watch(self, work: asyncio.Task[None], gone: asyncio.Task[None]) -> None:
+        """Until either is done; silent streams are filled. Raises TimeoutError: the client reads too slowly."""
+        while not (work.done() or gone.done()):
+            await asyncio.wait({work, gone}, timeout=PING_S, return_when=asyncio.FIRST_COMPLETED)
+            silent_s = monotonic() - self._wrote_at
+            if work.done() or gone.done():
+                return
+            if self._sending:
+                if silent_s >= SEND_S:
+                    raise TimeoutError
+            elif self._stream and silent_s >= PING_S and not self._ended:
+                async with asyncio.timeout(SEND_S):
+                    await self._write(b": ping\n\n")
 
     async def _streamed(self) -> None:
         await self._generation.run(self._emit, self._flush)
@@ -93,6 +111,7 @@ class Answer(Response):
             body = await asyncio.to_thread(self._form.whole, self._generation)  # may be megabytes
         else:
             body = self._form.whole(self._generation)
+        self._wrote_at, self._sending = monotonic(), True
         await _send_json(self._send, 200, ((b"content-type", b"application/json"),), body)
 
     def _emit(self, choice: Choice, piece: Piece) -> None:
@@ -110,18 +129,20 @@ class Answer(Response):
             data = b"".join(self._events)
             self._events.clear()
             if self._started:
-                self._wrote_at = monotonic()
+                self._wrote_at, self._sending = monotonic(), True
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
+                self._sending = False
             else:
                 await self._write(data)
 
     async def _write(self, data: bytes, *, more: bool = True) -> None:
         # Flags before the first await: the work and the pings both write, and may have to wait for a slow client.
-        self._wrote_at, self._ended = monotonic(), not more
+        self._wrote_at, self._ended, self._sending = monotonic(), not more, True
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)})
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sending = False
 
     async def _conclude(self, work: asyncio.Task[None]) -> str:
         """How it ended, in a word; an error goes to the client in the form that is still possible."""
