@@ -1,8 +1,9 @@
 """Limits of a tenant, as its keys set them: requests at once, requests and tokens per minute, share of the KV memory.
 
 Rates are token buckets that hold a minute's worth and fill steadily. Prompt tokens are taken on entry, output tokens
-when they are made, so a bucket may go below nothing and the next request waits for that. What the queue refuses costs
-nothing. A tenant without limits costs a look into a dictionary.
+when they are made, so a bucket may go below nothing and the next request waits for that. What is refused before its
+first token (a full queue, a model that is away, a deadline that passed) costs nothing. A tenant without limits costs a
+look into a dictionary.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final
 
 from penstock.control.request import Request
 from penstock.deployment import Key
-from penstock.errors import InvalidRequest, Overloaded
+from penstock.errors import DeadlinePassed, InvalidRequest, Overloaded, Unavailable
 
 Header = tuple[bytes, bytes]
 _MINUTE_S: Final = 60.0
@@ -84,17 +85,31 @@ class Quota:
         books.kv_tokens += kv_tokens
         _take(books.requests, len(requests))
         _take(books.tokens, prompt_tokens)
+        refused = False
         try:
             yield
-        except Overloaded:
-            _take(books.requests, -len(requests))
-            _take(books.tokens, -prompt_tokens)
+        except (Overloaded, Unavailable, DeadlinePassed):
+            refused = not made()
             raise
         finally:
             books.concurrent -= len(requests)
             books.kv_tokens -= kv_tokens
-            _take(books.tokens, made())
-            books.took_s += _SEEN * (self._clock() - now - books.took_s)
+            if refused:
+                _take(books.requests, -len(requests))
+                _take(books.tokens, -prompt_tokens)
+            else:
+                _take(books.tokens, made())
+                books.took_s += _SEEN * (self._clock() - now - books.took_s)
+
+    def count(self, tenant: str) -> None:
+        """One request that generates nothing, for the tenant's rate of requests. Raises Overloaded."""
+        key = self._entitlement(tenant)
+        if key.requests_per_minute is None:
+            return
+        now = self._clock()
+        books = self._of(tenant, key, now)
+        self._require_rates(books, 1, 0, now)
+        _take(books.requests, 1)
 
     def headers(self, tenant: str) -> list[Header]:
         """x-ratelimit-... of a tenant; none without limits on its rates."""
@@ -146,11 +161,14 @@ class Quota:
                     why=f"your key's limit is {most} {what}", remedy="a smaller request", code="limit_exceeded",
                 )  # fmt: skip
             raise _refusal(name, f"{used} of {most} {what} are in use", used, most, max(wait_s, _MIN_RETRY_S))
+        self._require_rates(books, count, prompt_tokens, now)
+
+    def _require_rates(self, books: _Books, count: int, prompt_tokens: int, now: float) -> None:
         for name, what, bucket, amount in (
             ("requests_per_minute", "requests", books.requests, count),
             ("tokens_per_minute", "tokens", books.tokens, prompt_tokens),
         ):
-            if bucket is not None and (wait_s := bucket.wait_s(amount, now)) > 0:
+            if bucket is not None and amount and (wait_s := bucket.wait_s(amount, now)) > 0:
                 used = round(bucket.size - bucket.level)
                 text = f"{used} of {bucket.size:.0f} {what} per minute are used, and this needs {amount}"
                 raise _refusal(name, text, used, round(bucket.size), max(wait_s, _MIN_RETRY_S))

@@ -51,7 +51,8 @@ def text_routes(front: Front, keys: KeyRing) -> APIRouter:
     router = APIRouter(dependencies=[Depends(keys.tenant)])
 
     @router.post("/tokenize")
-    async def tokenize(request: HttpRequest) -> Response:
+    async def tokenize(request: HttpRequest, tenant: str = Depends(keys.tenant)) -> Response:
+        keys.quota.count(tenant)
         body, size = await front.body(request, TokenizeBody)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest(
@@ -67,11 +68,13 @@ def text_routes(front: Front, keys: KeyRing) -> APIRouter:
             prompt = await chat_prompt(front, chat, size, tools)
             work = partial(_tokens, front.tokenizer, list(prompt.ids), context, bool(body.return_token_strs))
         else:
+            front.tokenizer.check_fits([body.prompt or ""], context, field="prompt")
             work = partial(_tokenized, front.tokenizer, body, context)
         return _json(await front.offload.run(work, characters=size, field="prompt"))
 
     @router.post("/detokenize")
-    async def detokenize(request: HttpRequest) -> Response:
+    async def detokenize(request: HttpRequest, tenant: str = Depends(keys.tenant)) -> Response:
+        keys.quota.count(tenant)
         body, size = await front.body(request, DetokenizeBody)
         vocab_size = front.service.info.vocab_size
         if max(body.tokens, default=0) >= vocab_size:
