@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -13,8 +14,8 @@ from fastapi import FastAPI
 
 from penstock.control.request import Request
 from penstock.deployment import Deployment, Key
-from penstock.errors import DeadlinePassed, InvalidRequest, Overloaded
-from penstock.runtime.facts import Output, TimeBounds
+from penstock.errors import DeadlinePassed, InvalidRequest, Overloaded, Unavailable
+from penstock.runtime.facts import Output
 from penstock.serve.quota import Quota
 
 from .conftest import Loop
@@ -82,6 +83,52 @@ def test_what_the_queue_refuses_costs_nothing() -> None:
         with pytest.raises(Overloaded, match="full"), books.hold((request(),), 1000, lambda: 0):
             raise Overloaded("full", retry_after_s=1.0)
     once(books)
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable("away", retry_after_s=1), DeadlinePassed("late", retry_after_s=1)], ids=["503", "408"]
+)
+def test_what_fails_before_its_first_token_costs_nothing(error: Exception) -> None:
+    books, _ = quota(requests_per_minute=2, tokens_per_minute=30)
+    for _ in range(5):
+        with pytest.raises(type(error)), books.hold((request(),), 1000, lambda: 0):
+            raise error
+    with pytest.raises(type(error)), books.hold((request(),), 1000, lambda: 1):
+        raise error
+    with pytest.raises(Overloaded, match="11 of 30 tokens"):
+        once(books, request(0, 20))
+    once(books)
+
+
+def test_refusals_do_not_shorten_the_time_that_a_place_is_said_to_take() -> None:
+    books, clock = quota(max_concurrent=1)
+
+    def told() -> float:
+        with books.hold((request(),), 1000, lambda: 1):
+            with pytest.raises(Overloaded) as refused:
+                once(books)
+            clock.now += 8.0
+        return refused.value.retry_after_s
+
+    told()
+    before = told()
+    for _ in range(20):
+        with pytest.raises(Unavailable), books.hold((request(),), 1000, lambda: 0):
+            raise Unavailable("away", retry_after_s=1)
+    assert told() > before
+
+
+def test_counting_and_reading_tokens_counts_as_requests_and_bounds_the_text(
+    limited: tuple[ScriptedService, FastAPI, str],
+) -> None:
+    client = asking(limited[2], "a")
+    assert client.post("/tokenize", json={"prompt": "hi"}).status_code == 200
+    assert client.post("/detokenize", json={"tokens": [104]}).status_code == 200
+    for path, body in (("/tokenize", {"prompt": "hi"}), ("/detokenize", {"tokens": [104]})):
+        reply = client.post(path, json=body)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    reply = asking(limited[2], "b").post("/tokenize", json={"prompt": "x" * 100_000})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
 def test_requests_at_the_same_time_are_bounded_and_freed_however_they_end() -> None:
@@ -161,7 +208,31 @@ def test_times_reach_the_service_in_seconds(limited: tuple[ScriptedService, Fast
     for n in (1, 2):
         body = {"prompt": "hi", "n": n}
         assert asking(url, "b").post("/v1/completions", json=body, headers=headers).status_code == 200
-        assert service.bounds == TimeBounds(0.25, 0.0405, 2.0)
+        asked = service.bounds
+        assert asked.tpot_s == 0.0405
+        assert asked.ttft_s is not None
+        assert asked.deadline_s is not None
+        assert 0 <= asked.ttft_s < 0.25
+        assert 0 < asked.deadline_s < 2.0
+
+
+def test_times_count_from_the_arrival_and_not_from_the_end_of_the_body(
+    limited: tuple[ScriptedService, FastAPI, str],
+) -> None:
+    service, _, url = limited
+
+    def slowly() -> Iterator[bytes]:
+        yield b'{"prompt": '
+        time.sleep(0.3)
+        yield b'"hi"}'
+
+    client, calls = asking(url, "b"), len(service.calls)
+    for deadline, status in (("200", 408), ("60000", 200)):
+        headers = {"x-request-deadline-ms": deadline, "content-type": "application/json"}
+        assert client.post("/v1/completions", content=slowly(), headers=headers).status_code == status
+    assert len(service.calls) == calls + 1
+    assert service.bounds.deadline_s is not None
+    assert service.bounds.deadline_s <= 59.7
 
 
 def test_a_deadline_that_passes_in_the_queue_is_408_with_a_time_to_come_back(

@@ -13,12 +13,15 @@ State = Literal["starting", "ready", "restarting", "draining", "stopped"]
 
 @dataclass(frozen=True, slots=True)
 class TimeBounds:
-    """What a request asks of its time, in seconds from its arrival; None: nothing."""
+    """What a request asks of its time, in seconds from its submission; None: nothing.
+
+    Clients count from the arrival: the server takes off what has passed since (serve/generation.py).
+    """
 
     ttft_s: float | None = None
-    """The first token is to come within this. Only looked at on arrival."""
+    """The first token is to come within this. Only looked at on submission."""
     tpot_s: float | None = None
-    """A token is to take no longer than this. Only looked at on arrival."""
+    """A token is to take no longer than this. Only looked at on submission."""
     deadline_s: float | None = None
     """Without a token by then, it ends."""
 

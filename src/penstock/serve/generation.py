@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,17 +49,33 @@ class Generation:
         """Run all choices to their end. Cancelling this cancels them in the worker.
 
         Raises:
-            Overloaded, Unavailable, InvalidRequest: refused before the first token.
+            Overloaded, Unavailable, InvalidRequest, DeadlinePassed: refused before the first token.
             RequestFailed: one of them failed; the others are cancelled then.
         """
         self.metrics.choices.observe(self.n)
         requests = [choice.request for choice in self.choices]
         with self.quota.hold(requests, self.service.info.kv_capacity_tokens, self._made):
+            self.bounds = self._left_of(self.bounds)
             if len(self.choices) == 1:
                 await self._follow(self.choices[0], emit, flush)
             else:
                 await self._together(emit, flush)
         self.metrics.longest.observe(max(len(choice.token_ids) for choice in self.choices))
+
+    def _left_of(self, bounds: TimeBounds) -> TimeBounds:
+        """What is left now, after reading and checking, of times that count from the arrival. Raises DeadlinePassed."""
+        if bounds.ttft_s is None and bounds.deadline_s is None:
+            return bounds
+        past_s = monotonic() - min(choice.arrived for choice in self.choices)
+        if bounds.deadline_s is not None and past_s >= bounds.deadline_s:
+            raise DeadlinePassed(
+                f"the deadline of {bounds.deadline_s * 1e3:.0f} ms passed while the request was read",
+                retry_after_s=self.service.retry_after_s,
+            )
+        return replace(
+            bounds, ttft_s=None if bounds.ttft_s is None else max(bounds.ttft_s - past_s, 0.0),
+            deadline_s=None if bounds.deadline_s is None else bounds.deadline_s - past_s,
+        )  # fmt: skip
 
     def _made(self) -> int:
         return sum(len(choice.token_ids) for choice in self.choices)
