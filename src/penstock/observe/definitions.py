@@ -106,7 +106,7 @@ NATIVE: Final = (
     _histogram("inter_token_latency_seconds", "Gap between two outputs.", PER_TOKEN_S, "Latency"),
     _histogram("time_per_output_token_seconds", "Mean gap of a request.", PER_TOKEN_S, "Latency"),
     _histogram("request_seconds", "Arrival to last token.", REQUEST_S, "Latency"),
-    _histogram("queue_seconds", "Arrival to the first step.", REQUEST_S, "Latency"),
+    _histogram("queue_seconds", "Submission to the first step.", REQUEST_S, "Latency"),
     _histogram("inference_seconds", "First step to last token.", REQUEST_S),
     _histogram("prefill_seconds", "First step to first token.", REQUEST_S, "Latency"),
     _histogram("decode_seconds", "First token to last token.", REQUEST_S, "Latency"),
