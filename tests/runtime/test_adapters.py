@@ -149,6 +149,23 @@ def test_a_name_in_use_can_be_taken_in_place_only(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+def test_what_was_loaded_for_somebody_who_left_is_unloaded(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        asked = asyncio.create_task(scene.adapters.load("one", "a"))
+        await asyncio.sleep(0)
+        message = scene.sent[-1]
+        assert isinstance(message, wire.LoadAdapter)
+        asked.cancel()
+        await asyncio.wait({asked})
+        scene.loaded(message.name)
+        assert scene.sent[-1] == wire.UnloadAdapter(message.name)
+        scene.adapters.received(wire.AdapterGone(message.name))
+        assert scene.adapters.listed() == []
+        assert await scene.load("one", "a") != message.name
+
+    play(tmp_path, story)
+
+
 def test_what_the_worker_refuses_is_told_and_what_it_cannot_load_again_is_dropped(tmp_path: Path) -> None:
     async def story(scene: Scene) -> None:
         asked = asyncio.create_task(scene.adapters.load("x", "a"))

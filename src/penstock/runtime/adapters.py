@@ -173,7 +173,9 @@ class Adapters:
         match message:
             case wire.AdapterLoaded(handle, rank, size, digest):
                 adapter, future = self._loading.get(handle, (self._loaded.get(handle), None))
-                if adapter is None:  # on its way out, for a worker that took another's place
+                if adapter is None:
+                    if handle not in self._going:  # whoever asked has left; those are for a new worker, and in use
+                        self._send(wire.UnloadAdapter(handle))
                     return
                 loaded = replace(adapter, rank=rank, bytes=size, digest=digest)
                 self._loaded[handle] = loaded
