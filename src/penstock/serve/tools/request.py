@@ -91,24 +91,22 @@ def tool_use(body: ChatBody, limits: Limits) -> ToolUse:
     if choice == "none":
         # The template does not see them either: a model that is shown tools uses them.
         return NO_TOOLS
-    if choice in ("auto", "required") or isinstance(choice, Mapping):
-        if not tools:
-            if choice == "auto":
-                return NO_TOOLS
-            raise _invalid("tool_choice", choice, "there are no tools", "tools, or leave it out")
+    if isinstance(choice, str) and choice not in ("auto", "required"):
+        raise _invalid(
+            "tool_choice", choice, "unknown",
+            'none, auto, required or {"type": "function", "function": {"name": ...}}',
+        )  # fmt: skip
+    if not tools:
         if choice == "auto":
-            return ToolUse(tools, tools, many=many)
-        if choice == "required":
-            return ToolUse(tools, tools, required=True, many=many)
-        name = _named(choice) if isinstance(choice, Mapping) else choice
-        for tool in tools:
-            if tool.name == name:
-                return ToolUse(tools, (tool,), required=True, many=False, ends="stop")
-        raise _invalid("tool_choice.function.name", name, "no tool has this name", "one of " + ", ".join(sorted(seen)))
-    raise _invalid(
-        "tool_choice", choice, "unknown",
-        'none, auto, required or {"type": "function", "function": {"name": ...}}',
-    )  # fmt: skip
+            return NO_TOOLS
+        raise _invalid("tool_choice", choice, "there are no tools", "tools, or leave it out")
+    if isinstance(choice, str):
+        return ToolUse(tools, tools, required=choice == "required", many=many)
+    name = _named(choice)
+    for tool in tools:
+        if tool.name == name:
+            return ToolUse(tools, (tool,), required=True, many=False, ends="stop")
+    raise _invalid("tool_choice.function.name", name, "no tool has this name", "one of " + ", ".join(sorted(seen)))
 
 
 def _named(choice: Mapping[str, Any]) -> Any:
