@@ -12,9 +12,7 @@ What else changes a running server (adapters, say) adds its routes to the router
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.responses import Response
 
@@ -22,6 +20,7 @@ from penstock.serve.adapters import adapter_routes
 from penstock.serve.app import guard
 from penstock.serve.auth import KeyRing
 from penstock.serve.front import Front
+from penstock.serve.replies import json_reply
 
 
 def create_admin_app(app: FastAPI, drain: asyncio.Event) -> FastAPI:
@@ -33,7 +32,7 @@ def create_admin_app(app: FastAPI, drain: asyncio.Event) -> FastAPI:
 
     @admin.get("/health")
     async def health() -> Response:
-        return _json({"status": "alive", "state": front.service.state})
+        return json_reply({"status": "alive", "state": front.service.state})
 
     guard(admin, front.metrics, local_only=True, keyless=not keys.locked)
     return admin
@@ -47,7 +46,7 @@ def administration(front: Front, keys: KeyRing, drain: asyncio.Event) -> APIRout
     @router.get("/status")
     async def status() -> Response:
         now = service.statistics
-        return _json(
+        return json_reply(
             {
                 "state": service.state,
                 "model": service.info.name,
@@ -68,20 +67,16 @@ def administration(front: Front, keys: KeyRing, drain: asyncio.Event) -> APIRout
     @router.post("/drain")
     async def begin_drain() -> Response:
         drain.set()
-        return _json({"draining": True, "in_flight": service.in_flight}, status=202)
+        return json_reply({"draining": True, "in_flight": service.in_flight}, status=202)
 
     @router.post("/reset_prefix_cache")
     async def reset_prefix_cache() -> Response:
         before = service.statistics.cached_blocks
         service.reset_prefix_cache()
-        return _json({"asked": True, "cached_blocks_before": before}, status=202)
+        return json_reply({"asked": True, "cached_blocks_before": before}, status=202)
 
     @router.post("/reload_keys")
     async def reload_keys() -> Response:
-        return _json({"keys": keys.reload()})
+        return json_reply({"keys": keys.reload()})
 
     return router
-
-
-def _json(body: Any, *, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")

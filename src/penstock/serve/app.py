@@ -9,9 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -32,12 +31,22 @@ from penstock.serve.errors import Refusal, retry_headers, wire
 from penstock.serve.front import Front
 from penstock.serve.messages import messages
 from penstock.serve.metrics import CONTENT_TYPE, Metrics
+from penstock.serve.replies import json_reply
 from penstock.serve.responses import responses
 from penstock.serve.text import text_routes
 
 if TYPE_CHECKING:
     from penstock.runtime import ChatTemplate, Tokenizer
     from penstock.runtime.service import Service
+
+_Answering = Callable[[Front, Request, str], Awaitable[Response]]
+_ANSWERS: Final[dict[str, _Answering]] = {
+    "/v1/chat/completions": chat_completions,
+    "/v1/completions": completions,
+    "/v1/messages": messages,
+    "/v1/responses": responses,
+    "/v1/embeddings": embeddings,
+}
 
 
 def create_app(
@@ -87,38 +96,28 @@ def guard(
     )  # fmt: skip
 
 
+def _route(front: Front, keys: KeyRing, answer: _Answering) -> Callable[..., Awaitable[Response]]:
+    async def route(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
+        return await answer(front, request, tenant)
+
+    return route
+
+
 def _inference(front: Front, keys: KeyRing) -> APIRouter:
     router = APIRouter()
     started = int(time.time())
 
-    @router.post("/v1/chat/completions")
-    async def chat(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
-        return await chat_completions(front, request, tenant)
-
-    @router.post("/v1/completions")
-    async def complete(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
-        return await completions(front, request, tenant)
-
-    @router.post("/v1/messages")
-    async def message(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
-        return await messages(front, request, tenant)
-
-    @router.post("/v1/responses")
-    async def respond(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
-        return await responses(front, request, tenant)
-
-    @router.post("/v1/embeddings")
-    async def embed(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
-        return await embeddings(front, request, tenant)
+    for path, answer in _ANSWERS.items():
+        router.post(path)(_route(front, keys, answer))
 
     @router.get("/v1/models", dependencies=[Depends(keys.tenant)])
     async def models() -> Response:
         adapters = [_model(front, started, one.name) for one in front.service.adapters.listed()]
-        return _json({"object": "list", "data": [_model(front, started), *adapters]})
+        return json_reply({"object": "list", "data": [_model(front, started), *adapters]})
 
     @router.get("/v1/models/{name:path}", dependencies=[Depends(keys.tenant)])
     async def model(name: str) -> Response:
-        return _json(_model(front, started, name if front.adapter(name) else None))
+        return json_reply(_model(front, started, name if front.adapter(name) else None))
 
     return router
 
@@ -133,8 +132,8 @@ def _operations(front: Front, keys: KeyRing) -> APIRouter:
         status = "saturated" if service.state == "ready" and service.admission.saturated else service.state
         body = {"status": status, "restarts": service.restarts, "running": now.running, "waiting": now.waiting}
         if status == "ready":
-            return _json(body)
-        return _json(body, status=503, headers=retry_headers(service.retry_after_s))
+            return json_reply(body)
+        return json_reply(body, status=503, headers=retry_headers(service.retry_after_s))
 
     @router.get("/metrics", dependencies=[Depends(keys.require("metrics"))])
     async def metrics() -> Response:
@@ -151,10 +150,10 @@ def _open(service: Service, deployment: Deployment) -> APIRouter:
         # A busy server is not a dead one: only work that waits while no step ends counts. A restart has its own time.
         stalled = service.state == "ready" and service.stalled_s > deployment.server.step_deadline
         if service.state == "stopped" or stalled:
-            return _json(
+            return json_reply(
                 {"status": "stalled" if stalled else "stopped", "seconds": round(service.stalled_s, 1)}, status=503
             )
-        return _json({"status": "alive", "state": service.state})
+        return json_reply({"status": "alive", "state": service.state})
 
     return router
 
@@ -172,12 +171,6 @@ def _model(front: Front, started: int, adapter: str | None = None) -> dict[str, 
         "max_model_len": info.max_sequence_tokens,
         "vocab_size": info.vocab_size,
     }
-
-
-def _json(body: Any, *, status: int = 200, headers: list[tuple[bytes, bytes]] | None = None) -> Response:
-    response = Response(msgspec.json.encode(body), status_code=status, media_type="application/json")
-    response.raw_headers.extend(headers or ())
-    return response
 
 
 def _error_handler(metrics: Metrics) -> Callable[[Request, Exception], Awaitable[Response]]:

@@ -34,6 +34,11 @@ class Refusal(PenstockError):
         self.http_status, self.code, self.param, self.allow = status, code, param, allow
 
 
+def invalid(field: str, value: object, why: str, remedy: str, code: str = "invalid_value") -> InvalidRequest:
+    """An error about one field of a body."""
+    return InvalidRequest(field=field, value=value, why=why, remedy=remedy, code=code)
+
+
 @dataclass(frozen=True, slots=True)
 class WireError:
     """An error as it leaves: `reason` is the label it is counted under."""

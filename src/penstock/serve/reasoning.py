@@ -76,9 +76,7 @@ def read_reasoning(source: Source, form: ReasoningFormat, state: Begun, closed: 
     if state is Begun.CLOSED:
         return False
     if state is Begun.NO:
-        space = ""
-        while (char := (yield from source.peek())) and char.isspace():
-            space += source.take(1)
+        space = yield from source.leading_space()
         if not (yield from source.begins(form.opener)):
             source.say(space)
             return False

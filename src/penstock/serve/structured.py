@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from penstock.control.request import Guide
 from penstock.errors import InvalidRequest
 from penstock.runtime.grammar_check import GrammarJob, grammar
+from penstock.serve.errors import invalid
 from penstock.serve.reasoning import Begun, ReasoningFormat
 
 if TYPE_CHECKING:
@@ -54,16 +55,16 @@ def guide(grammar_text: str, form: ReasoningFormat | None, state: Begun) -> Guid
 def check_schema(field: str, schema: Any, limits: Limits) -> None:
     """Raises InvalidRequest: it is no JSON schema, or beyond the bounds of size and depth."""
     if not isinstance(schema, dict | bool):
-        raise _invalid(field, schema, "it is not a JSON schema", "an object", "invalid_schema")
+        raise invalid(field, schema, "it is not a JSON schema", "an object", "invalid_schema")
     # Properties have a level of their own in JSON: two of its levels are one of the schema.
     if levels(schema, 2 * limits.schema_depth) > 2 * limits.schema_depth:
-        raise _invalid(
+        raise invalid(
             field, "", f"it is more than {limits.schema_depth} levels deep", "a flatter one, or one with $defs",
             "invalid_schema",
         )  # fmt: skip
     size = len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     if size > limits.schema_bytes:
-        raise _invalid(field, "", f"it has {size} bytes", f"at most {limits.schema_bytes} bytes", "invalid_schema")
+        raise invalid(field, "", f"it has {size} bytes", f"at most {limits.schema_bytes} bytes", "invalid_schema")
 
 
 def levels(value: Any, most: int) -> int:
@@ -98,15 +99,15 @@ def _response_format(body: Body) -> list[Asked]:
         case "json_schema":
             inner = form.get("json_schema")
             if not isinstance(inner, dict):
-                raise _invalid(f"{field}.json_schema", inner, "it is not an object", '{"name": ..., "schema": {...}}')
+                raise invalid(f"{field}.json_schema", inner, "it is not an object", '{"name": ..., "schema": {...}}')
             name = inner.get("name")
             if not (isinstance(name, str) and 0 < len(name) <= 64):
-                raise _invalid(f"{field}.json_schema.name", name, "no name", "1 to 64 characters")
+                raise invalid(f"{field}.json_schema.name", name, "no name", "1 to 64 characters")
             schema = inner.get("schema")
             return [(f"{field}.json_schema.schema", "schema", _OBJECT if schema is None else schema,
                      inner.get("strict") is True)]  # fmt: skip
         case other:
-            raise _invalid(f"{field}.type", other, "unknown", "text, json_object or json_schema")
+            raise invalid(f"{field}.type", other, "unknown", "text, json_object or json_schema")
 
 
 def _guided(body: Body, limits: Limits) -> list[Asked]:
@@ -129,7 +130,7 @@ def _structured_outputs(body: Body, limits: Limits) -> list[Asked]:
         if value is None or value is False:
             continue
         if name not in _OPTIONS:
-            raise _invalid(f"{field}.{name}", value, "this server does not support it", "one of " + ", ".join(
+            raise invalid(f"{field}.{name}", value, "this server does not support it", "one of " + ", ".join(
                 sorted(_OPTIONS)), "unsupported_parameter")  # fmt: skip
         where = f"{field}.{name}"
         match name:
@@ -149,13 +150,13 @@ def _parsed(field: str, value: Any, limits: Limits) -> Any:
     if not isinstance(value, str):
         return value
     if len(value) > limits.schema_bytes:
-        raise _invalid(
+        raise invalid(
             field, "", f"it has {len(value)} bytes or more", f"at most {limits.schema_bytes} bytes", "invalid_schema"
         )
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise _invalid(field, value, f"it is not JSON: {error}", "a JSON schema", "invalid_schema") from None
+        raise invalid(field, value, f"it is not JSON: {error}", "a JSON schema", "invalid_schema") from None
 
 
 def _schema_job(field: str, schema: Any, strict: bool, limits: Limits) -> GrammarJob:
@@ -171,7 +172,7 @@ def _regex_job(field: str, pattern: Any, strict: bool, limits: Limits) -> Gramma
 
 def _choice_job(field: str, choices: Any, strict: bool, limits: Limits) -> GrammarJob:
     if not (isinstance(choices, list) and choices and all(isinstance(one, str) and one for one in choices)):
-        raise _invalid(field, choices, "it is not a list of texts", "at least one text, none of them empty")
+        raise invalid(field, choices, "it is not a list of texts", "at least one text, none of them empty")
     _check_text(field, "".join(choices), limits)
     return GrammarJob(field=field, grammar=grammar.choice(choices), code="invalid_choice")
 
@@ -183,10 +184,10 @@ def _lark_job(field: str, text: Any, strict: bool, limits: Limits) -> GrammarJob
 
 def _check_text(field: str, text: Any, limits: Limits) -> None:
     if not isinstance(text, str) or not text:
-        raise _invalid(field, text, "it is not a text", "some text")
+        raise invalid(field, text, "it is not a text", "some text")
     size = len(text.encode("utf-8", "replace"))
     if size > limits.schema_bytes:
-        raise _invalid(field, "", f"it has {size} bytes", f"at most {limits.schema_bytes} bytes")
+        raise invalid(field, "", f"it has {size} bytes", f"at most {limits.schema_bytes} bytes")
 
 
 _KINDS: Final[Mapping[str, Callable[[str, Any, bool, Limits], GrammarJob]]] = {
@@ -195,7 +196,3 @@ _KINDS: Final[Mapping[str, Callable[[str, Any, bool, Limits], GrammarJob]]] = {
     "choice": _choice_job,
     "lark": _lark_job,
 }
-
-
-def _invalid(field: str, value: Any, why: str, remedy: str, code: str = "invalid_value") -> InvalidRequest:
-    return InvalidRequest(field=field, value=value, why=why, remedy=remedy, code=code)

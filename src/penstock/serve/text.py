@@ -22,6 +22,7 @@ from penstock.serve.auth import KeyRing
 from penstock.serve.chat import chat_prompt
 from penstock.serve.events import json_bytes
 from penstock.serve.front import Front
+from penstock.serve.replies import json_reply
 from penstock.serve.schema import ChatBody, Message, Named, Text, TokenId
 from penstock.serve.tools.request import tool_use
 
@@ -70,7 +71,7 @@ def text_routes(front: Front, keys: KeyRing) -> APIRouter:
         else:
             front.tokenizer.check_fits([body.prompt or ""], context, field="prompt")
             work = partial(_tokenized, front.tokenizer, body, context)
-        return _json(await front.offload.run(work, characters=size, field="prompt"))
+        return json_reply(await front.offload.run(work, characters=size, field="prompt"))
 
     @router.post("/detokenize")
     async def detokenize(request: HttpRequest, tenant: str = Depends(keys.tenant)) -> Response:
@@ -82,11 +83,11 @@ def text_routes(front: Front, keys: KeyRing) -> APIRouter:
                 field="tokens", value=max(body.tokens), why="no such token", remedy=f"ids from 0 to {vocab_size - 1}"
             )
         work = partial(front.tokenizer.decode, body.tokens, skip_special_tokens=False)
-        return _json(json_bytes({"prompt": await front.offload.run(work, characters=size, field="tokens")}))
+        return json_reply(json_bytes({"prompt": await front.offload.run(work, characters=size, field="tokens")}))
 
     @router.get("/version")
     async def show_version() -> Response:
-        return _json(json_bytes({"version": version("penstock")}))
+        return json_reply({"version": version("penstock")})
 
     return router
 
@@ -107,7 +108,3 @@ def _tokens(tokenizer: Tokenizer, ids: list[int], context: int, strings: bool) -
     """The whole answer: of a long text, making it costs as much as finding the tokens."""
     shown = [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids] if strings else None
     return msgspec.json.encode({"count": len(ids), "max_model_len": context, "tokens": ids, "token_strs": shown})
-
-
-def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from penstock.serve.tools.llama import leading_space
 from penstock.serve.tools.rules import json_call, one_of, repeated
 from penstock.serve.tools.source import Reading, Source
 from penstock.serve.tools.tool import Mark, Tool
@@ -22,7 +21,7 @@ class BareJson:
         return "tools" in template and '"arguments"' in template and "<tool" not in template
 
     def read(self, source: Source, known: frozenset[str]) -> Reading:
-        space = yield from leading_space(source)
+        space = yield from source.leading_space()
         if (yield from source.peek()) in ("{", "["):
             yield from source.attempt(source.calls(known=known), before=space)
         else:

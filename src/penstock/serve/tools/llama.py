@@ -21,7 +21,7 @@ class Llama:
 
     def read(self, source: Source, known: frozenset[str]) -> Reading:
         before = "<|python_tag|>" if (yield from source.begins("<|python_tag|>")) else ""
-        space = yield from leading_space(source)
+        space = yield from source.leading_space()
         if (yield from source.peek()) != "{":
             source.say(before + space)
             yield from source.rest()
@@ -36,11 +36,3 @@ class Llama:
 
     def rules(self, tools: Sequence[Tool], mark: Mark, *, many: bool) -> str:
         return f"start: {repeated('call', '; ', many=many)}\n{one_of(tools, json_call('parameters'))}"
-
-
-def leading_space(source: Source) -> Reading:
-    """The white space that a text begins with, read."""
-    space = ""
-    while (char := (yield from source.peek())) and char.isspace():
-        space += source.take(1)
-    return space

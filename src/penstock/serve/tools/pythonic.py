@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 from penstock.serve.tools.bare_json import BareJson
-from penstock.serve.tools.llama import leading_space
 from penstock.serve.tools.source import Malformed, Reading, Source
 from penstock.serve.tools.tool import Mark, Tool
 
@@ -28,7 +27,7 @@ class Pythonic:
 
     def read(self, source: Source, known: frozenset[str]) -> Reading:
         before = "<|python_start|>" if (yield from source.begins("<|python_start|>")) else ""
-        before += yield from leading_space(source)
+        before += yield from source.leading_space()
         first = yield from source.peek()
         if first not in ("[", "{"):
             source.say(before)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from penstock.errors import InvalidRequest
 from penstock.runtime import Tokenizer
 from penstock.runtime.grammar_check import GrammarJob, grammar
 from penstock.serve.body import no_collection
+from penstock.serve.errors import invalid
 from penstock.serve.structured import check_schema, levels
 from penstock.serve.tools.tool import NO_ARGUMENTS, Mark, Tool, ToolFormat
 
@@ -84,7 +84,7 @@ def tool_use(body: ChatBody, limits: Limits) -> ToolUse:
     seen: set[str] = set()
     for at, tool in enumerate(tools):
         if tool.name in seen:
-            raise _invalid(f"tools[{at}].function.name", tool.name, "another tool has this name", "a name of its own")
+            raise invalid(f"tools[{at}].function.name", tool.name, "another tool has this name", "a name of its own")
         seen.add(tool.name)
     choice = ("auto" if tools else "none") if body.tool_choice is None else body.tool_choice
     many = body.parallel_tool_calls is not False
@@ -92,27 +92,27 @@ def tool_use(body: ChatBody, limits: Limits) -> ToolUse:
         # The template does not see them either: a model that is shown tools uses them.
         return NO_TOOLS
     if isinstance(choice, str) and choice not in ("auto", "required"):
-        raise _invalid(
+        raise invalid(
             "tool_choice", choice, "unknown",
             'none, auto, required or {"type": "function", "function": {"name": ...}}',
         )  # fmt: skip
     if not tools:
         if choice == "auto":
             return NO_TOOLS
-        raise _invalid("tool_choice", choice, "there are no tools", "tools, or leave it out")
+        raise invalid("tool_choice", choice, "there are no tools", "tools, or leave it out")
     if isinstance(choice, str):
         return ToolUse(tools, tools, required=choice == "required", many=many)
     name = _named(choice)
     for tool in tools:
         if tool.name == name:
             return ToolUse(tools, (tool,), required=True, many=False, ends="stop")
-    raise _invalid("tool_choice.function.name", name, "no tool has this name", "one of " + ", ".join(sorted(seen)))
+    raise invalid("tool_choice.function.name", name, "no tool has this name", "one of " + ", ".join(sorted(seen)))
 
 
 def _named(choice: Mapping[str, Any]) -> Any:
     function = choice.get("function")
     if choice.get("type", "function") != "function" or not isinstance(function, Mapping):
-        raise _invalid(
+        raise invalid(
             "tool_choice", dict(choice), "it names no function", '{"type": "function", "function": {"name": ...}}'
         )
     return function.get("name")
@@ -121,28 +121,28 @@ def _named(choice: Mapping[str, Any]) -> Any:
 def _tool(field: str, given: Any, limits: Limits) -> Tool:
     if not isinstance(given, dict) or given.get("type", "function") != "function":
         kind = given.get("type") if isinstance(given, dict) else given
-        raise _invalid(f"{field}.type", kind, "this server knows functions only", "function", "unsupported_parameter")
+        raise invalid(f"{field}.type", kind, "this server knows functions only", "function", "unsupported_parameter")
     function = given.get("function")
     if not isinstance(function, dict):
-        raise _invalid(f"{field}.function", function, "it is not an object", '{"name": ..., "parameters": {...}}')
+        raise invalid(f"{field}.function", function, "it is not an object", '{"name": ..., "parameters": {...}}')
     # All of it is shown to the template, also what nobody knows.
     if levels(given, 2 * limits.schema_depth + 4) > 2 * limits.schema_depth + 4:
-        raise _invalid(
+        raise invalid(
             field, "", f"it is more than {limits.schema_depth} levels deep", "a flatter one", "invalid_schema"
         )
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.match(name):
-        raise _invalid(f"{field}.function.name", name, "no name of a tool", "1 to 64 of A-Z a-z 0-9 _ -")
+        raise invalid(f"{field}.function.name", name, "no name of a tool", "1 to 64 of A-Z a-z 0-9 _ -")
     description = function.get("description")
     if description is not None and not isinstance(description, str):
-        raise _invalid(f"{field}.function.description", description, "it is not a text", "a text")
+        raise invalid(f"{field}.function.description", description, "it is not a text", "a text")
     parameters = function.get("parameters")
     if parameters is None or parameters == {}:
         parameters = NO_ARGUMENTS
     where = f"{field}.function.parameters"
     check_schema(where, parameters, limits)
     if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
-        raise _invalid(where, parameters, "arguments are an object", '{"type": "object", ...}', "invalid_schema")
+        raise invalid(where, parameters, "arguments are an object", '{"type": "object", ...}', "invalid_schema")
     return Tool(name, {"type": "object"} | parameters, function.get("strict") is True, given)
 
 
@@ -156,9 +156,9 @@ def plain_calls(calls: list[dict[str, Any]], field: str) -> list[dict[str, Any]]
         where = f"{field}[{at}]"
         function = call.get("function")
         if not isinstance(call.get("id"), str) or not call["id"]:
-            raise _invalid(f"{where}.id", call.get("id"), "a call has an id", "the id it was given with")
+            raise invalid(f"{where}.id", call.get("id"), "a call has an id", "the id it was given with")
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise _invalid(f"{where}.function", function, "it has no name", '{"name": ..., "arguments": "{...}"}')
+            raise invalid(f"{where}.function", function, "it has no name", '{"name": ..., "arguments": "{...}"}')
         arguments = _arguments(f"{where}.function.arguments", function.get("arguments", "{}"))
         plain.append(
             {"id": call["id"], "type": "function", "function": {"name": function["name"], "arguments": arguments}}
@@ -168,18 +168,14 @@ def plain_calls(calls: list[dict[str, Any]], field: str) -> list[dict[str, Any]]
 
 def _arguments(field: str, given: Any) -> dict[str, Any]:
     if isinstance(given, str) and len(given) > MAX_ARGUMENTS:
-        raise _invalid(field, "", f"they have {len(given)} characters", f"at most {MAX_ARGUMENTS}")
+        raise invalid(field, "", f"they have {len(given)} characters", f"at most {MAX_ARGUMENTS}")
     try:
         with no_collection():
             arguments = msgspec.json.decode(given or "{}") if isinstance(given, str) else given
     except (msgspec.MsgspecError, ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise _invalid(field, given, "they are not an object", "the JSON of an object")
+        raise invalid(field, given, "they are not an object", "the JSON of an object")
     if levels(arguments, MAX_LEVELS) > MAX_LEVELS:
-        raise _invalid(field, "", f"they are more than {MAX_LEVELS} levels deep", "flatter ones")
+        raise invalid(field, "", f"they are more than {MAX_LEVELS} levels deep", "flatter ones")
     return arguments
-
-
-def _invalid(field: str, value: Any, why: str, remedy: str, code: str = "invalid_value") -> InvalidRequest:
-    return InvalidRequest(field=field, value=value, why=why, remedy=remedy, code=code)

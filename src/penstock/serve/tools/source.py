@@ -76,6 +76,13 @@ class Source:
             if not (yield from self.more()):
                 return ""
 
+    def leading_space(self) -> Reading:
+        """The white space, of any kind, that comes next: read, and returned."""
+        space = ""
+        while (char := (yield from self.peek())) and char.isspace():
+            space += self.take(1)
+        return space
+
     def begins(self, marker: str) -> Reading:
         """Whether the text goes on with `marker`; it is read then."""
         while True:
