@@ -75,7 +75,7 @@ def test_fewer_dimensions_are_brought_to_length_1(embedding: Scripted) -> None:
         ({"input": [[]]}, "input"),
         ({"input": ["a"] * 65}, "input"),
         ({"input": [300]}, "input"),
-        ({"input": "x" * 4096}, "input"),
+        ({"input": "x" * 4097}, "input"),
         ({"input": 5}, "input"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "dimensions": 5}, "dimensions"),

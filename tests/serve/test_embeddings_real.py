@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import openai
 import pytest
 
 from penstock.deployment import Deployment
@@ -52,6 +53,14 @@ def test_a_repeated_text_has_the_same_vector_although_its_prefix_is_cached(embed
     assert math.hypot(*cut) == pytest.approx(1, abs=1e-5)
     ratio = cut[0] / first.data[0].embedding[0]
     assert cut == pytest.approx([ratio * value for value in first.data[0].embedding[:16]], abs=1e-5)
+
+
+def test_a_text_may_fill_the_context_and_no_more(embedding: Real) -> None:
+    context = embedding.service.info.max_sequence_tokens
+    create = embedding.openai.embeddings.create
+    assert create(model="millrace", input=[5] * context).usage.prompt_tokens == context
+    with pytest.raises(openai.BadRequestError, match="context"):
+        create(model="millrace", input=[5] * (context + 1))
 
 
 def _cosine(a: list[float], b: list[float]) -> float:

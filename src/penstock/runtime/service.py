@@ -302,7 +302,8 @@ class Service:
                 field="max_tokens", value=request.max_tokens, why="nothing would be generated", remedy="1 or more"
             )
         longest, vocab_size = self.info.max_sequence_tokens, self.info.vocab_size
-        if len(request.prompt) + request.max_tokens > longest:
+        # The one token of an embedding is never shown, and the last token is never an input.
+        if len(request.prompt) + (0 if request.sampling.embed else request.max_tokens) > longest:
             raise InvalidRequest(
                 field="max_tokens", value=request.max_tokens, code="context_length_exceeded",
                 why=f"{len(request.prompt)} prompt tokens and {request.max_tokens} output tokens exceed the context of "

@@ -143,7 +143,7 @@ class Front:
         adapter = self.adapter(body.model)
         choices: list[Choice] = []
         for number, prompt in enumerate(prompts):
-            bound = self._bound(prompt, max_tokens, max_field, prompt_field)
+            bound = self._bound(prompt, max_tokens, max_field, prompt_field, embed=embed)
             sampling = make_sampling(
                 body, defaults=self.tokenizer.sampling_defaults, eos_ids=self.tokenizer.eos_ids,
                 vocab_size=info.vocab_size, max_tokens=bound, logprobs=logprobs,
@@ -188,17 +188,18 @@ class Front:
                 remedy="fewer of them, a shorter prompt" + (", or stream: false" if body.stream else ""),
             )  # fmt: skip
 
-    def _bound(self, prompt: Prompt, asked: int | None, max_field: str, prompt_field: str) -> int:
+    def _bound(self, prompt: Prompt, asked: int | None, max_field: str, prompt_field: str, *, embed: bool) -> int:
         context, length = self.service.info.max_sequence_tokens, len(prompt.ids)
+        least = 0 if embed else asked or 1  # the one token of an embedding is made up
         if not length:
             raise InvalidRequest(field=prompt_field, value="", why="it has no tokens", remedy="send some text")
-        if length + (asked or 1) > context:
+        if length + least > context:
             fits = context - length
-            why = f"{length} prompt tokens + {asked or 1} output tokens exceed the context of {context} tokens"
+            shorter = f"a prompt of {context - (not embed)} tokens or fewer"
+            why = f"{length} prompt tokens + {least} output tokens exceed the context of {context} tokens"
             raise InvalidRequest(
                 field=max_field if fits > 0 else prompt_field, value=asked if fits > 0 else length, why=why,
-                remedy=f"{max_field} of at most {fits}" if fits > 0 else f"a prompt of fewer than {context} tokens",
-                code="context_length_exceeded",
+                remedy=f"{max_field} of at most {fits}" if fits > 0 else shorter, code="context_length_exceeded",
             )  # fmt: skip
         return asked or context - length
 
