@@ -72,7 +72,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_bytes = 0
         self._stop_waiting()
         self._wait(BODY_TIMEOUT_S)
-        self.scope["penstock.abort"] = self.transport.abort
+        self.scope["penstock.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         self._in_body = True
 
