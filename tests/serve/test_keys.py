@@ -122,10 +122,12 @@ def test_a_key_file_that_breaks_is_told_and_changes_nothing(
 
 
 def test_a_plain_key_is_called_by_its_place_and_tells_nothing_of_its_hash() -> None:
-    server = Deployment.parse({"server": {"api_keys": ["one", "two"], "keys": [entry("api-key-2")]}}).server
-    ring = KeyRing(server)
-    assert ring.names() == ["api-key-1", "api-key-2", "api-key-2.plain"]
-    assert ring.entitlement("api-key-2").hash == entry("api-key-2")["hash"]
+    server = {"api_keys": ["one", "two"], "keys": [entry("api-key-3")]}
+    ring = KeyRing(Deployment.parse({"server": server}).server)
+    assert ring.names() == ["api-key-1", "api-key-2", "api-key-3"]
+    server["api_keys"] = ["one", "two", "three"]
+    with pytest.raises(InvalidDeployment, match="api-key-3"):
+        KeyRing(Deployment.parse({"server": server}).server)
 
 
 @pytest.mark.parametrize("text", ["keys:\n- name: a\n  tenant: 2026-13-45\n", "[" * 3000])

@@ -58,8 +58,11 @@ class KeyRing:
             # The name stands in metrics and logs. It follows from the place: what follows from the key, as a piece of
             # its hash does, lets whoever reads them try short keys in peace.
             name = f"api-key-{place}"
-            while name in taken:
-                name += ".plain"
+            if name in taken:  # also a tenant that comes later must not find the prefixes of this one
+                raise InvalidDeployment(
+                    field="server.keys", value=name, why="the plain keys of server.api_keys are called like this",
+                    remedy="another name",
+                )  # fmt: skip
             known.setdefault(digest, Key(name=name, hash=f"sha256:{digest.hex()}", scopes=("inference", "metrics")))
         self._keys, self._seen = known, seen
         self._tenants = {key.owner: key for key in reversed(known.values())}
