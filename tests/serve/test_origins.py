@@ -43,6 +43,7 @@ def test_pages_of_others_change_nothing(open_server: Both, headers: dict[str, st
 def test_own_pages_named_origins_and_programs_may(open_server: Both) -> None:
     for headers in (
         {}, {"origin": open_server.url, "sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"},
+        {"origin": "https://public.example", "sec-fetch-site": "same-origin"},
         {"origin": "https://app.example", "sec-fetch-site": "cross-site"},
     ):  # fmt: skip
         reply = httpx.post(f"{open_server.url}/v1/completions", json={"prompt": "x"}, headers=headers)

@@ -108,8 +108,11 @@ class Edge:
         origins = [value.lower() for name, value in headers if name == b"origin"]
         if origins and all(origin in self.origins for origin in origins):
             return False
-        if any(name == b"sec-fetch-site" and value.strip().lower() == b"cross-site" for name, value in headers):
+        sites = [value.strip().lower() for name, value in headers if name == b"sec-fetch-site"]
+        if b"cross-site" in sites:
             return True
+        if sites == [b"same-origin"]:  # browsers alone set it; behind a proxy the Host may be another than they see
+            return False
         own = {host.lower() for host in hosts}
         return any(origin.partition(b"://")[2] not in own for origin in origins)
 
