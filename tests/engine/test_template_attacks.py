@@ -83,14 +83,14 @@ BOMBS = (
     "{{ (10**64)**64 }}",
     "{{ '{:{}}'.format('a', 10**8)|length }}",
     "{{ '{0:>{w}}'.format('a', w=10**8)|length }}",
-    "{{ '{:{}}'.format_map({'a': 1})|length }}",
+    "{{ '{a:{b}}'.format_map({'a': 1, 'b': 10**8})|length }}",
     "{% set x='a'*1000000 %}{{ ('{0}'*1000).format(x)|length }}",
     "{% set x='a'*1000000 %}{{ ('%(a)s'*1000 % {'a': x})|length }}",
     "{% set x='a'*1000000 %}{{ ('%(a)s'*1000)|format(a=x)|length }}",
-    "{% set x='a'*1000000 %}{{ ('b'*1000000).join([x]*1000|map('trim'))|length }}",
+    "{% set x='a'*1000000 %}{{ ('b'*1000000).join(([x]*1000)|map('trim'))|length }}",
     "{% set x='a'*1000000 %}{{ ([x]*1000)|replace('a', 'bb')|length }}",
     "{{ ('a '*500000 ~ 'a '*500000 ~ 'a '*500000).split()|length }}",
-    "{{ [[0]*1000000]*9|sum(start=[])|length }}",
+    "{{ ([[0]*1000000]*9)|sum(start=[])|length }}",
     *(
         NEST + end
         for end in (
