@@ -172,7 +172,7 @@ def with_adapters(
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("policy", ("sarathi", "vllm_prefill_first"))
+@pytest.mark.parametrize("policy", ["sarathi", "vllm_prefill_first"])
 def test_each_adapter_in_the_batch_equals_its_merged_model(policy: str, case: str, directory: Path) -> None:
     model, paths, asked = with_adapters(directory)
     setup = CASES[case]

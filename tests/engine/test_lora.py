@@ -172,6 +172,10 @@ def edit(path, **changes):
         ({"use_dora": True}, "DoRA"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"lora_alpha": 0}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "lora_alpha"),
+        ({"lora_alpha": "16"}, "lora_alpha"),
+        ({"alpha_pattern": {"q_proj": "16"}}, "alpha_pattern.q_proj"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern"),
         ({"alpha_pattern": {"(a+)+b": 3}}, "regular expression"),
     ],
 )

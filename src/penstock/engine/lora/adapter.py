@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,12 +222,15 @@ def _split(name: str, known: Mapping[str, Target]) -> tuple[str, str]:
 
 
 def _factor(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski, 2023)."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, other in (config.get("alpha_pattern") or {}).items():
+    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski, 2023). Raises UnsupportedAdapter."""
+    alpha, field = config.get("lora_alpha", 8), "lora_alpha"
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise _not_a_number("alpha_pattern", patterns)
+    for pattern, other in patterns.items():
         # Names and not regular expressions: one that cost minutes would hold up everybody.
         if module == pattern or module.endswith(f".{pattern}"):
-            alpha = other
+            alpha, field = other, f"alpha_pattern.{pattern}"
             break
         if not pattern.replace("_", "").replace(".", "").isalnum():
             raise UnsupportedAdapter(
@@ -235,4 +239,12 @@ def _factor(config: Mapping[str, Any], module: str, rank: int) -> float:
                 why="it is a regular expression; names of modules are understood",
                 remedy="the modules by name, such as q_proj or layers.0.self_attn.q_proj",
             )
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise _not_a_number(field, alpha)
     return float(alpha / rank**0.5 if config.get("use_rslora") else alpha / rank)
+
+
+def _not_a_number(field: str, value: object) -> UnsupportedAdapter:
+    return UnsupportedAdapter(
+        field=field, value=repr(value)[:80], why="not a finite number for a module", remedy="such as 16"
+    )
