@@ -224,12 +224,14 @@ class Supervisor:
             ", ".join(ids[:16]) + (", ..." if len(ids) > 16 else ""),
             extra={"worker_pid": worker.pid, "request_ids": ids, "step": self._steps},
         )  # fmt: skip
-        steps = self._steps
+        steps, slowest_s = self._steps, self._slowest_s
         worker.signal(signal.SIGUSR1)
         worker.signal(signal.SIGCONT)  # one that was stopped could not write them
         await asyncio.wait({worker.exited}, timeout=LAST_DUMP_S)
         if self._steps > steps:
             _log.warning("worker %d goes on: it had been stopped by a signal", worker.pid)
+            # The step that was stopped has taken all that time: no measure of how long steps take.
+            self._slowest_s = slowest_s
             return
         self._was_stuck = True
         worker.signal(signal.SIGKILL)
