@@ -1,5 +1,5 @@
 # make serve   answers on http://127.0.0.1:8000 with the model in the box
-# make test    everything that must hold, in under 15 minutes on 2 cores
+# make test    everything that must hold; the aim is 15 minutes on 2 cores
 # Each makes its own .venv first; all that is needed before is python3 (3.11 or later), pip, make and a C compiler.
 
 VENV ?= .venv

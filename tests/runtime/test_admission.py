@@ -33,7 +33,9 @@ def test_prompt_tokens_are_bounded() -> None:
 
 
 def test_an_empty_queue_takes_a_prompt_beyond_the_bound() -> None:
-    queue(tokens=100).admit("long", 5_000, now=0.0)
+    books = queue(tokens=100)
+    books.admit("long", 5_000, now=0.0)
+    assert (books.requests, books.prompt_tokens) == (1, 5_000)
 
 
 def test_a_group_is_taken_whole_or_not_at_all() -> None:
@@ -64,6 +66,7 @@ def test_a_first_token_makes_room() -> None:
     full.admit("a", 10, now=0.0)
     full.started("a", now=1.0)
     full.admit("b", 10, now=1.0)
+    assert (full.requests, full.saturated) == (1, True)
 
 
 def test_a_cancelled_request_makes_room_and_says_nothing_about_the_rate() -> None:

@@ -113,7 +113,9 @@ def test_a_token_time_that_the_server_does_not_make_now_is_refused_and_forgotten
 
 
 def test_an_idle_server_refuses_no_time_that_is_asked_for() -> None:
-    queue().admit("first", 10, 0.0, bounds=TimeBounds(ttft_s=1e-3, tpot_s=1e-3, deadline_s=1e-3))
+    books = queue()
+    books.admit("first", 10, 0.0, bounds=TimeBounds(ttft_s=1e-3, tpot_s=1e-3, deadline_s=1e-3))
+    assert books.requests == 1
 
 
 def refused(books: Admission, content: int, now: float) -> float:

@@ -289,6 +289,7 @@ def test_an_idle_worker_may_be_killed_any_number_of_times(bench: Bench, monkeypa
     async def body() -> None:
         async with bench.service(bench.deployment(), *[{"at": "after Stepped", "do": "kill"}] * 8) as service:
             while service.restarts < 8 or service.state != "ready":
+                assert service.failure is None
                 await asyncio.sleep(0.01)
 
     bench.run(body())

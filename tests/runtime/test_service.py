@@ -476,4 +476,4 @@ def test_the_front_end_never_imports_torch() -> None:
         "import sys, penstock.runtime.service, penstock.runtime, penstock.cli.serve, penstock.cli.hosting\n"
         "assert not [name for name in ('torch', 'transformers', 'pickle5') if name in sys.modules]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0

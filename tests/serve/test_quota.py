@@ -73,7 +73,10 @@ def test_tokens_per_minute_count_prompts_at_once_and_answers_when_they_are_made(
 def test_a_prompt_larger_than_a_minutes_worth_waits_for_a_full_bucket_and_not_for_ever() -> None:
     books, clock = quota(tokens_per_minute=60)
     once(books, request(prompt=500))
-    clock.now += 500.0
+    clock.now += 400.0
+    with pytest.raises(Overloaded):
+        once(books, request(prompt=1))
+    clock.now += 100.0
     once(books, request(prompt=1))
 
 
