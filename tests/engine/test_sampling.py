@@ -344,7 +344,7 @@ def test_logprobs_come_only_for_rows_that_ask_and_ties_go_to_the_lowest_id() -> 
         ),
         ({"repetition_penalty": 1.7, "top_k": 4}, [RepetitionPenaltyLogitsProcessor(1.7), TopKLogitsWarper(4)]),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_the_same_tokens_are_kept_as_in_transformers(chosen: dict[str, Any], processors: list[Any]) -> None:
     draws = 4000
