@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life bench-guide bench-overload \
-	bench-stack bench-adapters bench-start bench-recovery soak bench-twin schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
+	bench-stack bench-adapters bench-start bench-recovery soak bench-twin bench-step schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -57,6 +57,9 @@ bench-azure: setup  ## the Azure trace at 40, 80 and 150 % of this machine's cap
 
 bench-life: setup-dev  ## start to first token, memory at rest, the pause when the worker is killed
 	$(BIN)/python benchmarks/server_life.py
+
+bench-step: setup-dev  ## where a step's time goes, beside its limits: products, attention, the rest, sampling, host
+	$(BIN)/python benchmarks/step_anatomy.py $(FLAGS)
 
 bench-guide: setup-dev  ## grammars: compilation, masks, and what a batch pays for guided sequences
 	$(BIN)/python benchmarks/guide.py
