@@ -17,6 +17,7 @@ from penstock.engine.checkpoint import Checkpoint, dtype_bytes
 from penstock.engine.models import gpt2, llama, mixtral, qwen3_moe
 from penstock.engine.ops.kernels import Kernels
 from penstock.engine.ops.rope import LayerAngles
+from penstock.engine.weights import Pack
 
 
 class Model(Protocol):
@@ -27,6 +28,9 @@ class Model(Protocol):
 
     def logits(self, hidden: Tensor, kernels: Kernels) -> Tensor:
         """[R, D] to [R, V], in float32."""
+
+    def pack(self, how: Pack) -> None:
+        """Replace the matrices of all products (not embeddings, norms, routers) by what `how` makes of each."""
 
 
 _LOADERS: Final[dict[str, Callable[[Architecture, Checkpoint], Model]]] = {

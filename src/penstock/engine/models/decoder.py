@@ -8,8 +8,8 @@ of the norm after it. What adapters add (engine/lora/) comes right after the pro
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from penstock.engine.checkpoint import Checkpoint
 from penstock.engine.lora.step import LayerAdapters
 from penstock.engine.ops.kernels import Heads, Kernels, QkNorm
 from penstock.engine.ops.rope import LayerAngles
+from penstock.engine.weights import Matrix, Pack
 
 
 class Mlp(Protocol):
@@ -28,16 +29,22 @@ class Mlp(Protocol):
 
     def __call__(self, x: Tensor, kernels: Kernels, adapters: LayerAdapters | None) -> Tensor: ...
 
+    def packed(self, how: Pack) -> Self:
+        """The same MLP with the matrices of its products packed."""
+
 
 @dataclass(frozen=True, slots=True)
 class DenseMlp:
     """gate_up [2I, D] with gate above up, down [D, I]; `activation` None is silu, which is fused."""
 
-    gate_up: Tensor
+    gate_up: Matrix
     gate_up_bias: Tensor | None
-    down: Tensor
+    down: Matrix
     down_bias: Tensor | None
     activation: Callable[[Tensor], Tensor] | None
+
+    def packed(self, how: Pack) -> Self:
+        return replace(self, gate_up=packed(self.gate_up, how), down=packed(self.down, how))
 
     def __call__(self, x: Tensor, kernels: Kernels, adapters: LayerAdapters | None) -> Tensor:
         gate_up = kernels.linear(x, self.gate_up, self.gate_up_bias)
@@ -59,10 +66,10 @@ class Layer:
     """qkv [(N + 2K) * H, D], out [D, N * H], norms [D]. Output norms: see Architecture."""
 
     attention_norm: Tensor
-    qkv: Tensor
+    qkv: Matrix
     qkv_bias: Tensor | None
     qk_norm: QkNorm | None
-    out: Tensor
+    out: Matrix
     out_bias: Tensor | None
     scale: float
     window: int | None
@@ -70,6 +77,9 @@ class Layer:
     mlp: Mlp
     attention_output_norm: Tensor | None
     mlp_output_norm: Tensor | None
+
+    def packed(self, how: Pack) -> Self:
+        return replace(self, qkv=packed(self.qkv, how), out=packed(self.out, how), mlp=self.mlp.packed(how))
 
 
 class Decoder:
@@ -80,12 +90,22 @@ class Decoder:
     ) -> None:
         """embedding and head are [V, D], the same tensor when tied."""
         self.architecture = architecture
-        self._embedding, self._layers, self._norm, self._head = embedding, layers, norm, head
+        self._embedding, self._layers, self._norm = embedding, layers, norm
+        self._head: Matrix = head
         self._heads = Heads(architecture.heads, architecture.kv_heads, architecture.head_dim)
         self._scale: float | None = None
         if architecture.embedding_scale is not None:
             # As precise as the embeddings are: models are trained with the rounded factor.
             self._scale = float(torch.tensor(architecture.embedding_scale, dtype=embedding.dtype))
+
+    def pack(self, how: Pack) -> None:
+        """Replace the matrices of all products, layer by layer, so that two forms of one layer are the most held.
+
+        Embeddings, norms and routers stay as they are; a tied head becomes a matrix of its own.
+        """
+        for number, layer in enumerate(self._layers):
+            self._layers[number] = layer.packed(how)
+        self._head = packed(self._head, how)
 
     def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: LayerAngles | None) -> Tensor:
         """The normed last hidden state [R, D] of the rows that yield a token; writes this step's KV to `pool`."""
@@ -202,6 +222,11 @@ def load_dense_mlp(a: Architecture, checkpoint: Checkpoint, i: int) -> DenseMlp:
         down_bias=checkpoint.take(f"{at}.down_proj.bias", a.hidden) if a.mlp_bias else None,
         activation=activation(a.activation),
     )
+
+
+def packed(matrix: Matrix, how: Pack) -> Matrix:
+    """As `how` makes it; what is packed already stays."""
+    return how(matrix) if isinstance(matrix, Tensor) else matrix
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor] | None:

@@ -6,7 +6,8 @@ Source: Language Models are Unsupervised Multitask Learners, Radford et al., 201
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 from torch.nn import functional
@@ -14,9 +15,10 @@ from torch.nn import functional
 from penstock.engine.architecture import Architecture
 from penstock.engine.batch import Batch
 from penstock.engine.checkpoint import Checkpoint
-from penstock.engine.models.decoder import activation
+from penstock.engine.models.decoder import activation, packed
 from penstock.engine.ops.kernels import Heads, Kernels
 from penstock.engine.ops.rope import LayerAngles
+from penstock.engine.weights import Matrix, Pack
 
 PREFIX = "transformer."
 
@@ -25,8 +27,11 @@ PREFIX = "transformer."
 class Linear:
     """weight [out, in], bias [out]."""
 
-    weight: Tensor
+    weight: Matrix
     bias: Tensor
+
+    def packed(self, how: Pack) -> Self:
+        return replace(self, weight=packed(self.weight, how))
 
     def __call__(self, x: Tensor, kernels: Kernels) -> Tensor:
         return kernels.linear(x, self.weight, self.bias)
@@ -54,6 +59,11 @@ class Layer:
     up: Linear
     down: Linear
 
+    def packed(self, how: Pack) -> Self:
+        return replace(
+            self, qkv=self.qkv.packed(how), out=self.out.packed(how), up=self.up.packed(how), down=self.down.packed(how)
+        )
+
 
 class Gpt2:
     """Weights and the forward pass, as models/decoder.py's Decoder."""
@@ -68,15 +78,16 @@ class Gpt2:
         head: Tensor,
     ) -> None:
         self.architecture = architecture
-        self._embedding, self._positions, self._layers, self._norm, self._head = (
-            embedding,
-            positions,
-            layers,
-            norm,
-            head,
-        )
+        self._embedding, self._positions, self._layers, self._norm = embedding, positions, layers, norm
+        self._head: Matrix = head
         self._heads = Heads(architecture.heads, architecture.kv_heads, architecture.head_dim)
         self._activation = activation(architecture.activation) or functional.silu
+
+    def pack(self, how: Pack) -> None:
+        """As models/decoder.py's."""
+        for number, layer in enumerate(self._layers):
+            self._layers[number] = layer.packed(how)
+        self._head = packed(self._head, how)
 
     def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: LayerAngles | None) -> Tensor:
         x = self._embedding.index_select(0, batch.token_ids)

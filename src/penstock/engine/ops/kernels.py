@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from penstock.engine.weights import Matrix
+
 logger = logging.getLogger("penstock.engine")
 
 
@@ -58,8 +60,8 @@ class Kernels(Protocol):
 
     name: str
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x [T, I] times weight [O, I] transposed, plus bias [O]: [T, O]."""
+    def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
+        """x [T, I] times weight [O, I] transposed, plus bias [O]: [T, O]. A packed weight does it its own way."""
 
     def add_rms_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         """x [T, D] += delta in place, then the RMS norm of x times weight [D] as a new tensor."""

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from penstock.engine.lora.step import LayerAdapters
 from penstock.engine.ops.kernels import Kernels
+from penstock.engine.weights import Matrix, Pack
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """E experts: router [E, D], gate_up [E, 2I, D] with gate above up, down [E, D, I]."""
+    """E experts: router [E, D], gate_up [E, 2I, D] with gate above up, down [E, D, I]; packed, a sequence of E."""
 
     router: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Tensor | Sequence[Matrix]
+    down: Tensor | Sequence[Matrix]
     per_token: int
     normalize: bool
+
+    def packed(self, how: Pack) -> Self:
+        """The same experts with their matrices packed. The router stays: it is small, and its choice is delicate."""
+        return replace(self, gate_up=_each(self.gate_up, how), down=_each(self.down, how))
 
     def __call__(self, x: Tensor, kernels: Kernels, adapters: LayerAdapters | None) -> Tensor:
         """[T, D] to [T, D]: the weighted sum of each row's experts, added in the order of their numbers.
@@ -44,3 +51,7 @@ class ExpertWeights:
             out.index_add_(0, mine, kernels.linear(inner, self.down[number], None) * weight[first : first + count])
             first += count
         return out
+
+
+def _each(experts: Tensor | Sequence[Matrix], how: Pack) -> Sequence[Matrix]:
+    return [how(one) for one in experts] if isinstance(experts, Tensor) else experts

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from penstock.engine.ops.kernels import Heads, QkNorm, Segments
+from penstock.engine.weights import Matrix
 
 _COMPILE_TIMEOUT_S = 120
 _POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
@@ -63,7 +64,9 @@ class NativeKernels:
         """What the OpenMP runtime these kernels use would start."""
         return int(self._library.penstock_max_threads())
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
+        if not isinstance(weight, Tensor):
+            return weight.product(x, bias)
         rows, inputs = x.shape
         outputs = weight.shape[0]
         half = x.dtype is torch.bfloat16

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from penstock.engine.ops.kernels import Heads, QkNorm, Segments
+from penstock.engine.weights import Matrix
 
 
 class PortableKernels:
@@ -17,7 +18,9 @@ class PortableKernels:
 
     name = "portable"
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
+        if not isinstance(weight, Tensor):
+            return weight.product(x, bias)
         return functional.linear(x, weight, bias)
 
     def add_rms_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
