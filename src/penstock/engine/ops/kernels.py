@@ -22,6 +22,27 @@ logger = logging.getLogger("penstock.engine")
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedSegments:
+    """Segments on a GPU, int32. The first `decodes` of them have one row each."""
+
+    first_row: Tensor
+    """[S + 1], as Segments.first_row."""
+    lengths: Tensor
+    """[S], as Segments.lengths."""
+    tables: Tensor
+    """[S, M] block numbers, a row per segment."""
+    decodes: int
+    longest_decode: int
+    """Tokens of the longest of them, or more."""
+    longest_rows: int
+    """As Segments.longest_rows."""
+
+    @property
+    def segments(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
 class Segments:
     """Which rows belong to which sequence, and where its KV lies. int32, on the CPU, contiguous."""
 
@@ -35,6 +56,8 @@ class Segments:
     """[any, M] block numbers; entries past a sequence's last block are never read."""
     longest_rows: int
     """Rows of the longest segment: 1 in a step that only decodes."""
+    placed: PlacedSegments | None = None
+    """The same on the GPU, where kernels read them; None: kernels that need it copy it themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +139,7 @@ def kernels_for(device: torch.device) -> Kernels:
     from penstock.engine.ops.portable import PortableKernels
 
     if device.type != "cpu":
-        return PortableKernels()
+        return _gpu_kernels(device)
     from penstock.engine.ops.native import NativeUnavailable, load_native
 
     try:
@@ -127,3 +150,21 @@ def kernels_for(device: torch.device) -> Kernels:
             _warned = True
             logger.warning("no native CPU kernels (%s): using the portable ones, which are several times slower", error)
         return PortableKernels()
+
+
+def _gpu_kernels(device: torch.device) -> Kernels:
+    from penstock.engine.ops.portable import PortableKernels
+
+    try:
+        from penstock.engine.ops.triton.kernels import TritonKernels, unavailable
+
+        why = unavailable(device)
+    except ImportError as error:
+        why = f"{error}: install penstock[cuda]"
+    if why is None:
+        return TritonKernels(device)
+    global _warned
+    if not _warned:
+        _warned = True
+        logger.warning("no Triton kernels (%s): using the portable ones, which are many times slower", why)
+    return PortableKernels()
