@@ -13,7 +13,8 @@ Limits, from what this process measures first: FLOP over the rate of one large p
 memory is read, whichever is later. Bytes are weights for products, keys and values for attention (of a shared prefix
 once), the logits for sampling, activations read and written for the rest (which lie in a cache, so that a kernel can be
 faster than its limit). Each figure is the fastest of `--repeat` steps, part by part, since other work on the machine
-only adds. Last line: JSON.
+only adds. `--threads 1` counts CPU time of that one thread: what to use on a machine that others use, too.
+Last line: JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import json
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ SHAPES: dict[str, dict[str, int]] = {
 BLOCK, CONTEXT, PROMPT, SHARED, OWN = 16, 300, 1024, 1024, 48
 STEPS = ("decode-1", "decode-16", "decode-64", "prefill-1024", "shared-64")
 PARTS = ("products", "attention", "around", "sampling", "host")
+clock = perf_counter
 _PART_OF = {"linear": "products", "attention": "attention"}
 
 
@@ -62,11 +64,11 @@ class Timed:
         seconds = self.seconds
 
         def wrapper(*arguments: Any, **options: Any) -> Any:
-            began = perf_counter()
+            began = clock()
             try:
                 return call(*arguments, **options)
             finally:
-                seconds[name] += perf_counter() - began
+                seconds[name] += clock() - began
 
         return wrapper
 
@@ -76,9 +78,9 @@ def best(call: Any, times: int = 8) -> float:
     call()
     seconds = []
     for _ in range(times):
-        began = perf_counter()
+        began = clock()
         call()
-        seconds.append(perf_counter() - began)
+        seconds.append(clock() - began)
     return min(seconds)
 
 
@@ -139,9 +141,9 @@ class Bench:
         """One step: seconds by part, by kernel, and of the whole."""
         self.number += 1
         self.kernels.seconds.clear()
-        began = perf_counter()
+        began = clock()
         self.engine.run(Step(self.number, **fields))
-        whole = perf_counter() - began
+        whole = clock() - began
         seconds = dict(self.kernels.seconds)
         told = {"products": 0.0, "attention": 0.0, "around": 0.0, "sampling": seconds.pop("sample", 0.0)}
         for name, spent in seconds.items():
@@ -200,7 +202,12 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=24, help="decode steps of each kind; prompts an eighth of it")
     parser.add_argument("--dtype", default="float32", help="as in a deployment file")
     parser.add_argument("--json", type=Path, help="write the last line there, too")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.threads == 1:
+        global clock
+        clock = thread_time
     torch.manual_seed(0)
     rates = machine()
     print(f"{torch.get_num_threads()} threads, {rates[0] / 1e9:.0f} GFLOP/s, {rates[1] / 1e9:.1f} GB/s read")
