@@ -27,7 +27,7 @@ from penstock.control.request import Request
 from penstock.control.step import Finished
 from penstock.deployment import Deployment
 from penstock.runtime.facts import Output
-from penstock.runtime.stream import Stream
+from penstock.runtime.stream import AtOnce, Stream
 from penstock.serve.server import Server, listen, settings
 from serve.scripted import ScriptedService, scripted_app
 
@@ -41,8 +41,10 @@ class Stepping(ScriptedService):
         super().__init__(deployment)
         self.streams: dict[str, Stream] = {}
 
-    async def generate(self, request: Request, bounds: object = None) -> AsyncIterator[Output]:
-        stream = Stream(request, time.monotonic())
+    async def generate(
+        self, request: Request, bounds: object = None, at_once: AtOnce | None = None
+    ) -> AsyncIterator[Output]:
+        stream = Stream(request, time.monotonic(), at_once)
         self.streams[request.id] = stream
         try:
             while True:
@@ -58,8 +60,9 @@ class Stepping(ScriptedService):
             await asyncio.sleep(STEP_S)
             now = time.monotonic()
             for id, stream in self.streams.items():
-                stream.push(97 + len(stream.output) % 26, None, now)
-                if len(stream.output) == stream.request.max_tokens:
+                last = len(stream.output) + 1 == stream.request.max_tokens
+                stream.push(97 + len(stream.output) % 26, None, now, last=last)
+                if last:
                     stream.finish(Finished(id, "length"))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ from penstock.runtime import ChatTemplate, Tokenizer
 from penstock.runtime.adapters import Adapters
 from penstock.runtime.admission import NO_BOUNDS, Admission
 from penstock.runtime.facts import ModelInfo, Output, State, StepReport, TimeBounds, Timings
+from penstock.runtime.stream import AtOnce
 from penstock.serve.app import create_app
 
 EOS = 256
@@ -114,6 +116,12 @@ def raising(error: Exception, after: bytes = b"") -> Script:
     return script
 
 
+def _plain(output: Output) -> bool:
+    """One token in the middle, and nothing with it: what the service offers to `at_once`."""
+    with_it = (output.logprobs, output.finished, output.prompt_logprobs, output.embedding)
+    return len(output.tokens) == 1 and with_it == (None,) * 4
+
+
 class ScriptedService:
     """`script` answers every request. `calls` are the requests seen; `ended` those whose iterator was closed early."""
 
@@ -141,7 +149,9 @@ class ScriptedService:
         self.all_left = threading.Event()
         self.someone_runs = threading.Event()
 
-    async def generate(self, request: Request, bounds: TimeBounds = NO_BOUNDS) -> AsyncIterator[Output]:
+    async def generate(
+        self, request: Request, bounds: TimeBounds = NO_BOUNDS, at_once: AtOnce | None = None
+    ) -> AsyncIterator[Output]:
         self.calls.append(request)
         self.bounds = bounds
         self.running += 1
@@ -151,7 +161,8 @@ class ScriptedService:
             async for output in self.script(request):
                 self.someone_runs.set()
                 finished = output.finished is not None
-                yield output
+                if at_once is None or not _plain(output) or not at_once(output.tokens[0], time.monotonic()):
+                    yield output
         finally:
             self.running -= 1
             if not finished:

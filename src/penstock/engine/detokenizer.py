@@ -52,10 +52,14 @@ class Detokenizer:
         for id in ids:
             if self.stopped is not None:
                 break
-            self.tokens_used += 1
-            if text := self._stream.feed(id):
-                parts.append(self._pass(text))
+            parts.append(self.feed_one(id))
         return "".join(parts)
+
+    def feed_one(self, id: int) -> str:
+        """The same for one token, where no stop string was found yet."""
+        self.tokens_used += 1
+        text = self._stream.feed(id)
+        return self._pass(text) if text and self._stops is not None else text
 
     def flush(self) -> str:
         """What was held back, when no more tokens come."""

@@ -31,7 +31,7 @@ from penstock.runtime.adapters import Adapters
 from penstock.runtime.admission import NO_BOUNDS, Admission
 from penstock.runtime.facts import ModelInfo, Output, State, StepReport, TimeBounds, Timings
 from penstock.runtime.launch import Launcher, launcher_for
-from penstock.runtime.stream import Stream
+from penstock.runtime.stream import AtOnce, Stream
 from penstock.runtime.supervisor import OnPhase, Supervisor
 
 __all__ = ["ModelInfo", "OnPhase", "Output", "RequestFailed", "Service", "State", "StepReport", "Timings"]
@@ -153,11 +153,15 @@ class Service:
             return self.admission.retry_after_s(time.monotonic())
         return self._unavailable().retry_after_s
 
-    async def generate(self, request: Request, bounds: TimeBounds = NO_BOUNDS) -> AsyncIterator[Output]:
+    async def generate(
+        self, request: Request, bounds: TimeBounds = NO_BOUNDS, at_once: AtOnce | None = None
+    ) -> AsyncIterator[Output]:
         """Run one request. Closing the iterator cancels it in the worker within one step.
 
         Args:
             bounds: times that it asks for; what cannot be kept is refused.
+            at_once: called, while the next output is awaited, with a token that is neither the last nor has anything
+                with it. What it has dealt with comes in no output.
 
         Raises:
             Overloaded, Unavailable, InvalidRequest: before the first item; nothing was taken.
@@ -165,7 +169,7 @@ class Service:
             RequestFailed: this request cannot be finished.
             Unavailable: also later, when `drain` ends it.
         """
-        stream = self._admit(request, bounds)
+        stream = self._admit(request, bounds, at_once)
         timer = None
         if bounds.deadline_s is not None:
             timer = asyncio.get_running_loop().call_later(bounds.deadline_s, self._too_late, stream, bounds.deadline_s)
@@ -270,7 +274,7 @@ class Service:
         if state not in ("ready", "restarting") or (state == "restarting" and self._supervisor.start_s > QUICK_START_S):
             raise self._unavailable()
 
-    def _admit(self, request: Request, bounds: TimeBounds) -> Stream:
+    def _admit(self, request: Request, bounds: TimeBounds, at_once: AtOnce | None) -> Stream:
         self._check_open()
         now = time.monotonic()
         if request.id in self._reserved:
@@ -285,7 +289,7 @@ class Service:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
         if not self._working():
             self._supervisor.progress = now
-        stream = Stream(request, now)
+        stream = Stream(request, now, at_once)
         self._streams[request.id] = stream
         self._submit(stream)
         return stream
@@ -397,11 +401,12 @@ class Service:
         for id, some in (message.prompt_logprobs or {}).items():
             if (stream := streams.get(id)) is not None and stream.sent:
                 stream.score(some)
+        ending = {finished.id for finished in message.finished}
         for id, token in message.tokens.items():
             if (stream := streams.get(id)) is not None and stream.sent:
                 if not stream.output:
                     self.admission.started(id, now)
-                stream.push(token, message.logprobs.get(id), now)
+                stream.push(token, message.logprobs.get(id), now, last=id in ending)
         for finished in message.finished:
             if finished.id in self._leaving:
                 self._leaving.discard(finished.id)

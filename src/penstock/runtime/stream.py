@@ -1,23 +1,30 @@
 """One request as the front end follows it: tokens are pushed in as frames arrive, one reader takes them out.
 
-A reader slower than the engine finds several tokens in one Output; what waits for it is bounded by max_tokens.
+A reader slower than the engine finds several tokens in one Output; what waits for it is bounded by max_tokens. One that
+has nothing left to take may be spared the waking: what it named as `at_once` is offered the token first.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Final
 
 from penstock.control.request import Request
 from penstock.control.step import Finished, PromptLogprobs, TokenLogprobs
 from penstock.errors import PenstockError
 from penstock.runtime.facts import Output, Timings
 
+AtOnce = Callable[[int, float], bool]
+"""Given a token that nothing comes with, and the time; returns whether it has dealt with it. It must not raise."""
+
 
 class Stream:
     """Made in the event loop that reads it. One reader at a time."""
 
-    def __init__(self, request: Request, now: float) -> None:
+    def __init__(self, request: Request, now: float, at_once: AtOnce | None = None) -> None:
         self.request = request
+        self._at_once: Final = at_once
         self.output: list[int] = list(request.output)
         """All tokens so far: what another worker would be given to go on from."""
         self.sent = False
@@ -68,8 +75,8 @@ class Stream:
             have.ranks.extend(some.ranks[known:])
             have.top.extend(some.top[known:])
 
-    def push(self, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
-        """A new token, and its logprobs if the request asked for them."""
+    def push(self, token: int, logprobs: TokenLogprobs | None, now: float, *, last: bool = False) -> None:
+        """A new token, its logprobs if the request asked for them, and whether `finish` follows at once."""
         self.output.append(token)
         if logprobs is not None:
             self._logprobs.append(logprobs)
@@ -77,6 +84,19 @@ class Stream:
             self._first = now
         self._last = now
         self.deaths = self.blame = 0
+        if (
+            self._at_once is not None
+            and logprobs is None
+            and not last
+            and self._taken == len(self.output) - 1
+            and self._reader is not None
+            and not self._reader.done()
+            and self._at_once(token, now)
+        ):
+            self._taken += 1
+            if self._timings is not None:
+                self._timings.decode_s = now - self._first
+            return
         self._wake()
 
     def finish(self, finished: Finished) -> None:

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.serve.choice import Choice, Piece
 from penstock.serve.errors import wire
+from penstock.serve.express import Collected
 from penstock.serve.generation import Generation
 from penstock.serve.telling import tell
 
@@ -29,6 +30,16 @@ _STREAM_HEADERS: Final = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+
+
+class Chunks(Protocol):
+    """The short way to the socket, where the server around the app has one (http_protocol.py)."""
+
+    def open(self) -> bool:
+        """Whether a piece of a begun body can be written now."""
+
+    def write(self, data: bytes) -> None:
+        """Write it."""
 
 
 class Format(Protocol):
@@ -55,6 +66,7 @@ class Answer(Response):
 
     def __init__(self, generation: Generation, form: Format, *, stream: bool, tenant: str) -> None:
         super().__init__()
+        self._chunks: Chunks | None = None
         self._generation, self._form, self._stream, self._tenant = generation, form, stream, tenant
         self._events: list[bytes] = []
         self._started = self._ended = self._failed = False
@@ -64,6 +76,7 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = scope["penstock.send"]
+        self._chunks = scope.get("penstock.chunks")
         began = monotonic()
         work = asyncio.create_task(self._streamed() if self._stream else self._whole())
         gone = asyncio.create_task(_until_gone(receive))
@@ -100,13 +113,24 @@ class Answer(Response):
                 async with asyncio.timeout(SEND_S):
                     await self._write(b": ping\n\n")
 
+    def open(self) -> bool:
+        """The head and the first piece have left, and nothing waits to be written (express.Way)."""
+        return self._started and not self._sending and self._chunks is not None and self._chunks.open()
+
+    def leave(self) -> None:
+        """What was emitted goes to the socket (express.Way)."""
+        if self._events and self._chunks is not None:
+            self._wrote_at = monotonic()
+            self._chunks.write(self._events[0] if len(self._events) == 1 else b"".join(self._events))
+            self._events.clear()
+
     async def _streamed(self) -> None:
-        await self._generation.run(self._emit, self._flush)
+        await self._generation.run(self._emit, self._flush, self)
         self._events.append(self._form.ending(self._generation))
         await self._write(b"".join(self._events), more=False)
 
     async def _whole(self) -> None:
-        await self._generation.run(_nothing, _pause)
+        await self._generation.run(_nothing, _pause, Collected())
         if any(choice.prompt_logprobs is not None for choice in self._generation.choices):
             body = await asyncio.to_thread(self._form.whole, self._generation)  # may be megabytes
         else:

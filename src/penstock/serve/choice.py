@@ -128,6 +128,23 @@ class Choice:
                 self.finish_reason = self.reader.ending
         return Piece(text, tokens, logprobs, parts)
 
+    def take_one(self, token: int) -> Piece:
+        """Add a token in the middle of the sequence that nothing comes with; else as `take`."""
+        text = self._detokenizer.feed_one(token)
+        parts: Sequence[Part] = ()
+        if self.reader is not None:
+            parts = []
+            self._take_apart(text, parts)
+        self.token_ids.append(token)
+        if text:
+            self.texts.append(text)
+        if (stop := self._detokenizer.stopped) is not None:
+            self._stopped(stop)
+            if self.reader is not None:
+                parts = [*parts, *self.reader.flush()]
+                self.finish_reason = self.reader.ending
+        return Piece(text, (token,), (), parts)
+
     def _read(self, tokens: Sequence[int], parts: list[Part]) -> tuple[str, int | None]:
         """The text that `tokens` add, and how many of them were needed if a stop string was found."""
         if not tokens:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 from penstock.control.request import Request
 from penstock.errors import DeadlinePassed, InvalidRequest, Overloaded, Unavailable
 from penstock.runtime.facts import Output, TimeBounds
+from penstock.runtime.stream import AtOnce
 from penstock.serve.choice import Choice, Piece
+from penstock.serve.express import Collected, Express, Way
 from penstock.serve.metrics import Metrics
 from penstock.serve.quota import Quota
 
@@ -45,8 +47,10 @@ class Generation:
         self.bounds, self.quota = bounds, quota
         self.service, self.metrics, self.prompts, self.choices, self.n = service, metrics, prompts, choices, n
 
-    async def run(self, emit: Emit, flush: Flush) -> None:
+    async def run(self, emit: Emit, flush: Flush, way: Way) -> None:
         """Run all choices to their end. Cancelling this cancels them in the worker.
+
+        `way`: how the pieces of a single choice may leave without `flush`.
 
         Raises:
             Overloaded, Unavailable, InvalidRequest, DeadlinePassed: refused before the first token.
@@ -57,7 +61,7 @@ class Generation:
         with self.quota.hold(requests, self.service.info.kv_capacity_tokens, self._made):
             self.bounds = self._left_of(self.bounds)
             if len(self.choices) == 1:
-                await self._follow(self.choices[0], emit, flush)
+                await self._follow(self.choices[0], emit, flush, way)
             else:
                 await self._together(emit, flush)
         self.metrics.longest.observe(max(len(choice.token_ids) for choice in self.choices))
@@ -101,14 +105,19 @@ class Generation:
         """The choice that ended last."""
         return max(self.choices, key=lambda choice: choice.last_at)
 
-    async def _follow(self, choice: Choice, emit: Emit, flush: Flush) -> None:
+    async def _follow(self, choice: Choice, emit: Emit, flush: Flush, way: Way) -> None:
         """One sequence from submission to its end, counted."""
         metrics = self.metrics
+        express = Express(choice, metrics, emit, way)
         metrics.entered(choice.request.tenant)
         outcome = "failed"
         try:
-            async with aclosing(self._outputs(choice.request)) as outputs:
+            async with aclosing(self._outputs(choice.request, express)) as outputs:
                 async for output in outputs:
+                    if express.error is not None:
+                        raise express.error
+                    if choice.finish_reason is not None:  # a stop string, in a token that came by express
+                        break
                     now = monotonic()
                     if choice.first_at is not None:
                         metrics.itl.observe(now - choice.last_at)
@@ -121,9 +130,9 @@ class Generation:
                     metrics.generated_tokens += len(piece.tokens)
                     emit(choice, piece)
                     if choice.finish_reason is not None:
-                        outcome = "stop" if choice.finish_reason == "tool_calls" else choice.finish_reason
                         break
                     await flush()
+            outcome = "stop" if choice.finish_reason == "tool_calls" else choice.finish_reason or outcome
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
@@ -141,9 +150,9 @@ class Generation:
             total_s=choice.last_at - choice.arrived, timings=choice.timings, tenant=choice.request.tenant,
         )  # fmt: skip
 
-    def _outputs(self, request: Request) -> AsyncGenerator[Output, None]:
+    def _outputs(self, request: Request, at_once: AtOnce) -> AsyncGenerator[Output, None]:
         # An iterator by its interface; that it can be closed is part of the contract.
-        return cast("AsyncGenerator[Output, None]", self.service.generate(request, self.bounds))
+        return cast("AsyncGenerator[Output, None]", self.service.generate(request, self.bounds, at_once))
 
     async def _together(self, emit: Emit, flush: Flush) -> None:
         """All are admitted before any is computed: a refusal halfway would throw work away, on every retry again."""
@@ -170,7 +179,8 @@ class Generation:
         async def go_on() -> None:
             return
 
-        tasks = [asyncio.create_task(self._follow(choice, emit_and_wake, go_on)) for choice in self.choices]
+        way = Collected()
+        tasks = [asyncio.create_task(self._follow(choice, emit_and_wake, go_on, way)) for choice in self.choices]
         try:
             for task in tasks:
                 task.add_done_callback(lambda _: news.set())

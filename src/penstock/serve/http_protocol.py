@@ -12,7 +12,8 @@ import uuid
 from http import HTTPStatus
 from typing import Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from penstock.serve.errors import Refusal, wire
 
@@ -22,6 +23,29 @@ HEAD_TIMEOUT_S: Final = 60.0
 """From the connection, or a request's first byte, to the end of its headers."""
 BODY_TIMEOUT_S: Final = 300.0
 """From there to the end of the body, whether or not the answer waits for it."""
+
+
+class Chunks:
+    """Pieces of one answer's body, written without the coroutine, the message and the checks of ASGI's `send`.
+
+    Only for a body of unknown length that `send` has begun and will end.
+    """
+
+    __slots__ = ("_cycle", "_flow")
+
+    def __init__(self, cycle: RequestResponseCycle, flow: FlowControl) -> None:
+        self._cycle, self._flow = cycle, flow
+
+    def open(self) -> bool:
+        """Whether a piece can be written now: `send` would neither wait nor drop it."""
+        cycle = self._cycle
+        return bool(cycle.chunked_encoding) and not (
+            self._flow.write_paused or cycle.disconnected or cycle.response_complete
+        )
+
+    def write(self, data: bytes) -> None:
+        """One chunk; `data` is not empty, which would end the body."""
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -74,6 +98,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._wait(BODY_TIMEOUT_S)
         self.scope["penstock.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.scope["penstock.chunks"] = Chunks(self.cycle, self.flow)  # type: ignore[typeddict-unknown-key]
         self._in_body = True
 
     def on_message_complete(self) -> None:
