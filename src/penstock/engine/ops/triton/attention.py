@@ -1,7 +1,7 @@
 """Attention over the paged cache in one kernel: decodes, ragged chunks, and the parts that a long row is cut into.
 
-A tile is BLOCK_M rows of one KV head: some of a sequence's tokens, each with all the query heads that share the head, so
-that keys and values are read once for the whole group. A decode's tile is its group alone, padded to what the matrix
+A tile is BLOCK_M rows of one KV head: some of a sequence's tokens, each with all the query heads that share the head,
+so that keys and values are read once for the whole group. A decode's tile is its group alone, padded to what the matrix
 units take. With SPLITS > 1 the keys of a row are shared out among programs, which a second kernel merges by their
 log-sum-exp; without, a small batch would leave most of the GPU idle.
 
@@ -27,6 +27,8 @@ def attend(
     IEEE: tl.constexpr,
 ):  # fmt: skip
     """Grid: (KV heads, tiles of the longest segment * SPLITS, segments). With SPLITS > 1 every segment is one row.
+
+    IEEE: multiply in float32, for float32 and in the interpreter, which cannot multiply bfloat16.
 
     out [T, N * H]; partial float32 [S, N, SPLITS, H] and lse float32 [S, N, SPLITS], in base 2, if SPLITS > 1.
     """
@@ -79,7 +81,7 @@ def attend(
         readable = known[:, None] & (columns < WIDTH)[None, :]
         keys = tl.load(base + at[:, None] + columns[None, :], mask=readable, other=0.0)
         if IEEE:
-            scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+            scores = tl.dot(queries.to(tl.float32), tl.trans(keys.to(tl.float32)), input_precision="ieee") * scale
         else:
             scores = tl.dot(queries, tl.trans(keys)) * scale
         if CAPPED:
@@ -97,7 +99,7 @@ def attend(
         values = tl.load(base + kv_stride + at[:, None] + columns[None, :], mask=readable, other=0.0)
         attended = attended * faded[:, None]
         if IEEE:
-            attended = tl.dot(weights, values, attended, input_precision="ieee")
+            attended = tl.dot(weights, values.to(tl.float32), attended, input_precision="ieee")
         else:
             attended = tl.dot(weights.to(values.dtype), values, attended)
         largest = peak

@@ -149,7 +149,7 @@ class TritonKernels:
             placed.tables.stride(0), first, scale, window or 0, softcap or 0.0,
             KV_HEADS=heads.kv, GROUP=group, WIDTH=heads.width, PADDED=padded, BLOCK_TOKENS=pool.shape[4],
             BLOCK_M=tiling.rows, BLOCK_N=tiling.keys, SPLITS=splits, WINDOWED=bool(window), CAPPED=softcap is not None,
-            IEEE=qkv.dtype is torch.float32, num_warps=tiling.warps, num_stages=tiling.stages,
+            IEEE=INTERPRETED or qkv.dtype is torch.float32, num_warps=tiling.warps, num_stages=tiling.stages,
         )  # fmt: skip
         if splits > 1:
             attention_kernels.merge[(heads.query, count)](

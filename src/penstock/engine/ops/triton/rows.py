@@ -1,7 +1,7 @@
 """What happens to each row between the matrix products, fused so that a row is read and written once.
 
-Rounding is the portable kernels': a norm is rounded to the dtype before its weight, silu before its product. Rotation is
-in float32 with one rounding at the end.
+Rounding is the portable kernels': a norm is rounded to the dtype before its weight, silu before its product. Rotation
+is in float32 with one rounding at the end.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ def add_rms_norm(x, delta, weight, out, eps, WIDTH: tl.constexpr, PADDED: tl.con
     inside = columns < WIDTH
     at = row * WIDTH + columns
     value = tl.load(x + at, mask=inside, other=0.0)
-    if ADDS:
-        value = value + tl.load(delta + at, mask=inside, other=0.0)
-        tl.store(x + at, value, mask=inside)
     wide = value.to(tl.float32)
+    if ADDS:
+        summed = (wide + tl.load(delta + at, mask=inside, other=0.0).to(tl.float32)).to(value.dtype)
+        tl.store(x + at, summed, mask=inside)
+        wide = summed.to(tl.float32)
     wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / WIDTH + eps)
-    scale = tl.load(weight + columns, mask=inside, other=0.0)
-    tl.store(out + at, wide.to(value.dtype) * scale, mask=inside)
+    scale = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, (wide.to(value.dtype).to(tl.float32) * scale).to(value.dtype), mask=inside)
 
 
 @triton.jit
@@ -36,9 +37,9 @@ def silu_mul(gate_up, out, width, BLOCK: tl.constexpr):
     gate = tl.load(gate_up + row * 2 * width + columns, mask=inside, other=0.0)
     up = tl.load(gate_up + row * 2 * width + width + columns, mask=inside, other=0.0)
     wide = gate.to(tl.float32)
-    # Not by the sigmoid of a large negative gate times it: exp2 overflows to inf, and gate / inf is the 0 it should be.
+    # Of a large negative gate exp2 is inf, and gate / inf the 0 it should be.
     silu = (wide / (1.0 + tl.exp2(wide * -1.4426950408889634))).to(gate.dtype)
-    tl.store(out + row * width + columns, silu * up, mask=inside)
+    tl.store(out + row * width + columns, (silu.to(tl.float32) * up.to(tl.float32)).to(gate.dtype), mask=inside)
 
 
 @triton.jit
@@ -85,10 +86,9 @@ def rotate_and_store(
     if NORMS:
         squares = tl.sum(left * left, 1) + tl.sum(right * right, 1) + tl.sum(behind * behind, 1)
         factor = tl.rsqrt(squares / WIDTH + eps)[:, None]
-        left = (left * factor).to(dtype) * _weights(query_norm, key_norm, is_query, half, half < HALF)
-        right = (right * factor).to(dtype) * _weights(query_norm, key_norm, is_query, half + HALF, half < HALF)
-        behind = (behind * factor).to(dtype) * _weights(query_norm, key_norm, is_query, rest, rest < WIDTH)
-        left, right, behind = left.to(tl.float32), right.to(tl.float32), behind.to(tl.float32)
+        left = _scaled(left * factor, query_norm, key_norm, is_query, half, half < HALF, dtype)
+        right = _scaled(right * factor, query_norm, key_norm, is_query, half + HALF, half < HALF, dtype)
+        behind = _scaled(behind * factor, query_norm, key_norm, is_query, rest, rest < WIDTH, dtype)
     if TURNS:
         c = tl.load(cos + row * HALF + half, mask=half < HALF, other=0.0)[None, :]
         s = tl.load(sin + row * HALF + half, mask=half < HALF, other=0.0)[None, :]
@@ -107,8 +107,9 @@ def rotate_and_store(
 
 
 @triton.jit
-def _weights(query_norm, key_norm, is_query, column, inside):
-    """[HEADS, columns]: of each head the norm's weights that are its own."""
-    mine = tl.load(query_norm + column, mask=inside, other=0.0)[None, :]
-    keys = tl.load(key_norm + column, mask=inside, other=0.0)[None, :]
-    return tl.where(is_query[:, None], mine, keys)
+def _scaled(value, query_norm, key_norm, is_query, column, inside, dtype: tl.constexpr):
+    """Normed heads [HEADS, columns] times the norm's weights that are theirs, rounded before and after."""
+    mine = tl.load(query_norm + column, mask=inside, other=0.0)[None, :].to(tl.float32)
+    keys = tl.load(key_norm + column, mask=inside, other=0.0)[None, :].to(tl.float32)
+    weight = tl.where(is_query[:, None], mine, keys)
+    return (value.to(dtype).to(tl.float32) * weight).to(dtype).to(tl.float32)
