@@ -6,14 +6,19 @@ results = generate(Deployment(), [Request(id="a", prompt=(1, 2, 3), max_tokens=1
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
 
 from penstock.control.request import Request
 from penstock.control.step import Failed, Finished, FinishReason, NewTokens, TokenLogprobs, Update
 from penstock.deployment import Deployment
 from penstock.runtime.build import Built, build
-from penstock.runtime.local import Loop
+from penstock.runtime.local import Loop, Turn
+
+BATCH_TOKENS: Final = 512
+"""Tokens of one step where only throughput counts."""
 
 
 @dataclass(slots=True)
@@ -31,6 +36,36 @@ class Result:
     """Why it failed, if it did."""
 
 
+def offline_deployment(
+    path: Path | str, *, requests: int, tokens: int, dtype: str | None = None, threads: int | None = None,
+    token_budget: int | None = None,
+) -> Deployment:  # fmt: skip
+    """What runs `requests` requests of up to `tokens` tokens each (prompt and output) at once, with KV for all of them.
+
+    Raises InvalidDeployment, UnsupportedModel.
+    """
+    from penstock.catalog import resolve_model
+    from penstock.engine.checkpoint import model_footprint
+
+    block_tokens = Deployment().memory.block_tokens
+    model = Deployment.parse({"model": {"path": str(path), "dtype": dtype}}).model
+    footprint = model_footprint(resolve_model(model.path), model.served_dtype)
+    blocks = requests * (-(-tokens // block_tokens) + 1)
+    kv_bytes = int(blocks * block_tokens * footprint.kv_bytes_per_token * 1.03) + 2**20  # the watermark stays free
+    return Deployment.parse(
+        {
+            "model": {"path": str(path), "dtype": dtype}, "hardware": {"threads": threads},
+            "memory": {"kv_bytes": kv_bytes},
+            "policy": {"token_budget": token_budget or BATCH_TOKENS, "max_seqs": requests},
+        }
+    )  # fmt: skip
+
+
+def load(deployment: Deployment) -> Built:
+    """The engine and control plane of a deployment, in this process. Raises as runtime/build.py."""
+    return build(deployment, lambda name, seconds, detail: None)
+
+
 def generate(deployment: Deployment, requests: Iterable[Request]) -> list[Result]:
     """Load the deployment's model and run `requests` together to their ends. Results are in their order.
 
@@ -38,15 +73,18 @@ def generate(deployment: Deployment, requests: Iterable[Request]) -> list[Result
         InvalidDeployment, UnsupportedModel: as runtime/build.py.
         InvalidRequest: a request that cannot be run; none is run then.
     """
-    built = build(deployment, lambda name, seconds, detail: None)
+    built = load(deployment)
     try:
         return run(built, requests)
     finally:
         built.executor.close()
 
 
-def run(built: Built, requests: Iterable[Request]) -> list[Result]:
-    """The same on an engine that is loaded already; it stays loaded. Raises InvalidRequest."""
+def run(built: Built, requests: Iterable[Request], on_turn: Callable[[Turn], None] | None = None) -> list[Result]:
+    """The same on an engine that is loaded already; it stays loaded. `on_turn` is told of each step that ran.
+
+    Raises InvalidRequest.
+    """
     loop = Loop(
         built.replica, built.executor, clock=time.monotonic, plan_ahead=built.plan_ahead,
         recompute_beyond=built.recompute_beyond,
@@ -62,6 +100,8 @@ def run(built: Built, requests: Iterable[Request]) -> list[Result]:
         loop.take_updates()
         raise
     for turn in loop.run():
+        if on_turn is not None:
+            on_turn(turn)
         for update in turn.updates:
             _take(results, update)
     return list(results.values())
