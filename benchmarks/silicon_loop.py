@@ -235,7 +235,8 @@ class ClosedLoop:
         price, costs = self.price, self.costs
         active = self.active
         steps = self.due[0][0] - self.clock
-        start, stop, base, slope = price.line(active, self.context + active)
+        line = price.line(active, self.context + active)
+        start, stop, base, slope = line.start, line.stop, line.base, line.slope
         steps = min(steps, max(1, int((stop - self.context) // active)))
         fixed = (price.base(active, 0, active) + base) * costs.device + costs.step_s + costs.request_s * active
         slope *= costs.device

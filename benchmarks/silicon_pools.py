@@ -87,7 +87,8 @@ class Pools(ClosedLoop):
         """Decode steps until somebody ends or joins."""
         price, costs, active = self.price, self.costs, self.active
         each, context = -(-active // self.shares), self.context // self.shares
-        start, stop, base, slope = price.line(each, context + each)
+        line = price.line(each, context + each)
+        start, stop, base, slope = line.start, line.stop, line.base, line.slope
         steps = min(self.due[0][0] - self.clock, max(1, int((stop - context) // each)))
         fixed = (price.base(each, 0, each) + base) * costs.device + costs.step_s + costs.request_s * each
         slope *= costs.device

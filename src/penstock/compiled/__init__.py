@@ -33,6 +33,7 @@ WHOLE: Final = "whole"
 """A file that stands in a directory whose build was finished."""
 
 MODULES: Final = (
+    "penstock.control.calendar",
     "penstock.control.cluster.router",
     "penstock.control.compose.fill",
     "penstock.control.compose.mixed_prompts",
@@ -67,6 +68,7 @@ MODULES: Final = (
     "penstock.control.step",
     "penstock.control.totals",
     "penstock.runtime.collect",
+    "penstock.runtime.driven",
     "penstock.runtime.instance",
     "penstock.runtime.token_ids",
     "penstock.runtime.virtual",

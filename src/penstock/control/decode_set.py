@@ -2,25 +2,22 @@
 
 clock            counts the steps in which the set ran; lengths follow from it (Sequence.settle)
 growing[phase]   the members that fill their last block whenever clock % block_tokens == phase
-due[clock]       the members that reach max_tokens at that tick, and some who have left: `Sequence.due` decides
+due              the members by the tick at which they reach max_tokens; none after it, until they leave
 context          the sum of the members' KV lengths: what a step's attention reads
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
-from typing import Final
+from typing import cast
 
+from penstock.control.calendar import NEVER, Calendar
 from penstock.control.memory.blocks import Memory, expect
 from penstock.control.sequence import Sequence
 
-NEVER: Final = 1 << 60
-_SLACK: Final = 64
-
 
 class DecodeSet:
-    """Entering, leaving and ticking are O(1), whatever the size; entering is O(log of the ticks somebody is due at)."""
+    """Ticking is O(1), whatever the size; entering and leaving are O(log members)."""
 
     def __init__(self, block_tokens: int, *, grows: bool) -> None:
         """`grows`: whether members take new blocks as they get longer."""
@@ -30,11 +27,7 @@ class DecodeSet:
         self._grows = grows
         self._size = block_tokens
         self._growing: list[dict[str, list[int]]] = [{} for _ in range(block_tokens)]
-        self._due: dict[int, list[Sequence]] = {}
-        self._ticks: list[int] = []
-        """Heap of the keys of `due`, and of keys that are gone."""
-        self._early = 0
-        """How many have left before they were due since the last clearing."""
+        self._due = Calendar()
 
     def enter(self, sequence: Sequence) -> None:
         """From the next tick on."""
@@ -44,13 +37,7 @@ class DecodeSet:
         self.context += computed
         if self._grows:
             self._growing[(clock - computed) % self._size][name] = sequence.blocks
-        sequence.due = tick = clock + sequence.max_tokens - sequence.outputs - 1
-        due = self._due.get(tick)
-        if due is None:
-            self._due[tick] = [sequence]
-            heappush(self._ticks, tick)
-        else:
-            due.append(sequence)
+        self._due.enter(sequence, clock + sequence.max_tokens - sequence.outputs - 1)
 
     def leave(self, sequence: Sequence) -> None:
         """After this the sequence's own counts are true again."""
@@ -59,10 +46,7 @@ class DecodeSet:
         if self._grows:
             del self._growing[(joined - computed) % self._size][name]
         if sequence.due >= 0:
-            sequence.due = -1
-            self._early += 1
-            if self._early > _SLACK + 2 * len(self._members):
-                self._forget_early()
+            self._due.leave(sequence)
         sequence.settle(self.clock)
         self.context -= sequence.computed
 
@@ -79,10 +63,8 @@ class DecodeSet:
     def quiet(self, available: int) -> int:
         """Ticks that are sure to need no more than `available` blocks, up to the first that ends somebody; at least 0,
         O(1)."""
-        ticks = self._ticks
-        while ticks and not self._awaited(ticks[0]):
-            self._due.pop(heappop(ticks), None)
-        free = ticks[0] - self.clock + 1 if ticks else NEVER
+        first = self._due.first()
+        free = first - self.clock + 1 if first < NEVER else NEVER
         if self._grows and self._members:
             # In block_tokens ticks every member takes one block.
             free = min(free, available // len(self._members) * self._size)
@@ -102,35 +84,7 @@ class DecodeSet:
 
     def _reached(self, tick: int) -> list[Sequence] | None:
         """Who was due at `tick`."""
-        due = self._due.get(tick)
-        if due is None:
-            return None
-        del self._due[tick]
-        reached = []
-        for sequence in due:
-            # Who left and came back at one tick stands there twice.
-            if sequence.due == tick:
-                sequence.due = -1
-                reached.append(sequence)
-        return reached or None
-
-    def _forget_early(self) -> None:
-        """Let go of those who left before they were due: that may be long from now."""
-        self._due, self._early = {}, 0
-        for sequence in self._members.values():
-            if sequence.due >= 0:
-                self._due.setdefault(sequence.due, []).append(sequence)
-        self._ticks = list(self._due)
-        heapify(self._ticks)
-
-    def _awaited(self, tick: int) -> bool:
-        """Somebody is still due then."""
-        due = self._due.get(tick)
-        if due is not None:
-            for sequence in due:
-                if sequence.due == tick:
-                    return True
-        return False
+        return cast("list[Sequence] | None", self._due.take(tick))
 
     def __len__(self) -> int:
         return len(self._members)
@@ -146,14 +100,19 @@ class DecodeSet:
         context = sum(member.computed + self.clock - member.join_clock for member in self)
         expect(context == self.context, f"the decode set holds {context} tokens, {self.context} were counted")
         expect(not self._grows or sum(map(len, self._growing)) == len(self), "growing is not the decode set")
-        due = {sequence.id for tick, these in self._due.items() for sequence in these if sequence.due == tick}
-        expect(due == set(self._members), "due is not the decode set")
-        expect(set(self._due) <= set(self._ticks), "a tick at which somebody is due is not in the heap")
+        due = sum(1 for member in self if member.due >= self.clock)
+        expect(due == len(self) == len(self._due), "due is not the decode set")
+        expect(not self._due.misplaced(), "due is out of order")
 
 
 def grow(tables: dict[str, list[int]], memory: Memory) -> list[int]:
     """One more block for each block table. Returns the blocks, in order."""
-    blocks = memory.take(len(tables))
+    count = len(tables)
+    blocks = memory.take(count)
+    if count == 1:
+        for table in tables.values():
+            table += blocks
+        return blocks
     for at, table in enumerate(tables.values()):
         # A slice moves the number itself: compiled, an item would be taken out and made anew.
         table += blocks[at : at + 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, final
 
 from msgspec import Struct
 
@@ -30,6 +30,7 @@ class PromptLogprobs(Struct, frozen=True):
     top: list[tuple[tuple[int, float], ...]]
 
 
+@final
 class NewTokens(Struct, frozen=True):
     """All tokens of one step, of sequences that are still wanted."""
 

@@ -98,7 +98,9 @@ class Replica(Residents):
         if result.finished or result.failed:
             self._take_ends(result, updates)
         if number in self._ending:
-            for sequence in self._ending.pop(number):
+            ending = self._ending[number]
+            del self._ending[number]
+            for sequence in ending:
                 if sequence.state is ENDING:
                     raise ProtocolError(f"{sequence.id!r} reached max_tokens in step {number} and was not finished")
         return updates
@@ -132,7 +134,7 @@ class Replica(Residents):
         if self._stalled:
             self._resume_stalled()
         decode_set = self._decode_set
-        for fill in self._compose.fills(View(len(decode_set), len(self._prefilling), len(self._running))):
+        for fill in self._fills():
             if fill.decode and decode_set:
                 self._decode(step, decodes_wait=self._compose.decodes_wait)
             if self._prefilling or (fill.admit and self._order):
@@ -167,7 +169,7 @@ class Replica(Residents):
             running = step
         if self._order and len(self._running) < self._max_seqs:
             return 0
-        if not self._compose.fills(View(len(decode_set), 0, len(self._running)))[-1].decode:
+        if not self._fills()[-1].decode:
             return 0
         return decode_set.quiet(self._memory.available())
 
@@ -185,6 +187,12 @@ class Replica(Residents):
         due = decode_set.coast(steps, self._memory)
         if due is not None:
             self._reach_max_tokens(due, self._planned)
+
+    def _fills(self) -> tuple[Fill, ...]:
+        fixed = self._compose.fixed
+        if fixed is not None:
+            return fixed
+        return self._compose.fills(View(len(self._decode_set), len(self._prefilling), len(self._running)))
 
     def _prefill(self, step: Step, fill: Fill) -> None:
         """Chunks for the admitted, then admissions, until the budget is used up."""

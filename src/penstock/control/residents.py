@@ -116,7 +116,7 @@ class Residents:
         if not count:
             return
         if growing:
-            step.grow = list(growing)
+            step.grow = list(growing.keys())
             step.grow_blocks = grow(growing, memory)
         step.decoding = count
         step.decode_context = decode_set.context
@@ -126,7 +126,10 @@ class Residents:
 
     def _reach_max_tokens(self, due: list[Sequence], number: int) -> None:
         """Step `number` makes their last tokens."""
-        self._ending.setdefault(number, []).extend(due)
+        if number in self._ending:
+            self._ending[number] += due
+        else:
+            self._ending[number] = due
         for sequence in due:
             self._leave_decode_set(sequence)
             sequence.apply(LAST_TOKEN)

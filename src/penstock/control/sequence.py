@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from penstock.control.calendar import Dated
 from penstock.control.lifecycle import Event, State, move
 from penstock.control.request import Request
 
@@ -11,7 +12,7 @@ Tokens = tuple[int, ...] | range
 _KEPT: Final = (tuple, range)
 
 
-class Sequence:
+class Sequence(Dated):
     """One request under way. Counts are those after the last *planned* step, not the last committed one.
 
     While in the decode set, `computed` and `outputs` stand still and the replica's decode clock moves instead (a
@@ -19,12 +20,13 @@ class Sequence:
     """
 
     __slots__ = (
-        "admissions", "arrival", "blocks", "border", "cached_tokens", "computed", "due", "host_blocks", "id",
-        "join_clock", "max_tokens", "next_key", "number", "outputs", "prefill_tokens", "prompt", "prompt_tokens",
-        "request", "shared", "shared_blocks", "state",
+        "admissions", "arrival", "blocks", "border", "cached_tokens", "computed", "host_blocks", "id", "join_clock",
+        "max_tokens", "next_key", "number", "outputs", "prefill_tokens", "prompt", "prompt_tokens", "request", "shared",
+        "shared_blocks", "state",
     )  # fmt: skip
 
     def __init__(self, request: Request, number: int, arrival: float) -> None:
+        super().__init__()  # due: the tick of the decode clock that makes its last token
         self.request = request
         self.id = request.id
         self.number = number
@@ -57,8 +59,6 @@ class Sequence:
         self.border = (request.prefix_group or request.tenant, request.salt, request.adapter)
         """Prefixes are shared inside it only."""
         self.join_clock = 0
-        self.due = -1
-        """Tick of the decode clock that makes its last token; -1: it is not in the decode set, or that tick is over."""
 
     def apply(self, event: Event) -> None:
         """Walk the table of moves. Raises ProtocolError."""

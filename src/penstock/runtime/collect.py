@@ -7,7 +7,7 @@ other one goes and the distance doubles, so memory is bounded whatever the lengt
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Literal
 
 from penstock.control.replica import Replica
@@ -41,6 +41,25 @@ class Sample:
         """Of the replica until then."""
 
 
+class Lane:
+    """What one instance has done so far."""
+
+    __slots__ = ("busy_s", "distance", "due", "ended", "idle", "samples", "steps")
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.busy_s = 0.0
+        self.ended = NEVER
+        """When its last step ended."""
+        self.samples: list[Sample] = []
+        self.distance = FIRST_SAMPLE_S
+        """Between two samples."""
+        self.due = 0.0
+        """When the next sample is."""
+        self.idle: list[tuple[float, float]] = []
+        """From when to when it had nothing to do, as far as that is longer than the distance of samples."""
+
+
 class Collector:
     """Told by the cluster; read by the report.
 
@@ -54,22 +73,19 @@ class Collector:
         self.arrival_s, self.first_s, self.finish_s = array("d"), array("d"), array("d")
         self.prompt_tokens, self.output_tokens, self.cached_tokens = array("q"), array("q"), array("q")
         self.preemptions, self.replica, self.outcome = array("l"), array("l"), array("b")
-        self.samples: list[list[Sample]] = [[] for _ in range(replicas)]
-        self.idle: list[list[tuple[float, float]]] = [[] for _ in range(replicas)]
-        """From when to when each had nothing to do, as far as it is longer than the distance of samples."""
-        self.steps = [0] * replicas
-        self.busy_s = [0.0] * replicas
+        self.lanes = [Lane() for _ in range(replicas)]
         self.ended_count = 0
         self.last_s = 0.0
         """When the last step or request ended."""
         self.reasons: dict[str, int] = {}
         """Why requests were refused, and how many."""
         self._most = max(FEWEST, MOST_SAMPLES // replicas)
-        self._due = [0.0] * replicas
-        self._distance = [FIRST_SAMPLE_S] * replicas
-        self._ended = [NEVER] * replicas
-        """When the last step of each ended."""
         self._on_step = on_step
+
+    @property
+    def steps(self) -> list[int]:
+        """Of each instance."""
+        return [lane.steps for lane in self.lanes]
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -116,50 +132,48 @@ class Collector:
 
     def stepped(self, instance: Instance, step: Step, started: float, ended: float) -> None:
         """One step from `started` to `ended`."""
-        number = instance.number
-        self.steps[number] += 1
-        self.busy_s[number] += ended - started
-        before = self._ended[number]
+        lane = self.lanes[instance.number]
+        lane.steps += 1
+        lane.busy_s += ended - started
+        before = lane.ended
         if started > before:
-            self.rested(number, before, started)
-        self._ended[number] = ended
+            _rested(lane, before, started)
+        lane.ended = ended
         if ended > self.last_s:
             self.last_s = ended
-        if ended >= self._due[number]:
-            self._sample(instance, step, ended, ended - started)
+        if ended >= lane.due:
+            self._sample(lane, instance, step, ended, ended - started)
         if self._on_step is not None:
-            chunks = step.chunks
+            chunks, number = step.chunks, instance.number
             self._on_step(number, started, ended, step.decoding, len(chunks), sum([chunk.tokens for chunk in chunks]))
 
-    def coasted(self, instance: Instance, started: float, ends: Sequence[float]) -> None:
+    def coasted(self, instance: Instance, started: float, ends: list[float]) -> None:
         """Consecutive plain decode steps."""
-        number = instance.number
-        self.steps[number] += len(ends)
-        self.busy_s[number] += ends[-1] - started
-        self._ended[number] = ends[-1]
-        if ends[-1] > self.last_s:
-            self.last_s = ends[-1]
-        if ends[-1] >= self._due[number]:
-            before = ends[-2] if len(ends) > 1 else started
-            self._sample(instance, None, ends[-1], ends[-1] - before, len(ends) // 2)
+        lane = self.lanes[instance.number]
+        count, last = len(ends), ends[-1]
+        lane.steps += count
+        lane.busy_s += last - started
+        lane.ended = last
+        if last > self.last_s:
+            self.last_s = last
+        if last >= lane.due:
+            before = ends[-2] if count > 1 else started
+            self._sample(lane, instance, None, last, last - before, count // 2)
         if self._on_step is not None:
-            decoding = instance.twin.decoding
+            number, decoding = instance.number, instance.twin.decoding
             for end in ends:
                 self._on_step(number, started, end, decoding, 0, 0)
                 started = end
 
-    def rested(self, number: int, begin: float, end: float) -> None:
-        """A replica had nothing to do in between."""
-        if end - begin >= self._distance[number]:
-            self.idle[number].append((begin, end))
-
     def finish(self, number: int) -> None:
         """A replica has nothing left to do while others went on to the end of the run."""
-        if self.last_s > self._ended[number]:
-            self.rested(number, self._ended[number], self.last_s)
+        lane = self.lanes[number]
+        if self.last_s > lane.ended:
+            _rested(lane, lane.ended, self.last_s)
 
-    def _sample(self, instance: Instance, step: Step | None, now: float, step_s: float, back: int = 0) -> None:
-        number = instance.number
+    def _sample(
+        self, lane: Lane, instance: Instance, step: Step | None, now: float, step_s: float, back: int = 0
+    ) -> None:
         if step is None:
             twin = instance.twin
             load = StepLoad(twin.decoding, twin.context - back * twin.decoding, twin.squares, (), twin.decoding)
@@ -170,11 +184,16 @@ class Collector:
                 step.decoding, step.decode_context, instance.twin.squares, chunks, sampled,
                 blocks_of(step.swap_in), blocks_of(step.swap_out),
             )  # fmt: skip
-        samples = self.samples[number]
-        samples.append(Sample(now, instance.replica, load, step_s, self.busy_s[number]))
+        samples = lane.samples
+        samples.append(Sample(now, instance.replica, load, step_s, lane.busy_s))
         if len(samples) >= self._most:
             del samples[1::2]
-            self._distance[number] *= 2
-            longest = self._distance[number]
-            self.idle[number] = [gap for gap in self.idle[number] if gap[1] - gap[0] >= longest]
-        self._due[number] = now + self._distance[number]
+            lane.distance *= 2
+            lane.idle = [gap for gap in lane.idle if gap[1] - gap[0] >= lane.distance]
+        lane.due = now + lane.distance
+
+
+def _rested(lane: Lane, begin: float, end: float) -> None:
+    """It had nothing to do in between."""
+    if end - begin >= lane.distance:
+        lane.idle.append((begin, end))

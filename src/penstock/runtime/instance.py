@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from penstock.compiled.attributes import mypyc_attr
-from penstock.control.cluster.router import Target
 from penstock.control.replica import Replica
 from penstock.control.request import Request
 from penstock.control.step import NewTokens, Step, StepResult, Update
+from penstock.runtime.driven import IDLE as IDLE
+from penstock.runtime.driven import Driven
 from penstock.twin.twin import Row, Twin
 
-IDLE: Final = float("inf")
 _STRETCH: Final = 4096
 """Longest stretch computed at once."""
 
@@ -31,7 +31,7 @@ class Observer:
         """A step has ended."""
         raise NotImplementedError
 
-    def coasted(self, instance: Instance, started: float, ends: Sequence[float]) -> None:
+    def coasted(self, instance: Instance, started: float, ends: list[float]) -> None:
         """Further plain decode steps, the first begun at `started`, ended at these times."""
         raise NotImplementedError
 
@@ -44,8 +44,8 @@ class Observer:
         raise NotImplementedError
 
 
-class Instance(Target):
-    """Drives one replica and its twin. `wake` is when `fire` must be called next; IDLE: not before a request comes.
+class Instance(Driven):
+    """Drives one replica and its twin.
 
     Args:
         number: which instance of the cluster this is.
@@ -56,9 +56,8 @@ class Instance(Target):
     def __init__(
         self, number: int, replica: Replica, twin: Twin, observer: Observer, *, plan_ahead: bool, coast: bool = True
     ) -> None:
-        super().__init__()
-        self.number, self.replica, self.twin = number, replica, twin
-        self.wake = IDLE
+        super().__init__(number)
+        self.replica, self.twin = replica, twin
         self._observer = observer
         self._plan_ahead, self._coast = plan_ahead, coast
         self._rows: dict[str, Row] = {}
@@ -71,15 +70,18 @@ class Instance(Target):
         """When the running step ends."""
         self._ends: list[float] = []
         """When the plain steps after it end."""
-        self.horizon = IDLE
-        """No request comes before this time: stretches need not be computed beyond it."""
+
+    def lanes(self) -> list[Instance]:
+        return [self]
+
+    def lane(self, request: Request) -> int:
+        return self.number
 
     # -- events -------------------------------------------------------------------------------------------------
 
     def submit(
         self, request: Request, now: float, *, output_tokens: int, index: int, output: Sequence[int] = ()
     ) -> None:
-        """A request arrives. Call `start` after the last one of a moment. Raises InvalidRequest; nothing is kept."""
         if self._ends:
             self._interrupt(now)
         self.replica.submit(request, now)
@@ -95,7 +97,7 @@ class Instance(Target):
         self._take(self.replica.take_updates(), now)
 
     def start(self, now: float) -> None:
-        """Something has come in at `now`: plan as far ahead as is allowed."""
+        """Plan as far ahead as is allowed."""
         if self._running is None:
             step = self.replica.plan(now)
             if step is None:
@@ -107,7 +109,7 @@ class Instance(Target):
             self._stretch()
 
     def fire(self) -> None:
-        """The time is `wake`: the running step has ended."""
+        """The running step has ended."""
         if self._ends:
             self._skip(len(self._ends))
         step, result, now = self._running, self._result, self._end
@@ -137,7 +139,6 @@ class Instance(Target):
             self._stretch()
 
     def halt(self, now: float) -> None:
-        """The run ends at `now`: what has begun by then of a stretch has happened."""
         if self._ends:
             self._interrupt(now)
 
@@ -158,10 +159,14 @@ class Instance(Target):
         """Compute how far only plain decodes follow, if at all."""
         if self._result is None or self._result.finished or (self._plan_ahead and self._next is None):
             return
+        if self._end >= self.horizon:
+            return
         most = self.replica.quiet()
         if most > 0:
-            most = min(most, self.twin.quiet(), _STRETCH)
-            if most > 0 and self._end < self.horizon:
+            most = min(most, self.twin.quiet())
+            if most > _STRETCH:
+                most = _STRETCH
+            if most > 0:
                 self._ends = self.twin.ends(self._end, most, self.horizon)
                 self.wake = self._ends[-1]
 
@@ -190,9 +195,11 @@ class Instance(Target):
             self._observer.coasted(self, self._started, ends[:-1])
             self._started = ends[-2]
 
-    def _take(self, updates: Sequence[Update], now: float) -> None:
+    def _take(self, updates: list[Update], now: float) -> None:
         for update in updates:
-            if not isinstance(update, NewTokens):
-                row = self._rows.pop(update.id)
+            if type(update) is not NewTokens:
+                request_id = update.id
+                row = self._rows[request_id]
+                del self._rows[request_id]
                 self.outstanding -= 1
                 self._observer.ended(row, update, now)

@@ -78,20 +78,19 @@ def _result(
     notes: Sequence[str], wall_s: float,
 ) -> SimulationResult:  # fmt: skip
     cluster.settle()
-    for instance in cluster.instances:
+    for instance in cluster.lanes():
         if not instance.outstanding:
             collector.finish(instance.number)
     parts = _Parts()
     power = modelled.device.idle_watts is not None and modelled.device.peak_watts is not None
-    watts = [_explain(modelled.price, samples, collector.busy_s[number], parts)
-             for number, samples in enumerate(collector.samples)]  # fmt: skip
+    watts = [_explain(modelled.price, lane.samples, lane.busy_s, parts) for lane in collector.lanes]
     span = collector.last_s - float(np.nanmin(collector.arrival_s)) if len(collector.arrival_s) else 0.0
     devices = modelled.layout.devices * deployment.cluster.replicas
     price = modelled.device.price_per_hour
     energy, idle_watts = None, 0.0
     if power and modelled.device.idle_watts is not None:
         idle_watts = modelled.layout.devices * modelled.device.idle_watts.value
-        energy = parts.joules + sum(max(0.0, span - busy) for busy in collector.busy_s) * idle_watts
+        energy = parts.joules + sum(max(0.0, span - lane.busy_s) for lane in collector.lanes) * idle_watts
     slo = deployment.slo
     told = [*notes, *modelled.notes, *(f"{number} x refused: {why}" for why, number in collector.reasons.items())]
     return SimulationResult(
@@ -99,11 +98,11 @@ def _result(
         f"{modelled.device.name}",
         requests=_columns(collector),
         series=tuple(
-            _series(number, samples, watts[number], collector.idle[number], idle_watts)
-            for number, samples in enumerate(collector.samples)
+            _series(number, lane.samples, watts[number], lane.idle, idle_watts)
+            for number, lane in enumerate(collector.lanes)
         ),
-        steps=sum(collector.steps), busy_s=tuple(collector.busy_s), operator_s=dict(parts.by_kind),
-        basis_s=dict(parts.by_basis), open_loop=deployment.workload.law not in _CLOSED,
+        steps=sum(collector.steps), busy_s=tuple(lane.busy_s for lane in collector.lanes),
+        operator_s=dict(parts.by_kind), basis_s=dict(parts.by_basis), open_loop=deployment.workload.law not in _CLOSED,
         interrupted="" if stop == "done" else _STOPS[stop], notes=tuple(told),
         config=describe(deployment, modelled, parts),
         limits=SloLimits(ttft_s=slo.ttft, tpot_s=slo.tpot, e2e_s=slo.e2e),

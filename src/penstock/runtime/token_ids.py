@@ -9,7 +9,8 @@ from penstock.workload.sessions import SESSION_BLOCKS
 from penstock.workload.source import TimedRequest
 
 Tokens = range | tuple[int, ...]
-OWN_ROOM: Final = 1 << 24
+_OWN_BITS: Final = 24
+OWN_ROOM: Final = 1 << _OWN_BITS
 """Distinct ids set aside for each request's own words."""
 
 
@@ -26,7 +27,7 @@ def token_ids(request: TimedRequest, block_tokens: int) -> Tokens:
     (48, 49, 50)
     """
     prompt, prefix, session = request.prompt_tokens, request.prefix, request.session
-    own = -(request.index + 1) * OWN_ROOM
+    own = -((request.index + 1) << _OWN_BITS)
     if not prefix:
         tail = own if session is None else session * SESSION_BLOCKS * block_tokens
         return range(tail, tail + prompt)

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final, Literal
 
 from penstock.control.cluster.router import Router, Target
 from penstock.control.request import Request
-from penstock.control.step import Failed, Finished, Step, Update
+from penstock.control.step import Finished, Step, Update
 from penstock.errors import InvalidRequest
 from penstock.runtime.collect import Collector, Outcome
-from penstock.runtime.instance import IDLE, Instance, Observer
+from penstock.runtime.driven import IDLE, Alarms, Driven
+from penstock.runtime.instance import Instance, Observer
 from penstock.runtime.limits import Limits as Limits
 from penstock.runtime.limits import Stuck as Stuck
 from penstock.runtime.token_ids import answer_ids, token_ids
@@ -36,7 +37,7 @@ class Cluster(Observer):
     """Runs one simulation.
 
     Args:
-        instances: replicas, numbered as they stand; their observer must be this cluster's `observer`.
+        instances: replicas, numbered as they stand; to be filled before the run, and this is their observer.
         router: who serves what.
         source: what arrives.
         collector: where results go.
@@ -49,7 +50,7 @@ class Cluster(Observer):
         max_tokens: Callable[[TimedRequest], int] | None = None, max_sequence_tokens: int | None = None,
         limits: Limits | None = None, on_progress: Callable[[int, float], None] | None = None,
     ) -> None:  # fmt: skip
-        self.instances: list[Instance] = []
+        self.instances: list[Driven] = []
         self._targets: list[Target] = []
         """The same, as routers know them."""
         self._router, self._source, self._collector = router, source, collector
@@ -65,18 +66,22 @@ class Cluster(Observer):
     def stepped(self, instance: Instance, step: Step, started: float, ended: float) -> None:
         self._collector.stepped(instance, step, started, ended)
 
-    def coasted(self, instance: Instance, started: float, ends: Sequence[float]) -> None:
+    def coasted(self, instance: Instance, started: float, ends: list[float]) -> None:
         self._collector.coasted(instance, started, ends)
 
     def first_token(self, row: Row, now: float) -> None:
         self._collector.first_token(row.index, now)
 
     def ended(self, row: Row, update: Update, now: float) -> None:
-        request = self._live.pop(row.index)
-        cached = update.cached_tokens if isinstance(update, Finished) else 0
-        left = 0 < request.cancel_tokens < request.output_tokens
-        outcome: Outcome = "failed" if isinstance(update, Failed) else "cancelled" if left else "completed"
-        self._collector.ended(row.index, now, outcome, row.total, cached, row.preemptions)
+        index = row.index
+        request = self._live[index]
+        del self._live[index]
+        cached = 0
+        outcome: Outcome = "failed"
+        if type(update) is Finished:
+            cached = update.cached_tokens
+            outcome = "cancelled" if 0 < request.cancel_tokens < request.output_tokens else "completed"
+        self._collector.ended(index, now, outcome, row.total, cached, row.preemptions)
         self._follow(request, now)
 
     # -- running ----------------------------------------------------------------------------------------------------
@@ -104,7 +109,7 @@ class Cluster(Observer):
         request = next(arrivals, None)
         following = IDLE if request is None else request.arrival_s
         """When `request` arrives."""
-        heap: list[tuple[float, int]] = []
+        alarms = Alarms(instances)
         alone = instances[0] if len(instances) == 1 else None
         deadline = IDLE if limits.wall_s is None else time.monotonic() + limits.wall_s
         last = IDLE if limits.virtual_s is None else limits.virtual_s
@@ -117,17 +122,14 @@ class Cluster(Observer):
                 arrival = self._later[0][0]
             if alone is not None:
                 alone.horizon = arrival
-                wake = alone.wake
-            else:
-                while heap and instances[heap[0][1]].wake != heap[0][0]:
-                    heappop(heap)
-                wake = heap[0][0] if heap else IDLE
-            now = min(arrival, wake)
+            instance = alarms.first()
+            wake = instance.wake
+            now = arrival if arrival <= wake else wake
             if now == IDLE:
                 break
             if now > last:
-                for instance in instances:
-                    instance.halt(last)
+                for one in instances:
+                    one.halt(last)
                 return "virtual time"
             events += 1
             if events >= due:
@@ -139,7 +141,9 @@ class Cluster(Observer):
                 if self._on_progress is not None:
                     self._on_progress(self._collector.ended_count, now)
             if arrival <= wake:
-                touched: dict[int, Instance] = {}
+                # Nearly always one request comes at a time.
+                touched: Driven | None = None
+                others: dict[int, Driven] | None = None
                 at_once = 0
                 while True:
                     if self._later and self._later[0][0] == now:
@@ -150,39 +154,48 @@ class Cluster(Observer):
                         following = IDLE if request is None else request.arrival_s
                     else:
                         break
-                    touched[instance.number] = instance
+                    if touched is None:
+                        touched = instance
+                    elif instance is not touched:
+                        if others is None:
+                            others = {}
+                        others[instance.number] = instance
                     at_once += 1
                     if at_once > _MOST_AT_ONCE and not instance.outstanding:
                         why = next(iter(self._collector.reasons), "")
                         raise Stuck(f"{at_once} requests came at {now:.3f} s, each after a refusal: {why}")
-                for instance in touched.values():
-                    instance.start(now)
-                    if alone is None and instance.wake != IDLE:
-                        heappush(heap, (instance.wake, instance.number))
-            elif alone is not None:
-                alone.fire()
+                if touched is not None:
+                    touched.start(now)
+                    if others is None:
+                        alarms.changed(touched)
+                    else:
+                        for one in others.values():
+                            one.start(now)
+                        alarms.mend()
             else:
-                instance = instances[heappop(heap)[1]]
                 instance.fire()
-                if instance.wake != IDLE:
-                    heappush(heap, (instance.wake, instance.number))
+                alarms.changed(instance)
         if self._live:
             left = sum(instance.outstanding for instance in instances)
             raise Stuck(
                 f"{left} requests are left at {self._collector.last_s:.3f} s and no replica runs them: "
-                f"{instances[0].replica.statistics()}"
+                f"{instances[0].lanes()[0].replica.statistics()}"
             )
         return "done"
 
     def settle(self) -> None:
         """After a run that was cut off: note what the unfinished requests have made so far."""
-        for instance in self.instances:
+        for instance in self.lanes():
             for row in instance.unfinished():
                 self._collector.output_tokens[row.index] = row.made(instance.twin.clock)
 
+    def lanes(self) -> list[Instance]:
+        """All schedulers, in order of their numbers."""
+        return [lane for one in self.instances for lane in one.lanes()]
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _submit(self, timed: TimedRequest, now: float) -> Instance:
+    def _submit(self, timed: TimedRequest, now: float) -> Driven:
         """Route one request. Returns where it went, refused or not: either way its stretch may have been cut short."""
         index = timed.index
         output = max_tokens = timed.output_tokens
@@ -198,7 +211,7 @@ class Cluster(Observer):
         )
         instances = self.instances
         instance = instances[0] if len(instances) == 1 else instances[self._router.choose(request, self._targets)]
-        self._collector.arrived(index, now, prompt_tokens, output, instance.number)
+        self._collector.arrived(index, now, prompt_tokens, output, instance.lane(request))
         self._live[index] = timed
         if 0 < timed.cancel_tokens < output:
             output = timed.cancel_tokens

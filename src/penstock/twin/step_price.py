@@ -42,6 +42,31 @@ class Power(Protocol):
         """While it does `work` in `seconds`, idle power included."""
 
 
+class Line:
+    """Seconds as a straight line over contexts from `start` up to `stop`."""
+
+    __slots__ = ("base", "slope", "start", "stop")
+
+    def __init__(self, start: float, stop: float, base: float, slope: float) -> None:
+        self.start, self.stop = start, stop
+        self.base = base
+        """At `start`."""
+        self.slope = slope
+
+
+class Lines:
+    """What is known of one batch size, ascending, and where each line starts."""
+
+    __slots__ = ("lines", "starts")
+
+    def __init__(self) -> None:
+        self.starts: list[float] = []
+        self.lines: list[Line] = []
+
+
+_NO_LINE: Final = Line(0.0, 0.0, 0.0, 0.0)
+
+
 class StepPrice(Pricing):
     """Prices steps of one replica.
 
@@ -74,11 +99,11 @@ class StepPrice(Pricing):
         self._joint: dict[int, float] = {}
         """With attention groups: what they do together, by tokens of the step."""
         self._head: dict[int, float] = {}
-        self._lines: dict[tuple[int, int], list[tuple[float, float, float, float]]] = {}
-        self._lines_now: dict[int, tuple[float, float, float, float]] = {}
+        self._lines: dict[tuple[int, int], Lines] = {}
+        self._lines_now: dict[int, Line] = {}
         """By decoding sequences: the line used last, contexts all alike."""
         self._chunks: dict[tuple[int, int], float] = {}
-        self._mixed: dict[tuple[int, int, float], tuple[float, float, float, float]] = {}
+        self._mixed: dict[tuple[int, int, float], Line] = {}
         """By decoding sequences, size of the chunk and start of the context's line: what decode attention takes more
         in one call with such a chunk."""
 
@@ -100,9 +125,9 @@ class StepPrice(Pricing):
             bucket = self._bucket(decoding, context, load.decode_context_squares) if self._uses_spread else 0
             context += decoding
             line = self._lines_now.get(decoding)
-            if line is None or bucket or not line[0] <= context < line[1]:
+            if line is None or bucket or not line.start <= context < line.stop:
                 line = self.line(decoding, context, bucket)
-            attention += line[2] + line[3] * (context - line[0])
+            attention += line.base + line.slope * (context - line.start)
             if most and self._beside is not None:
                 attention += self._more_beside(decoding, context, most)
         device = self.base(decoding, prompt, load.sampled, most) + attention
@@ -127,7 +152,7 @@ class StepPrice(Pricing):
                 context = groups * (load.decode_context + load.decoding)
                 bucket = self._bucket(load.decoding, load.decode_context, load.decode_context_squares)
                 line = self.line(decoding, context, bucket)
-                own += line[2] + line[3] * (context - line[0])
+                own += line.base + line.slope * (context - line.start)
                 if prompt and self._beside is not None:
                     own += self._more_beside(decoding, context, prompt)
             attention = max(attention, own)
@@ -148,7 +173,8 @@ class StepPrice(Pricing):
         `until`. The same seconds as `seconds`, addition for addition."""
         fixed = self.base(decoding, 0, decoding)
         ends: list[float] = []
-        start, stop, base, slope = self._lines_now.get(decoding, (0.0, 0.0, 0.0, 0.0))
+        line = self._lines_now.get(decoding, _NO_LINE)
+        start, stop, base, slope = line.start, line.stop, line.base, line.slope
         bucket = 0
         for _ in range(most):
             if self._uses_spread:
@@ -157,7 +183,8 @@ class StepPrice(Pricing):
                 stop = 0.0
             context += decoding
             if not start <= context < stop:
-                start, stop, base, slope = self.line(decoding, context, bucket)
+                line = self.line(decoding, context, bucket)
+                start, stop, base, slope = line.start, line.stop, line.base, line.slope
             now += self.with_host(fixed + (base + slope * (context - start)), decoding, 0)
             ends.append(now)
             if now >= until:
@@ -191,24 +218,27 @@ class StepPrice(Pricing):
             head = self._head[sampled] = self._sum(self.graph.head(self._micro(sampled)))
         return rows + head
 
-    def line(self, decoding: int, context: int, bucket: int = 0) -> tuple[float, float, float, float]:
-        """Decode attention near `context` (this step's tokens included) as (from, to, seconds at from, slope)."""
+    def line(self, decoding: int, context: int, bucket: int = 0) -> Line:
+        """Seconds of decode attention near `context` (this step's tokens included)."""
         lines = self._lines.get((decoding, bucket))
         if lines is None:
-            lines = self._lines[decoding, bucket] = []
-        at = bisect.bisect_right(lines, (context, float("inf")))
-        if at and lines[at - 1][0] <= context < lines[at - 1][1]:
-            if not bucket:
-                self._lines_now[decoding] = lines[at - 1]
-            return lines[at - 1]
+            lines = self._lines[decoding, bucket] = Lines()
+        at = bisect.bisect_right(lines.starts, context)
+        if at:
+            line = lines.lines[at - 1]
+            if context < line.stop:
+                if not bucket:
+                    self._lines_now[decoding] = line
+                return line
         low, high = _around(context / decoding)
         first, last = decoding * low, decoding * high
         spread = bucket * SPREAD_GRAIN
         below, above = (self._decode(decoding, round(end), spread) for end in (first, last))
-        line = (first, last, below, (above - below) / (last - first))
         if context < first:  # a context below one token per sequence: priced as one token
-            return (0.0, first, below, 0.0)
-        bisect.insort(lines, line)
+            return Line(0.0, first, below, 0.0)
+        line = Line(first, last, below, (above - below) / (last - first))
+        lines.starts.insert(at, first)
+        lines.lines.insert(at, line)
         if not bucket:
             self._lines_now[decoding] = line
         return line
@@ -284,8 +314,8 @@ class StepPrice(Pricing):
         if line is None:
             first, last = decoding * low, decoding * high
             below, above = (self._more(decoding, round(end), round(2.0 ** (size / 2))) for end in (first, last))
-            line = self._mixed[decoding, size, low] = (first, last, below, (above - below) / (last - first))
-        return line[2] + line[3] * (context - line[0])
+            line = self._mixed[decoding, size, low] = Line(first, last, below, (above - below) / (last - first))
+        return line.base + line.slope * (context - line.start)
 
     def _more(self, decoding: int, context: int, chunk: int) -> float:
         chunk = self._micro(chunk)

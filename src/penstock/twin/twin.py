@@ -8,10 +8,10 @@ the step in which an engine would have sampled the end token, and control finds 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heappop, heappush
-from typing import Final
+from typing import Final, cast
 
 from penstock.compiled.attributes import mypyc_attr
+from penstock.control.calendar import NEVER, Calendar, Dated
 from penstock.control.request import Request
 from penstock.control.step import Finish, Step, StepResult, Swap, TokenLogprobs
 from penstock.errors import ProtocolError
@@ -22,7 +22,6 @@ _NO_TOKENS: Final[dict[str, int]] = {}
 _NO_LOGPROBS: Final[dict[str, TokenLogprobs]] = {}
 _NO_FAILURES: Final[dict[str, str]] = {}
 _NO_ENDS: Final[dict[str, Finish]] = {}
-NEVER: Final = 1 << 60
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -46,12 +45,14 @@ def blocks_of(swaps: list[Swap]) -> int:
     return sum([len(swap.device) for swap in swaps]) if swaps else 0
 
 
-class Row:
-    """One request as the twin knows it. Counts stand still while it decodes; the clock moves instead."""
+class Row(Dated):
+    """One request as the twin knows it. Counts stand still while it decodes; the clock moves instead.
+
+    `due` is the tick of the decode clock that makes its last token.
+    """
 
     __slots__ = (
         "decoding",
-        "due",
         "id",
         "index",
         "join_clock",
@@ -65,6 +66,7 @@ class Row:
     )
 
     def __init__(self, request: Request, output_tokens: int, index: int, output: Sequence[int]) -> None:
+        super().__init__()
         self.id = request.id
         self.index = index
         """The caller's own number for it."""
@@ -81,8 +83,6 @@ class Row:
         """Ids of its output, for the prefix cache; empty: it leaves nothing there."""
         self.decoding = False
         self.join_clock = 0
-        self.due = -1
-        """Tick of the decode clock that makes its last token; -1: it is not in the decode set."""
 
     def made(self, clock: int) -> int:
         """Output tokens so far, at this tick of the decode clock."""
@@ -109,9 +109,7 @@ class Twin:
         self.clock = 0
         """Ticks of the decode set."""
         self._rows: dict[str, Row] = {}
-        self._due: dict[int, list[Row]] = {}
-        self._ticks: list[int] = []
-        """Heap of the keys of `due`."""
+        self._due = Calendar()
         self._keep_squares = squares
         self.decoding = 0
         self.context = 0
@@ -210,25 +208,12 @@ class Twin:
             self.squares += times * (2 * self.context + times * count)
         self.clock += times
         self.context += times * count
-        due = self._due.get(self.clock)
-        if due is None:
-            return None
-        del self._due[self.clock]
-        return [row for row in due if row.due == self.clock]
+        return cast("list[Row] | None", self._due.take(self.clock))
 
     def quiet(self) -> int:
         """Ticks up to the one at which somebody makes a last token; large when nobody decodes."""
-        ticks = self._ticks
-        while ticks:
-            first = ticks[0]
-            rows = self._due.get(first)
-            if rows is not None:
-                for row in rows:
-                    if row.due == first:
-                        return first - self.clock
-                del self._due[first]
-            heappop(ticks)
-        return NEVER
+        first = self._due.first()
+        return first - self.clock if first < NEVER else NEVER
 
     def ends(self, now: float, most: int, until: float) -> list[float]:
         """When the next plain decode steps would end, the first of them beginning at `now`: at most `most`, and no
@@ -256,18 +241,13 @@ class Twin:
         if self._keep_squares:
             self.squares += row.kv * row.kv
         if row.left > 0:
-            row.due = due = self.clock + row.left
-            found = self._due.get(due)
-            if found is None:
-                self._due[due] = [row]
-                heappush(self._ticks, due)
-            else:
-                found.append(row)
+            self._due.enter(row, self.clock + row.left)
 
     def _leave(self, row: Row) -> None:
         ticks = self.clock - row.join_clock
         row.decoding = False
-        row.due = -1
+        if row.due >= 0:
+            self._due.leave(row)
         row.kv += ticks
         row.outputs += ticks
         row.left -= ticks

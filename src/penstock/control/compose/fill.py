@@ -56,6 +56,9 @@ class Compose:
     """True: it must be asked before every step, since its shapes follow from more than the counts of a `View`, or since
     it does work for each sequence. Planning then costs what it does, and no stretch of steps is coasted through."""
 
+    fixed: tuple[Fill, ...] | None = None
+    """The shapes of a rule that looks at no `View`: saves asking it."""
+
     def fills(self, view: View) -> tuple[Fill, ...]:
         """Shapes to try, best first."""
         raise NotImplementedError

@@ -11,7 +11,7 @@ class StallFree(Compose):
     def __init__(self, token_budget: int) -> None:
         """`token_budget`: tokens per step, decodes included (the paper's tau: 512 for strict, 2,048 for relaxed
         SLOs)."""
-        self._fills = (Fill(decode=True, budget=token_budget),)
+        self._fills = self.fixed = (Fill(decode=True, budget=token_budget),)
 
     def fills(self, view: View) -> tuple[Fill, ...]:
         return self._fills

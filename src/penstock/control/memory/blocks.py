@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Final
+from typing import Any, Final, cast
 
 from penstock.control.record import Record
 from penstock.control.sequence import Sequence, Tokens
@@ -74,6 +74,7 @@ class Memory:
 
 
 _NUMBERS: Final[list[int]] = []
+_FEW: Final = 8
 
 
 def block_numbers(count: int) -> list[int]:
@@ -82,6 +83,23 @@ def block_numbers(count: int) -> list[int]:
     if len(_NUMBERS) < count:
         _NUMBERS.extend(range(len(_NUMBERS), count))
     return _NUMBERS[:count]
+
+
+def top(stack: list[int], count: int) -> list[int]:
+    """Take the last `count` of `stack`, in their order; there must be as many."""
+    if count > _FEW:
+        taken = stack[-count:]
+        del stack[-count:]
+        return taken
+    # Compiled, a number of a list[int] would be taken out and made anew: `block_numbers` says why that must not be.
+    numbers = cast("list[Any]", stack)
+    if count == 1:
+        return [numbers.pop()]
+    few: list[Any] = []
+    for _ in range(count):
+        few.append(numbers.pop())
+    few.reverse()
+    return few
 
 
 def blocks_for(tokens: int, block_tokens: int) -> int:

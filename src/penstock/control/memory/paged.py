@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from penstock.control.memory.blocks import Memory, Occupancy, block_numbers, blocks_for, expect
+from penstock.control.memory.blocks import Memory, Occupancy, block_numbers, blocks_for, expect, top
 from penstock.control.sequence import Sequence, Tokens
 
 
@@ -29,11 +29,7 @@ class Paged(Memory):
         return 0
 
     def take(self, count: int) -> list[int]:
-        if count == 0:
-            return []
-        taken = self._free[-count:]
-        del self._free[-count:]
-        return taken
+        return top(self._free, count)
 
     def publish(self, sequence: Sequence, computed: int) -> None:
         """Nothing is shared."""

@@ -19,7 +19,7 @@ from struct import Struct
 from struct import error as StructError
 from typing import Final
 
-from penstock.control.memory.blocks import Memory, Occupancy, block_numbers, blocks_for, expect
+from penstock.control.memory.blocks import Memory, Occupancy, block_numbers, blocks_for, expect, top
 from penstock.control.memory.idle_leaves import IdleLeaves
 from penstock.control.memory.prefix_node import BlockKey, Border, Node
 from penstock.control.sequence import Sequence, Tokens
@@ -81,11 +81,7 @@ class PrefixTree(Memory):
         free = self._free
         while len(free) < count:
             self._trim(count - len(free))
-        if count == 0:
-            return []
-        taken = free[-count:]
-        del free[-count:]
-        return taken
+        return top(free, count)
 
     def publish(self, sequence: Sequence, computed: int) -> None:
         self._extend(sequence, sequence.prompt, min(computed, sequence.prompt_tokens))
@@ -124,7 +120,7 @@ class PrefixTree(Memory):
     def _key(self, tokens: Tokens, at: int = 0) -> BlockKey:
         """Of the block at `at`, which lies in `tokens` as a whole."""
         if isinstance(tokens, range) and tokens.step == 1:
-            return tokens[at]
+            return tokens.start + at
         block = tokens[at : at + self.block_tokens]
         first = block[0]
         if block[-1] - first == self.block_tokens - 1 and tuple(block) == tuple(range(first, block[-1] + 1)):
@@ -233,12 +229,12 @@ class PrefixTree(Memory):
         """
         size = self.block_tokens
         if node.parent is not None and node.users == 1 and not node.children:
-            node.tokens = tokens[(at - len(node.blocks)) * size : full * size]
+            node.tokens = _cut(tokens, (at - len(node.blocks)) * size, full * size)
             node.blocks += blocks
             return node
         if key is None:
             key = self._key(tokens, at * size)
-        leaf = Node(node, key, tokens[at * size : full * size], blocks, node.border)
+        leaf = Node(node, key, _cut(tokens, at * size, full * size), blocks, node.border)
         leaf.users = 1
         node.children[leaf.key] = leaf
         self._count += 1
@@ -340,6 +336,11 @@ class PrefixTree(Memory):
 def _equal(a: Tokens, b: Tokens) -> bool:
     """A range and a tuple of the same ids are the same prompt."""
     return a == b if type(a) is type(b) else tuple(a) == tuple(b)
+
+
+def _cut(tokens: Tokens, start: int, end: int) -> Tokens:
+    """tokens[start:end], and no copy where that is all of them."""
+    return tokens if not start and end == len(tokens) else tokens[start:end]
 
 
 def _path(node: Node | None) -> list[Node]:

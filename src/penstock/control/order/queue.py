@@ -68,7 +68,8 @@ class KeyedOrder(Order):
 
     def push(self, sequence: Sequence, clock: int) -> None:
         self._waiting[sequence.number] = sequence
-        heappush(self._heap, (*self.key(sequence), sequence))
+        key, number = self.key(sequence)
+        heappush(self._heap, (key, number, sequence))
 
     def peek(self, clock: int) -> Sequence | None:
         while self._heap:
