@@ -14,14 +14,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.engine.ops import build, native
 from penstock.engine.ops import kernels as interface
-from penstock.engine.ops import native
 from penstock.engine.ops.kernels import Heads, QkNorm, Segments, kernels_for
 from penstock.engine.ops.portable import PortableKernels
 
 NATIVE = native.load_native()
 PORTABLE = PortableKernels()
 both = pytest.mark.parametrize("kernels", [NATIVE, PORTABLE], ids=lambda kernels: kernels.name)
+
+
+def forget() -> None:
+    """Make the next load find or build the library anew."""
+    native.load_native.cache_clear()
+    build.load_library.cache_clear()
 
 
 @st.composite
@@ -234,8 +240,8 @@ def test_native_kernels_share_torchs_openmp_runtime():
 
 
 def test_without_a_compiler_the_portable_kernels_serve_and_say_so_once(monkeypatch, caplog):
-    native.load_native.cache_clear()
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    forget()
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
     monkeypatch.setattr(interface, "_warned", False)
     try:
         with caplog.at_level(logging.WARNING):
@@ -244,36 +250,36 @@ def test_without_a_compiler_the_portable_kernels_serve_and_say_so_once(monkeypat
         assert len(caplog.records) == 1
         assert "install gcc or clang" in caplog.text
     finally:
-        native.load_native.cache_clear()
+        forget()
 
 
 def test_compiled_code_is_kept_private_and_found_again(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.load_native.cache_clear()
+    forget()
     try:
         native.load_native()
         (library,) = (tmp_path / "penstock" / "kernels").iterdir()
         assert library.parent.stat().st_mode & 0o777 == 0o700
         written = library.stat().st_mtime_ns
-        native.load_native.cache_clear()
+        forget()
         native.load_native()
         assert library.stat().st_mtime_ns == written
         # A directory others can write to is not trusted: the kernels are built elsewhere.
         built = tmp_path / library.name
         library.rename(built)
         library.parent.chmod(0o777)
-        monkeypatch.setattr(native, "_compile", lambda *arguments: shutil.copy(built, arguments[-1]))
-        native.load_native.cache_clear()
+        monkeypatch.setattr(build, "_compile", lambda *arguments: shutil.copy(built, arguments[-1]))
+        forget()
         native.load_native()
         assert os.listdir(library.parent) == []
     finally:
-        native.load_native.cache_clear()
+        forget()
 
 
 @pytest.mark.parametrize("left", [0.0, 0.5])
 def test_a_damaged_library_is_compiled_again_rather_than_loaded(left, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.load_native.cache_clear()
+    forget()
     try:
         native.load_native()
         (library,) = (tmp_path / "penstock" / "kernels").iterdir()
@@ -288,7 +294,7 @@ def test_a_damaged_library_is_compiled_again_rather_than_loaded(left, monkeypatc
         (again,) = library.parent.iterdir()
         assert again.stat().st_size == len(whole)
     finally:
-        native.load_native.cache_clear()
+        forget()
 
 
 def test_where_nothing_can_be_kept_nothing_is_left_behind_by_a_process_that_exits_at_once(tmp_path):

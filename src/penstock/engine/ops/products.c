@@ -1,0 +1,217 @@
+/* Products with packed weights in float32 or bfloat16, and with int8 weights and float activations.
+ *
+ * Narrow weights are widened a piece of a panel at a time, which then serves all rows from the cache. Activations and
+ * sums are float; a result is rounded once, to the activations' type.
+ */
+#include "products.h"
+
+#if defined(__AVX512F__)
+#define TILE 14 /* two vectors of sums for each row, two of weights, one activation: 31 of 32 registers */
+#elif defined(__AVX__)
+#define TILE 3
+#else
+#define TILE 4
+#endif
+#define DEPTH 768 /* k at a time: a piece of a panel (96 KiB in float) and of the rows fit the second cache */
+#define BLOCK_ROWS (12 * TILE)
+
+enum { FLOAT32, BFLOAT16, INT8 };
+
+/* x [mr, depth] times a piece of a panel [depth, 32]: added to `sums` [mr, 32] if `more`, else in their place. From
+ * `ahead`, `step` bytes for every four k are fetched for the piece after this one. */
+INLINE void tile(const float *x, long stride, const float *w, long depth, float *sums, int more, const char *ahead,
+                 long step, const int mr) {
+    vec left[TILE], right[TILE];
+    #pragma GCC unroll 16
+    for (int r = 0; r < mr; r++) {
+        left[r] = more ? load_vec(sums + r * PANEL) : (vec){0};
+        right[r] = more ? load_vec(sums + r * PANEL + LANES) : (vec){0};
+    }
+    /* Three rows to a pointer: x86 adds one or two strides for nothing. */
+    const float *three[5] = {x, x + 3 * stride, x + 6 * stride, x + 9 * stride, x + 12 * stride};
+    #define STEP(k)                                                                              \
+        {                                                                                        \
+            vec a = load_vec(w + (k) * PANEL), b = load_vec(w + (k) * PANEL + LANES);            \
+            _Pragma("GCC unroll 16") for (int r = 0; r < mr; r++) {                              \
+                float y = three[r / 3][r % 3 * stride + (k)];                                    \
+                left[r] += y * a;                                                                \
+                right[r] += y * b;                                                               \
+            }                                                                                    \
+        }
+    long k = 0;
+    for (; k + 4 <= depth; k += 4) {
+        for (long i = 0; i < step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+        ahead += step;
+        STEP(0) STEP(1) STEP(2) STEP(3)
+        w += 4 * PANEL;
+        #pragma GCC unroll 5
+        for (int g = 0; g < (mr + 2) / 3; g++) three[g] += 4;
+    }
+    for (; k < depth; k++) {
+        STEP(0)
+        w += PANEL;
+        #pragma GCC unroll 5
+        for (int g = 0; g < (mr + 2) / 3; g++) three[g]++;
+    }
+    #pragma GCC unroll 16
+    for (int r = 0; r < mr; r++) {
+        store_vec(sums + r * PANEL, left[r]);
+        store_vec(sums + r * PANEL + LANES, right[r]);
+    }
+}
+
+typedef void tile_of(const float *, long, const float *, long, float *, int, const char *, long);
+#define TILE_OF(mr)                                                                                                \
+    static __attribute__((noinline)) void tile_##mr(const float *x, long stride, const float *w, long depth,       \
+                                                    float *sums, int more, const char *ahead, long step) {         \
+        tile(x, stride, w, depth, sums, more, ahead, step, mr);                                                    \
+    }
+TILE_OF(1) TILE_OF(2) TILE_OF(3)
+#if TILE > 3
+TILE_OF(4)
+#endif
+#if TILE > 4
+TILE_OF(5) TILE_OF(6) TILE_OF(7) TILE_OF(8) TILE_OF(9) TILE_OF(10) TILE_OF(11) TILE_OF(12) TILE_OF(13) TILE_OF(14)
+#endif
+static tile_of *const TILES[TILE + 1] = {
+    NULL, tile_1, tile_2, tile_3,
+#if TILE > 3
+    tile_4,
+#endif
+#if TILE > 4
+    tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
+#endif
+};
+
+/* Weight [O, I] to panels of the same type. Two bfloat16 share a 32-bit word: output i below, output 16 + i above. */
+void penstock_pack(const void *weight, void *packed, long outputs, long inputs, long half, long threads) {
+    long panels = divide_up(outputs, PANEL), bytes = half ? 2 : 4;
+    ask_for_large_pages(packed, panels * PANEL * inputs * bytes);
+    #pragma omp parallel for num_threads((int)threads) if (threads > 1)
+    for (long p = 0; p < panels; p++) {
+        long n = least(PANEL, outputs - p * PANEL);
+        char *to = (char *)packed + p * PANEL * inputs * bytes;
+        if (n < PANEL) memset(to, 0, PANEL * inputs * bytes);
+        for (long k = 0; k < inputs; k++)
+            for (long i = 0; i < n; i++) {
+                long from = (p * PANEL + i) * inputs + k;
+                if (half) ((uint16_t *)to)[k * PANEL + i % LANES * 2 + i / LANES] = ((const uint16_t *)weight)[from];
+                else ((float *)to)[k * PANEL + i] = ((const float *)weight)[from];
+            }
+    }
+}
+
+/* `depth` k of a panel, from the k-th, as floats. */
+INLINE void widen_bfloat16(float *to, const uint16_t *panel, long k, long depth) {
+    for (long i = 0; i < depth; i++) {
+        words both = load_words(panel + (k + i) * PANEL);
+        store_vec(to + i * PANEL, as_floats(both << 16));
+        store_vec(to + i * PANEL + LANES, as_floats(both & 0xffff0000u));
+    }
+}
+
+/* The same of int8 panels (products_int.c), where the bytes of four k make a word; k is a multiple of four. Values
+ * are whole numbers: the scale of each output comes last. */
+INLINE void widen_int8(float *to, const int8_t *panel, long k, long depth) {
+    for (long i = 0; i < depth; i++)
+        for (int side = 0; side < 2; side++) {
+            words four = load_words(panel + ((k + i) / 4 * PANEL + side * LANES) * 4);
+            ints whole = (ints)(four << (24 - 8 * ((k + i) & 3))) >> 24;
+            store_vec(to + i * PANEL + side * LANES, __builtin_convertvector(whole, vec));
+        }
+}
+
+typedef struct {
+    const float *x; /* [rows, inputs], `stride` elements apart */
+    const char *packed;
+    const float *scales; /* of INT8: [outputs] */
+    const void *bias;
+    void *out;
+    float *partial; /* [panels, rows of a block, 32]: sums between pieces of k, where there are several */
+    long stride, rows, inputs, outputs, depth, panel_bytes;
+    int kind, half;
+} Product;
+
+/* All rows of a block against one piece of a panel. */
+INLINE void block(const Product *p, long panel, long row, long count, long k, float *own, float *wide) {
+    long depth = least(p->depth, p->inputs - k), tiles = divide_up(count, TILE), last = k + depth == p->inputs;
+    const char *at = p->packed + panel * p->panel_bytes;
+    const float *w = (const float *)at + k * PANEL;
+    /* What comes next lies right behind, or, where k is cut, as far on as a panel is long. */
+    const char *ahead = depth == p->inputs ? at + p->panel_bytes : (const char *)w + p->panel_bytes;
+    long step = 4 * PANEL * 4 / tiles;
+    if (p->kind == BFLOAT16) widen_bfloat16(wide, (const uint16_t *)at, k, depth);
+    if (p->kind == INT8) widen_int8(wide, (const int8_t *)at, k, depth);
+    if (p->kind != FLOAT32) w = wide, step = 0;
+    for (long t = 0; t < tiles; t++) {
+        long from = part_start(count, tiles, t), mr = part_start(count, tiles, t + 1) - from;
+        float *sums = p->partial ? p->partial + (panel * count + from) * PANEL : own;
+        TILES[mr](p->x + (row + from) * p->stride + k, p->stride, w, depth, sums, k > 0, ahead + t * (depth / 4) * step,
+                  step);
+        if (!last) continue;
+        long o = panel * PANEL, n = least(PANEL, p->outputs - o);
+        if (p->kind == INT8)
+            for (long r = 0; r < mr; r++)
+                for (long i = 0; i < n; i++) sums[r * PANEL + i] *= p->scales[o + i];
+        if (p->half) finish(p->out, row + from, p->outputs, o, n, sums, mr, p->bias, 1);
+        else finish(p->out, row + from, p->outputs, o, n, sums, mr, p->bias, 0);
+    }
+}
+
+/* x [rows, inputs] times a packed weight of `kind`, plus bias, which has x's type as `out` has. Returns 0, or 1 when
+ * memory ran out. */
+int penstock_product(const void *x, const void *packed, const float *scales, const void *bias, void *out, long rows,
+                     long inputs, long outputs, long kind, long half, long threads) {
+    long panels = divide_up(outputs, PANEL), blocks = divide_up(rows, BLOCK_ROWS);
+    Product p = {x, packed, scales, bias, out, NULL, inputs, rows, inputs, outputs, inputs, 0, (int)kind, (int)half};
+    p.panel_bytes = PANEL * (kind == FLOAT32 ? inputs * 4 : kind == BFLOAT16 ? inputs * 2 : round_up(inputs, 4));
+    if (kind != FLOAT32) p.depth = least(inputs, DEPTH / 4); /* what was widened stays in the first cache */
+    else if (rows > TILE) p.depth = round_up(divide_up(inputs, divide_up(inputs, DEPTH)), 4);
+    long wanted = apart(inputs * 4) / 4;
+    float *copy = NULL;
+    if (half || (wanted != inputs && rows > 4)) {
+        copy = cache_lines(rows * wanted * 4);
+        if (!copy) return 1;
+        p.x = copy;
+        p.stride = wanted;
+    }
+    /* A panel's pieces follow each other where one block is all there is: then its sums wait in `own`. */
+    int panel_first = rows <= TILE;
+    if (p.depth < inputs && !panel_first) {
+        p.partial = cache_lines(panels * PANEL * divide_up(rows, blocks) * 4);
+        if (!p.partial) return free(copy), 1;
+    }
+    if (inputs * outputs < WORTH_A_TEAM) threads = 1;
+    int chunk = share(panels, threads), failed = 0;
+    #pragma omp parallel num_threads((int)threads) reduction(| : failed) if (threads > 1)
+    {
+        float own[TILE * PANEL] __attribute__((aligned(64)));
+        float *wide = kind == FLOAT32 ? NULL : cache_lines(p.depth * PANEL * 4);
+        failed |= kind != FLOAT32 && !wide;
+        if (copy) {
+            #pragma omp for schedule(static)
+            for (long r = 0; r < rows; r++) {
+                float *to = copy + r * p.stride;
+                if (half) for (long i = 0; i < inputs; i++) to[i] = load(x, r * inputs + i, 1);
+                else memcpy(to, (const float *)x + r * inputs, sizeof(float) * inputs);
+            }
+        }
+        if (panel_first) {
+            #pragma omp for schedule(dynamic, chunk)
+            for (long panel = 0; panel < panels; panel++)
+                for (long k = 0; k < inputs && !failed; k += p.depth) block(&p, panel, 0, rows, k, own, wide);
+        } else
+            for (long b = 0; b < blocks; b++) {
+                long row = part_start(rows, blocks, b), count = part_start(rows, blocks, b + 1) - row;
+                for (long k = 0; k < inputs; k += p.depth) {
+                    #pragma omp for schedule(dynamic, chunk)
+                    for (long panel = 0; panel < panels; panel++)
+                        if (!failed) block(&p, panel, row, count, k, own, wide);
+                }
+            }
+        free(wide);
+    }
+    free(p.partial);
+    free(copy);
+    return failed;
+}

@@ -1,0 +1,385 @@
+/* Products in whole numbers: int8 weights with int8 activations, and int4 weights with int8 activations in groups.
+ *
+ * int8: w = scale of the output * q, x = scale of the row * q, both from the largest magnitude. Four k make a 32-bit
+ * word, [k / 4][32 outputs][4]. The CPU multiplies unsigned by signed bytes, so 128 is added to an activation and
+ * 128 times the sum of the output's weights taken off the result.
+ * int4: groups of 32 k have a scale for each output (bfloat16) and for each row; w = scale * (q - 8), q from 0 to 15.
+ * A group is four vectors for each 16 outputs, step j of four k in the low and step 4 + j in the high halves of its
+ * bytes, then the scales of all 32 outputs, output i below and 16 + i above in a word.
+ * Sums of whole numbers are exact, and those of groups are added in their order: rows do not depend on each other.
+ * Sources: LLM.int8(), Dettmers et al., NeurIPS 2022, for scales by output and row; groups of 32 as in GGML's q4_0.
+ */
+#include "products.h"
+
+#include <math.h>
+#ifdef __AVX512VNNI__
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define TILE 14
+#define TILE4 8 /* eight vectors of unpacked weights share the registers */
+#else
+#define TILE 2
+#define TILE4 1
+#endif
+#define GROUP 32
+#define GROUP_BYTES (PANEL * GROUP / 2 + PANEL * 2)
+
+/* sums += the four products of each word's bytes: `a` unsigned, `b` signed. */
+INLINE ints dot(ints sums, words a, words b) {
+#ifdef __AVX512VNNI__
+    return (ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#else
+    for (int j = 0; j < 4; j++) sums += (ints)(a >> (8 * j) & 255) * ((ints)(b << (24 - 8 * j)) >> 24);
+    return sums;
+#endif
+}
+
+INLINE words every(const void *word) { uint32_t w; memcpy(&w, word, 4); return w - (words){0}; }
+
+/* Largest magnitude. By bit patterns, which order like magnitudes and put a NaN above all. */
+INLINE float magnitude(const float *x, long n) {
+    uint32_t high = 0;
+    #pragma omp simd reduction(max : high)
+    for (long i = 0; i < n; i++) {
+        uint32_t u;
+        memcpy(&u, x + i, 4);
+        u &= 0x7fffffff;
+        high = u > high ? u : high;
+    }
+    float f;
+    memcpy(&f, &high, 4);
+    return f;
+}
+
+/* To the nearest whole number from -127 to 127, ties to even; what is no number becomes any. */
+INLINE int32_t whole(float x) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number in the low bits */
+    x = x < -127.0f ? -127.0f : x;
+    x = x > 127.0f ? 127.0f : x;
+    x += magic;
+    int32_t i;
+    memcpy(&i, &x, 4);
+    return i - 0x4b400000;
+}
+
+/* n values to bytes plus `offset`; returns their scale. */
+INLINE float quantize(const float *x, long n, uint8_t *to, int offset) {
+    float high = magnitude(x, n), inverse = high > 0 ? 127.0f / high : 0.0f;
+    #pragma omp simd
+    for (long i = 0; i < n; i++) to[i] = (uint8_t)(whole(x[i] * inverse) + offset);
+    return high / 127.0f;
+}
+
+/* ---- int8 ---- */
+
+/* Weight [O, I] to panels, with scales [O] and 128 times the sums [O]. Returns 0, or 1 when memory ran out. */
+int penstock_pack_int8(const void *weight, void *packed, float *scales, int32_t *sums, long outputs, long inputs,
+                       long half, long threads) {
+    long panels = divide_up(outputs, PANEL), deep = divide_up(inputs, 4);
+    int failed = 0;
+    ask_for_large_pages(packed, panels * PANEL * deep * 4);
+    #pragma omp parallel num_threads((int)threads) reduction(| : failed) if (threads > 1)
+    {
+        float *row = cache_lines(inputs * 4);
+        uint8_t *bytes = cache_lines(deep * 4);
+        failed |= !row || !bytes;
+        #pragma omp for schedule(static)
+        for (long p = 0; p < panels; p++) {
+            uint32_t *to = (uint32_t *)packed + p * PANEL * deep;
+            long n = least(PANEL, outputs - p * PANEL);
+            if (n < PANEL) memset(to, 0, PANEL * deep * 4);
+            for (long i = 0; i < n && !failed; i++) {
+                long output = p * PANEL + i;
+                const float *from = (const float *)weight + output * inputs;
+                if (half) {
+                    for (long k = 0; k < inputs; k++) row[k] = load(weight, output * inputs + k, 1);
+                    from = row;
+                }
+                memset(bytes + deep * 4 - 4, 0, 4);
+                scales[output] = quantize(from, inputs, bytes, 0);
+                int32_t sum = 0;
+                for (long k = 0; k < inputs; k++) sum += (int8_t)bytes[k];
+                sums[output] = 128 * sum;
+                for (long k = 0; k < deep; k++) memcpy(to + k * PANEL + i, bytes + 4 * k, 4);
+            }
+        }
+        free(row);
+        free(bytes);
+    }
+    return failed;
+}
+
+INLINE void tile8(const uint8_t *x, long stride, const uint8_t *w, long deep, int32_t *sums, const char *ahead,
+                  long step, const int mr) {
+    ints left[TILE], right[TILE];
+    #pragma GCC unroll 16
+    for (int r = 0; r < mr; r++) left[r] = right[r] = (ints){0};
+    const uint8_t *three[5] = {x, x + 3 * stride, x + 6 * stride, x + 9 * stride, x + 12 * stride};
+    #define STEP(k)                                                                                    \
+        {                                                                                              \
+            words a = load_words(w + (k) * PANEL * 4), b = load_words(w + (k) * PANEL * 4 + LANES * 4); \
+            _Pragma("GCC unroll 16") for (int r = 0; r < mr; r++) {                                    \
+                words y = every(three[r / 3] + r % 3 * stride + 4 * (k));                              \
+                left[r] = dot(left[r], y, a);                                                          \
+                right[r] = dot(right[r], y, b);                                                        \
+            }                                                                                          \
+        }
+    long k = 0;
+    for (; k + 4 <= deep; k += 4) {
+        for (long i = 0; i < step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+        ahead += step;
+        STEP(0) STEP(1) STEP(2) STEP(3)
+        w += 4 * PANEL * 4;
+        #pragma GCC unroll 5
+        for (int g = 0; g < (mr + 2) / 3; g++) three[g] += 16;
+    }
+    for (; k < deep; k++) {
+        STEP(0)
+        w += PANEL * 4;
+        #pragma GCC unroll 5
+        for (int g = 0; g < (mr + 2) / 3; g++) three[g] += 4;
+    }
+    #undef STEP
+    #pragma GCC unroll 16
+    for (int r = 0; r < mr; r++) {
+        memcpy(sums + r * PANEL, &left[r], sizeof left[r]);
+        memcpy(sums + r * PANEL + LANES, &right[r], sizeof right[r]);
+    }
+}
+
+typedef void tile8_of(const uint8_t *, long, const uint8_t *, long, int32_t *, const char *, long);
+#define TILE8_OF(mr)                                                                                             \
+    static __attribute__((noinline)) void tile8_##mr(const uint8_t *x, long stride, const uint8_t *w, long deep, \
+                                                     int32_t *sums, const char *ahead, long step) {              \
+        tile8(x, stride, w, deep, sums, ahead, step, mr);                                                        \
+    }
+TILE8_OF(1) TILE8_OF(2)
+#if TILE > 2
+TILE8_OF(3) TILE8_OF(4) TILE8_OF(5) TILE8_OF(6) TILE8_OF(7) TILE8_OF(8) TILE8_OF(9) TILE8_OF(10) TILE8_OF(11)
+TILE8_OF(12) TILE8_OF(13) TILE8_OF(14)
+#endif
+static tile8_of *const TILES8[TILE + 1] = {
+    NULL, tile8_1, tile8_2,
+#if TILE > 2
+    tile8_3, tile8_4, tile8_5, tile8_6, tile8_7, tile8_8, tile8_9, tile8_10, tile8_11, tile8_12, tile8_13, tile8_14,
+#endif
+};
+
+/* x [rows, inputs] float times int8 panels, plus bias, to out [rows, outputs] float. Returns 0, or 1 when memory ran
+ * out. */
+int penstock_product_int8(const float *x, const uint8_t *packed, const float *scales, const int32_t *weight_sums,
+                          const float *bias, float *out, long rows, long inputs, long outputs, long threads) {
+    long panels = divide_up(outputs, PANEL), deep = divide_up(inputs, 4), stride = apart(round_up(inputs, 64));
+    uint8_t *bytes = cache_lines(rows * stride + rows * 4);
+    if (!bytes) return 1;
+    float *row_scales = (float *)(bytes + rows * stride);
+    long blocks = divide_up(rows, most(TILE, ROWS_BYTES / stride));
+    if (inputs * outputs < WORTH_A_TEAM) threads = 1;
+    int chunk = share(panels, threads), few = rows * inputs < 1 << 13;
+    if (few)
+        for (long r = 0; r < rows; r++) row_scales[r] = quantize(x + r * inputs, inputs, bytes + r * stride, 128);
+    #pragma omp parallel num_threads((int)threads) if (threads > 1)
+    {
+        int32_t sums[TILE * PANEL] __attribute__((aligned(64)));
+        float real[TILE * PANEL] __attribute__((aligned(64)));
+        if (!few) {
+            #pragma omp for schedule(static)
+            for (long r = 0; r < rows; r++) row_scales[r] = quantize(x + r * inputs, inputs, bytes + r * stride, 128);
+        }
+        for (long b = 0; b < blocks; b++) {
+            long row = part_start(rows, blocks, b), count = part_start(rows, blocks, b + 1) - row;
+            long tiles = divide_up(count, TILE), step = 4 * PANEL * 4 / tiles;
+            #pragma omp for schedule(dynamic, chunk) nowait
+            for (long panel = 0; panel < panels; panel++) {
+                const uint8_t *w = packed + panel * deep * PANEL * 4;
+                long o = panel * PANEL, n = least(PANEL, outputs - o);
+                float scale[PANEL] = {0};
+                int32_t shift[PANEL] = {0};
+                memcpy(scale, scales + o, n * 4);
+                memcpy(shift, weight_sums + o, n * 4);
+                for (long t = 0; t < tiles; t++) {
+                    long from = row + part_start(count, tiles, t), mr = row + part_start(count, tiles, t + 1) - from;
+                    const char *ahead = (const char *)w + deep * PANEL * 4 + t * (deep / 4) * step;
+                    TILES8[mr](bytes + from * stride, stride, w, deep, sums, ahead, step);
+                    for (long r = 0; r < mr; r++) {
+                        #pragma omp simd
+                        for (long i = 0; i < PANEL; i++)
+                            real[r * PANEL + i] =
+                                (float)(sums[r * PANEL + i] - shift[i]) * scale[i] * row_scales[from + r];
+                    }
+                    finish(out, from, outputs, o, n, real, mr, bias, 0);
+                }
+            }
+        }
+    }
+    free(bytes);
+    return 0;
+}
+
+/* ---- int4 ---- */
+
+/* A scale that a bfloat16 holds, and the sum of squared errors with it. */
+INLINE float error4(const float *x, long n, float scale, float *error) {
+    scale = widen(narrow(scale));
+    float inverse = scale != 0 ? 1.0f / scale : 0.0f, sum = 0;
+    #pragma omp simd reduction(+ : sum)
+    for (long i = 0; i < n; i++) {
+        const float magic = 12582912.0f;
+        float q = (x[i] * inverse + magic) - magic;
+        q = q < -8.0f ? -8.0f : q;
+        q = q > 7.0f ? 7.0f : q;
+        sum += (q * scale - x[i]) * (q * scale - x[i]);
+    }
+    *error = sum;
+    return scale;
+}
+
+/* The best of a few scales for a group: the value of the largest magnitude becomes -8, or somewhat less. */
+INLINE float scale4(const float *x) {
+    float extreme = 0, best = 0, least_error = INFINITY;
+    for (long i = 0; i < GROUP; i++)
+        if (fabsf(x[i]) > fabsf(extreme)) extreme = x[i];
+    static const float levels[] = {-8.0f, -8.5f, -7.5f, -7.0f, -6.5f, 7.0f};
+    for (unsigned long c = 0; c < sizeof levels / sizeof *levels; c++) {
+        float error, scale = error4(x, GROUP, extreme / levels[c], &error);
+        if (error < least_error) {
+            least_error = error;
+            best = scale;
+        }
+    }
+    return best;
+}
+
+/* Weight [O, I], I a multiple of 32, to panels of groups. Returns 0, or 1 when memory ran out. */
+int penstock_pack_int4(const void *weight, uint8_t *packed, long outputs, long inputs, long half, long threads) {
+    long panels = divide_up(outputs, PANEL), groups = inputs / GROUP;
+    ask_for_large_pages(packed, panels * groups * GROUP_BYTES);
+    #pragma omp parallel for num_threads((int)threads) schedule(static) if (threads > 1)
+    for (long p = 0; p < panels; p++)
+        for (long g = 0; g < groups; g++) {
+            uint8_t *to = packed + (p * groups + g) * GROUP_BYTES;
+            uint16_t *scales = (uint16_t *)(to + PANEL * GROUP / 2);
+            memset(to, 0, GROUP_BYTES);
+            for (long i = 0; i < PANEL && p * PANEL + i < outputs; i++) {
+                float x[GROUP];
+                long at = (p * PANEL + i) * inputs + g * GROUP;
+                for (long k = 0; k < GROUP; k++) x[k] = load(weight, at + k, half != 0);
+                float scale = scale4(x), inverse = scale != 0 ? 1.0f / scale : 0.0f;
+                scales[i % LANES * 2 + i / LANES] = narrow(scale);
+                uint8_t *side = to + i / LANES * LANES * GROUP / 2 + i % LANES * 4;
+                for (long k = 0; k < GROUP; k++) {
+                    int32_t q = whole(x[k] * inverse);
+                    q = (q < -8 ? -8 : q > 7 ? 7 : q) + 8;
+                    side[k / 4 % 4 * 64 + k % 4] |= (uint8_t)(k < GROUP / 2 ? q : q << 4);
+                }
+            }
+        }
+    return 0;
+}
+
+/* What a row becomes: in groups of 32 signed bytes, with -8 times their sum and their scale for each group. */
+typedef struct {
+    int8_t *bytes;   /* [rows, `stride`] */
+    int32_t *shifts; /* [rows, groups] */
+    float *scales;   /* [rows, groups] */
+    long stride, groups;
+} Rows4;
+
+INLINE void quantize_row4(const Rows4 *to, const float *x, long row) {
+    for (long g = 0; g < to->groups; g++) {
+        int8_t *bytes = to->bytes + row * to->stride + g * GROUP;
+        to->scales[row * to->groups + g] = quantize(x + g * GROUP, GROUP, (uint8_t *)bytes, 0);
+        int32_t sum = 0;
+        for (long k = 0; k < GROUP; k++) sum += bytes[k];
+        to->shifts[row * to->groups + g] = -8 * sum;
+    }
+}
+
+INLINE void tile4(const Rows4 *x, long row, const uint8_t *w, float *sums, const int mr) {
+    vec total[2][TILE4];
+    for (int r = 0; r < mr; r++) total[0][r] = total[1][r] = (vec){0};
+    for (long g = 0; g < x->groups; g++, w += GROUP_BYTES) {
+        const int8_t *bytes = x->bytes + row * x->stride + g * GROUP;
+        const float *row_scale = x->scales + row * x->groups + g;
+        const int32_t *shift = x->shifts + row * x->groups + g;
+        words both = load_words(w + PANEL * GROUP / 2);
+        __builtin_prefetch(w + 4 * GROUP_BYTES);
+        #pragma GCC unroll 2
+        for (int side = 0; side < 2; side++) {
+            words q[8];
+            #pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                words v = load_words(w + side * LANES * GROUP / 2 + j * 64);
+                q[j] = v & 0x0f0f0f0fu;
+                q[4 + j] = v >> 4 & 0x0f0f0f0fu;
+            }
+            vec scale = as_floats(side ? both & 0xffff0000u : both << 16);
+            #pragma GCC unroll 8
+            for (int r = 0; r < mr; r++) {
+                ints s = shift[r * x->groups] - (ints){0};
+                #pragma GCC unroll 8
+                for (int j = 0; j < 8; j++) s = dot(s, q[j], every(bytes + r * x->stride + 4 * j));
+                total[side][r] += __builtin_convertvector(s, vec) * (scale * row_scale[r * x->groups]);
+            }
+        }
+    }
+    for (int r = 0; r < mr; r++) {
+        store_vec(sums + r * PANEL, total[0][r]);
+        store_vec(sums + r * PANEL + LANES, total[1][r]);
+    }
+}
+
+typedef void tile4_of(const Rows4 *, long, const uint8_t *, float *);
+#define TILE4_OF(mr)                                                                                               \
+    static __attribute__((noinline)) void tile4_##mr(const Rows4 *x, long row, const uint8_t *w, float *sums) {    \
+        tile4(x, row, w, sums, mr);                                                                                \
+    }
+TILE4_OF(1)
+#if TILE4 > 1
+TILE4_OF(2) TILE4_OF(3) TILE4_OF(4) TILE4_OF(5) TILE4_OF(6) TILE4_OF(7) TILE4_OF(8)
+#endif
+static tile4_of *const TILES4[TILE4 + 1] = {
+    NULL, tile4_1,
+#if TILE4 > 1
+    tile4_2, tile4_3, tile4_4, tile4_5, tile4_6, tile4_7, tile4_8,
+#endif
+};
+
+/* x [rows, inputs] float times int4 panels, plus bias, to out [rows, outputs] float. Returns 0, or 1 when memory ran
+ * out. */
+int penstock_product_int4(const float *x, const uint8_t *packed, const float *bias, float *out, long rows, long inputs,
+                          long outputs, long threads) {
+    long panels = divide_up(outputs, PANEL), groups = inputs / GROUP, stride = apart(round_up(inputs, 64));
+    int8_t *memory = cache_lines(rows * (stride + 8 * groups));
+    if (!memory) return 1;
+    Rows4 q = {memory, (int32_t *)(memory + rows * stride), (float *)(memory + rows * (stride + 4 * groups)), stride,
+               groups};
+    long blocks = divide_up(rows, most(TILE4, ROWS_BYTES / (stride + 8 * groups)));
+    if (inputs * outputs < WORTH_A_TEAM) threads = 1;
+    int chunk = share(panels, threads), few = rows * inputs < 1 << 13;
+    if (few)
+        for (long r = 0; r < rows; r++) quantize_row4(&q, x + r * inputs, r);
+    #pragma omp parallel num_threads((int)threads) if (threads > 1)
+    {
+        float sums[TILE4 * PANEL] __attribute__((aligned(64)));
+        if (!few) {
+            #pragma omp for schedule(static)
+            for (long r = 0; r < rows; r++) quantize_row4(&q, x + r * inputs, r);
+        }
+        for (long b = 0; b < blocks; b++) {
+            long row = part_start(rows, blocks, b), count = part_start(rows, blocks, b + 1) - row;
+            long tiles = divide_up(count, TILE4);
+            #pragma omp for schedule(dynamic, chunk) nowait
+            for (long panel = 0; panel < panels; panel++)
+                for (long t = 0; t < tiles; t++) {
+                    long from = row + part_start(count, tiles, t), mr = row + part_start(count, tiles, t + 1) - from;
+                    TILES4[mr](&q, from, packed + panel * groups * GROUP_BYTES, sums);
+                    finish(out, from, outputs, panel * PANEL, least(PANEL, outputs - panel * PANEL), sums, mr, bias, 0);
+                }
+        }
+    }
+    free(memory);
+    return 0;
+}
