@@ -40,6 +40,9 @@ from penstock.errors import InvalidRequest, ProtocolError
 class Engine:
     """Computes the steps of one replica (the Executor of runtime/executor.py). Not thread-safe: one caller."""
 
+    scratch_blocks = 0
+    """Blocks of the pool behind those that were agreed: see KVPool."""
+
     def __init__(
         self,
         model: LoadedModel,
@@ -75,6 +78,7 @@ class Engine:
             host_blocks=host_blocks,
             dtype=model.dtype,
             device=model.device,
+            scratch_blocks=self.scratch_blocks,
         )
         self._kernels = kernels if kernels is not None else kernels_for(model.device)
         self._rope: LayerAngles | None = None
@@ -292,16 +296,7 @@ class Engine:
         result: StepResult,
     ) -> None:
         """Model, sampling, and what ends with it."""
-        batch: Batch = make_batch(
-            rows,
-            self._slots.tables,
-            self._slots.tables_tensor,
-            self._pool.block_tokens,
-            self._device,
-            self._by_length,
-            self._adapters_of(rows) if len(self.adapters) else None,
-        )
-        hidden = self._model.hidden(batch, self._pool.device, self._kernels, self._rope)
+        hidden = self._hidden(rows)
         if scored:
             result.prompt_logprobs = score(
                 scored, hidden[len(ids) :], lambda some: self._model.logits(some, self._kernels),
@@ -344,6 +339,21 @@ class Engine:
                 "stop" if done else "length", self._slots.output(int(slots[row])), token if stopped else None
             )
             self._end(sequence)
+
+    def _hidden(self, rows: Rows) -> Tensor:
+        """Last hidden states [R, D] of the rows that yield something, in the order of `logit_rows`."""
+        return self._model.hidden(self._batch(rows), self._pool.device, self._kernels, self._rope)
+
+    def _batch(self, rows: Rows) -> Batch:
+        return make_batch(
+            rows,
+            self._slots.tables,
+            self._slots.tables_tensor,
+            self._pool.block_tokens,
+            self._device,
+            self._by_length,
+            self._adapters_of(rows) if len(self.adapters) else None,
+        )
 
     def _embed(self, pooled: list[PooledRows], hidden: Tensor, result: StepResult) -> None:
         """Vectors, and with each the end of its request: the one token it gets stands for nothing."""

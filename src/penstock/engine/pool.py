@@ -25,11 +25,13 @@ class KVPool:
         host_blocks: int,
         dtype: torch.dtype,
         device: torch.device,
+        scratch_blocks: int = 0,
     ) -> None:
+        """`scratch_blocks` more stand behind the others on the device: nobody's, for rows that only fill up a step."""
         block = (architecture.layers, 2, architecture.kv_heads, block_tokens, architecture.head_dim)
         self.blocks, self.block_tokens, self.host_blocks = blocks, block_tokens, host_blocks
         # Not zeroed: nothing is read before it is written, and untouched pages cost no memory on the CPU.
-        self.device: Tensor = torch.empty((blocks, *block), dtype=dtype, device=device)
+        self.device: Tensor = torch.empty((blocks + scratch_blocks, *block), dtype=dtype, device=device)
         self.host: Tensor = torch.empty((host_blocks, *block), dtype=dtype, pin_memory=device.type == "cuda")
 
     def swap_out(self, swap: Swap) -> None:

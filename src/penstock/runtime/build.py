@@ -62,7 +62,7 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
     with _phase("import torch", on_phase) as say:
         import torch
 
-        from penstock.engine.engine import Engine
+        from penstock.engine.device_engine import engine_for
         from penstock.engine.loader import load_model
         from penstock.engine.ops.kernels import kernels_for
 
@@ -80,7 +80,7 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
     with _phase("size KV", on_phase) as say:
         memory, policy = deployment.memory, deployment.policy
         pooling = _pooling(size.path, deployment.model, head=model.architecture.head)
-        engine = Engine(
+        engine = engine_for(deployment.hardware.device)(
             model, blocks=size.blocks, block_tokens=memory.block_tokens, host_blocks=size.host_blocks,
             max_seqs=policy.max_seqs, kernels=kernels, tokenizer_path=size.path,
             pooling=pooling, max_adapters=deployment.model.adapter_room, max_rank=deployment.model.max_rank,

@@ -9,7 +9,10 @@ from penstock.control.step import Step, StepResult
 
 
 class Executor(Protocol):
-    """Computes steps, or predicts them. Steps arrive in the order of their numbers, one at a time."""
+    """Computes steps, or predicts them. Steps arrive in the order of their numbers, one at a time.
+
+    One that has also `begin(step)` is told of steps that are planned before they are run, and may start on them.
+    """
 
     def add(self, request: Request) -> None:
         """Make a request known before the first step that names it. Raises InvalidRequest; nothing is kept then."""

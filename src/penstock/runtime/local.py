@@ -80,6 +80,7 @@ class Loop:
         self._executor = executor
         self._clock = clock
         self._launch = launch
+        self._begin: Callable[[Step], None] | None = getattr(executor, "begin", None)
         self._most = 2 if plan_ahead else 1
         self._launched: deque[Step] = deque()
         """The running step and, with plan_ahead, the one after it."""
@@ -192,6 +193,9 @@ class Loop:
         if not self._launched:
             return None
         started = self._clock()
+        if self._begin is not None:
+            for step in self._launched:
+                self._begin(step)
         result = self._executor.run(self._launched[0])
         return self.done(result, started, self._clock())
 

@@ -29,11 +29,13 @@ class PlacedSegments:
     """[S + 1], as Segments.first_row."""
     lengths: Tensor
     """[S], as Segments.lengths."""
+    table_rows: Tensor
+    """[S], as Segments.table_rows."""
     tables: Tensor
-    """[S, M] block numbers, a row per segment."""
+    """[any, M], as Segments.tables."""
     decodes: int
     longest_decode: int
-    """Tokens of the longest of them, or more."""
+    """Tokens of the longest of them, by which its keys are cut into parts; any number would be correct."""
     longest_rows: int
     """As Segments.longest_rows."""
 

@@ -138,6 +138,10 @@ class Sampler:
         self._edits[slot] = state.edits
         self._wants_logprobs[slot] = sampling.logprobs is not None
 
+    def is_plain(self, slot: int) -> bool:
+        """Whether the request in `slot` takes its largest logit, whatever came before, and wants nothing else."""
+        return not (self._edits[slot] or self._temperature[slot] > 0 or self._wants_logprobs[slot])
+
     def remove(self, slot: int) -> None:
         """Forget the request in `slot`. Raises ProtocolError when there is none."""
         if not 0 <= slot < self.max_seqs or self._slots[slot] is None:
@@ -293,7 +297,9 @@ def _largest(logits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         # One thread of numpy reads memory as fast as it comes, and waits for no other thread.
         return _largest_of(logits.numpy())
     largest, columns = logits.max(dim=1)
-    return columns.cpu().numpy(), largest.float().cpu().numpy()
+    # One copy, since each waits for the device: the bits of a float32 fit beside the columns.
+    both = torch.stack([columns, largest.float().view(torch.int32).long()]).cpu().numpy()
+    return both[0], both[1].astype(np.int32).view(np.float32)
 
 
 def _largest_of(scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

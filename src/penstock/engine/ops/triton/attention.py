@@ -19,7 +19,7 @@ import triton.language as tl
 
 @triton.jit
 def attend(
-    qkv, pool, out, partial, lse, tables, first_row, lengths,
+    qkv, pool, out, partial, lse, tables, table_rows, first_row, lengths,
     qkv_stride, layer_offset, block_stride, kv_stride, head_stride, token_stride, table_stride, first_segment,
     scale, window, softcap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
@@ -68,7 +68,7 @@ def attend(
     total = tl.zeros([BLOCK_M], tl.float32)
     attended = tl.zeros([BLOCK_M, PADDED], tl.float32)
     base = pool + layer_offset + head * head_stride
-    table = tables + segment.to(tl.int64) * table_stride
+    table = tables + tl.load(table_rows + segment).to(tl.int64) * table_stride
     for start in range(low, high, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
         known = key < high

@@ -144,7 +144,7 @@ class TritonKernels:
             partial = torch.empty((count, heads.query, splits, heads.width), dtype=torch.float32, device=qkv.device)
             lse = torch.empty((count, heads.query, splits), dtype=torch.float32, device=qkv.device)
         attention_kernels.attend[(heads.kv, tiles * splits, count)](
-            qkv, pool, out, partial, lse, placed.tables, placed.first_row, placed.lengths,
+            qkv, pool, out, partial, lse, placed.tables, placed.table_rows, placed.first_row, placed.lengths,
             qkv.stride(0), layer * pool.stride(1), pool.stride(0), pool.stride(2), pool.stride(3), pool.stride(4),
             placed.tables.stride(0), first, scale, window or 0, softcap or 0.0,
             KV_HEADS=heads.kv, GROUP=group, WIDTH=heads.width, PADDED=padded, BLOCK_TOKENS=pool.shape[4],
@@ -159,7 +159,7 @@ class TritonKernels:
 
 
 def place(segments: Segments, device: torch.device) -> PlacedSegments:
-    """Segments on the device, each with a table of its own. The engine does the same with one copy (staging.py)."""
+    """Segments and their tables on the device, copied one by one: what the engine does better (device_engine.py)."""
     counts = np.diff(segments.first_row.numpy())
     several = np.flatnonzero(counts != 1)
     decodes = int(several[0]) if len(several) else len(counts)
@@ -167,7 +167,8 @@ def place(segments: Segments, device: torch.device) -> PlacedSegments:
     return PlacedSegments(
         first_row=segments.first_row.to(device),
         lengths=lengths.to(device),
-        tables=segments.tables[segments.table_rows.long()].to(device),
+        table_rows=segments.table_rows.to(device),
+        tables=segments.tables.to(device),
         decodes=decodes,
         longest_decode=int(lengths[:decodes].max()) if decodes else 0,
         longest_rows=segments.longest_rows,

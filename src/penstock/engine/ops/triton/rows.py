@@ -43,6 +43,25 @@ def silu_mul(gate_up, out, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def quantize_rows(x, out, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr):
+    """x [T, WIDTH] to out in 8 bits and scales float32 [T], with x = out * scale. Grid: (rows)."""
+    row = tl.program_id(0).to(tl.int64)
+    peak = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, WIDTH, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        value = tl.load(x + row * WIDTH + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+        peak = tl.maximum(peak, tl.abs(value))
+    # A row of zeros has any scale but 0.
+    scale = tl.maximum(tl.max(peak, 0) / LARGEST, 1e-12)
+    tl.store(scales + row, scale)
+    for start in range(0, WIDTH, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        value = tl.load(x + row * WIDTH + columns, mask=columns < WIDTH, other=0.0).to(tl.float32) / scale
+        value = tl.minimum(tl.maximum(value, -LARGEST), LARGEST)
+        tl.store(out + row * WIDTH + columns, value.to(out.dtype.element_ty), mask=columns < WIDTH)
+
+
+@triton.jit
 def rotate_and_store(
     qkv, pool, cos, sin, query_norm, key_norm, kv_index,
     layer_offset, block_stride, kv_stride, head_stride, token_stride, eps,
