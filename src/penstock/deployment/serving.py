@@ -28,15 +28,20 @@ AdapterPath = Annotated[str, StringConstraints(min_length=1)]
 Adapters = Annotated[dict[AdapterName, AdapterPath], BeforeValidator(_as_mapping)]
 
 
+ServedDtype = Literal["float32", "bfloat16", "int8", "int8_weights", "int4", "fp8"]
+
+
 class Model(Section):
     """Which weights, and in what precision."""
 
     path: str = Field("millrace", description="Checkpoint directory in Hugging Face layout, or the model in the box.")
     name: str | None = Field(None, description="Name that clients ask for; default: the directory's name.")
-    dtype: Literal["float32", "bfloat16"] | None = Field(
+    dtype: ServedDtype | None = Field(
         None,
-        description="Precision of weights, activations and KV. Default: float32 to serve; in a simulation of a public "
-        "model, as it is published.",
+        description="Precision of weights, activations and KV. int8: matrices and what they multiply, with float32 "
+        "around them and in KV. int8_weights: the matrices alone. int4: matrices in groups of 32, and what they "
+        "multiply in int8. These three run on CPUs. fp8: matrices and what they multiply, with bfloat16 around them, "
+        "on GPUs that have it. Default: float32 to serve; in a simulation of a public model, as it is published.",
     )
     max_sequence_tokens: Count | None = Field(
         None, gt=0, description="Longest prompt + output; default: what the model was trained for."
@@ -65,9 +70,19 @@ class Model(Section):
         return self.max_adapters if self.adapters or self.adapter_directory is not None else 0
 
     @property
-    def served_dtype(self) -> Literal["float32", "bfloat16"]:
-        """What a server computes in."""
+    def served_dtype(self) -> ServedDtype:
+        """The form of a server's weights."""
         return self.dtype or "float32"
+
+    @property
+    def weights_dtype(self) -> Literal["float32", "bfloat16", "int8", "int4", "fp8"]:
+        """The type in which a server stores its matrices, as `precision` names it."""
+        return "int8" if self.served_dtype == "int8_weights" else self.served_dtype
+
+    @property
+    def compute_dtype(self) -> Literal["float32", "bfloat16"]:
+        """The type of a server's activations outside products, and of its KV."""
+        return "bfloat16" if self.served_dtype in ("bfloat16", "fp8") else "float32"
 
 
 class Hardware(Section):

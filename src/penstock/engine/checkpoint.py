@@ -10,24 +10,24 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from penstock.engine.architecture import read_architecture
+from penstock.engine.architecture import Architecture, read_architecture
+from penstock.engine.weights.formats import COMPUTE_BYTES, format_of, matrix_bytes
 from penstock.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     import torch
 
-DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2}
-"""What the engine computes in, and the bytes of one element."""
-
 _FLOATS: Final = ("F64", "F32", "F16", "BF16")
 _HEADER_LIMIT_BYTES: Final = 100_000_000
 # Buffers that old versions of transformers saved; they are functions of config.json.
+_LOOKED_UP: Final = re.compile(r"(embed_tokens|wte|wpe)\.weight$")
+_ROUTER: Final = re.compile(r"\.gate\.weight$")
 _DERIVED: Final = re.compile(r"(rotary_emb\.inv_freq|(^|\.)attn\.(masked_)?bias)$")
 
 
@@ -44,7 +44,7 @@ class Footprint:
 
 
 def model_footprint(path: Path | str, dtype: str = "float32") -> Footprint:
-    """The footprint of the checkpoint in directory `path`, computed in `dtype` (float32 or bfloat16).
+    """The footprint of the checkpoint in directory `path`, its weights in `dtype` (a name in weights/formats.py).
 
     Reads no weights and imports no torch. Raises UnsupportedModel.
     """
@@ -52,12 +52,11 @@ def model_footprint(path: Path | str, dtype: str = "float32") -> Footprint:
     architecture = read_architecture(path)
     headers = read_headers(path)
     tied = {"lm_head.weight"} if architecture.tied_embeddings else set()
-    parameters = sum(
-        prod(entry.shape) for name, entry in headers.items() if name not in tied and not _DERIVED.search(name)
-    )
+    entries = {name: one for name, one in headers.items() if name not in tied and not _DERIVED.search(name)}
+    parameters = sum(prod(entry.shape) for entry in entries.values())
     return Footprint(
         parameters=parameters,
-        weight_bytes=parameters * element,
+        weight_bytes=_weight_bytes(architecture, entries, dtype),
         kv_bytes_per_token=architecture.kv_elements_per_token * element,
         max_sequence_tokens=architecture.max_sequence_tokens,
         architecture=architecture.name,
@@ -66,12 +65,22 @@ def model_footprint(path: Path | str, dtype: str = "float32") -> Footprint:
 
 
 def dtype_bytes(dtype: str) -> int:
-    """Bytes of one element. Raises UnsupportedModel for anything but float32 and bfloat16."""
-    if dtype not in DTYPE_BYTES:
-        raise UnsupportedModel(
-            field="dtype", value=dtype, why="the engine does not compute in it", remedy="float32 or bfloat16"
-        )
-    return DTYPE_BYTES[dtype]
+    """Bytes of one element of what is not packed: embeddings, norms, adapters, KV. Raises UnsupportedModel."""
+    return COMPUTE_BYTES[format_of(dtype).compute]
+
+
+def _weight_bytes(architecture: Architecture, entries: Mapping[str, Entry], dtype: str) -> int:
+    """What the engine holds of them: packed matrices of products, and the rest in the compute type."""
+    total, form = 0, format_of(dtype)
+    for name, entry in entries.items():
+        looked_up = _LOOKED_UP.search(name) is not None
+        product = len(entry.shape) == 2 and not looked_up and _ROUTER.search(name) is None
+        if not product:
+            total += prod(entry.shape) * COMPUTE_BYTES[form.compute]
+        if product or (architecture.tied_embeddings and form.narrow and looked_up and "wpe" not in name):
+            outputs, inputs = reversed(entry.shape) if architecture.name.startswith("GPT2") and product else entry.shape
+            total += matrix_bytes(dtype, outputs, inputs)
+    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from penstock.engine.architecture import Architecture, read_architecture
 from penstock.engine.batch import Batch
-from penstock.engine.checkpoint import Checkpoint, dtype_bytes
+from penstock.engine.checkpoint import Checkpoint
 from penstock.engine.models import gpt2, llama, mixtral, qwen3_moe
 from penstock.engine.ops.kernels import Kernels
 from penstock.engine.ops.rope import LayerAngles
 from penstock.engine.weights import Pack
+from penstock.engine.weights.formats import format_of
+from penstock.engine.weights.pack import packing
 
 
 class Model(Protocol):
@@ -29,8 +31,11 @@ class Model(Protocol):
     def logits(self, hidden: Tensor, kernels: Kernels) -> Tensor:
         """[R, D] to [R, V], in float32."""
 
-    def pack(self, how: Pack) -> None:
-        """Replace the matrices of all products (not embeddings, norms, routers) by what `how` makes of each."""
+    def pack(self, how: Pack, *, tied: bool = True) -> None:
+        """Replace the matrices of all products (not embeddings, norms, routers) by what `how` makes of each.
+
+        `tied`: a head that is the embedding too becomes a matrix of its own; else it stays as it is.
+        """
 
 
 _LOADERS: Final[dict[str, Callable[[Architecture, Checkpoint], Model]]] = {
@@ -43,7 +48,7 @@ _LOADERS: Final[dict[str, Callable[[Architecture, Checkpoint], Model]]] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """Weights in memory. One may serve several engines: it holds no state between steps."""
+    """Weights in memory. One may serve several engines: it holds no state between steps. `dtype`: of KV."""
 
     model: Model
     architecture: Architecture
@@ -52,18 +57,22 @@ class LoadedModel:
 
 
 def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
-    """Read the checkpoint in directory `path`; its weights become `dtype`, whatever they are stored in.
+    """Read the checkpoint in directory `path`; its weights become `dtype` (a name in weights/formats.py), whatever they
+    are stored in.
 
-    Raises: UnsupportedModel: see engine/architecture/ and engine/checkpoint.py.
+    Raises: UnsupportedModel: see engine/architecture/ and engine/checkpoint.py, or `dtype` does not suit the device.
     """
-    dtype_bytes(dtype)
+    form = format_of(dtype)
     architecture = read_architecture(path)
-    number_type: torch.dtype = getattr(torch, dtype)
+    number_type: torch.dtype = getattr(torch, form.compute)
     place = torch.device(device)
+    pack = packing(dtype, place)
     family = re.sub("(ForCausalLM|LMHeadModel|TextModel|Model)$", "", architecture.name)
     # Embedding models are published without the prefix, as the inner model of transformers saves itself.
     prefix = gpt2.PREFIX if family == "GPT2" else "model."
     with torch.inference_mode():
         checkpoint = Checkpoint(path, number_type, place, prefix=prefix)
         model = _LOADERS.get(family, llama.load)(architecture, checkpoint)
+        if pack is not None:
+            model.pack(pack, tied=form.narrow)
     return LoadedModel(model, architecture, number_type, place)

@@ -22,9 +22,9 @@ def require_servable(deployment: Deployment) -> None:
         ),
         ("memory.host_tier", deployment.memory.host_tier, None, "a server swaps to the memory it runs in"),
         *(
-            (f"precision.{name}", getattr(deployment.precision, name), None, "a server computes all in model.dtype")
+            (f"precision.{name}", getattr(deployment.precision, name), None, "a server computes as model.dtype says")
             for name in Precision.model_fields
-            if getattr(deployment.precision, name) != deployment.model.served_dtype
+            if getattr(deployment.precision, name) != _served(deployment, name)
         ),
     )
     for field, value, default, why in asked:
@@ -32,3 +32,8 @@ def require_servable(deployment: Deployment) -> None:
             raise InvalidDeployment(
                 field=field, value=value, why=why, remedy="leave it out to serve; `penstock simulate` models it"
             )
+
+
+def _served(deployment: Deployment, part: str) -> str:
+    model = deployment.model
+    return model.compute_dtype if part in ("activations", "kv") else model.weights_dtype

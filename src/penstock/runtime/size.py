@@ -117,8 +117,11 @@ def _what_fits(deployment: Deployment, footprint: Footprint, left: int) -> str:
         )
     if deployment.memory.host_bytes + left > 0:
         return "a smaller memory.host_bytes"
-    halved = deployment.model.served_dtype == "float32" and footprint.weight_bytes // 2 + left > 0
+    served = deployment.model.served_dtype
+    halved = served == "float32" and footprint.weight_bytes // 2 + left > 0
+    quartered = served in ("float32", "bfloat16") and deployment.hardware.device == "cpu"
     return (
         ("model.dtype: bfloat16, which halves the weights, or " if halved else "")
+        + ("model.dtype: int8 or int4, which take a quarter of float32 and less, or " if quartered else "")
         + "a smaller model, or a machine with more memory"
     )  # fmt: skip

@@ -98,14 +98,15 @@ class Decoder:
             # As precise as the embeddings are: models are trained with the rounded factor.
             self._scale = float(torch.tensor(architecture.embedding_scale, dtype=embedding.dtype))
 
-    def pack(self, how: Pack) -> None:
+    def pack(self, how: Pack, *, tied: bool = True) -> None:
         """Replace the matrices of all products, layer by layer, so that two forms of one layer are the most held.
 
-        Embeddings, norms and routers stay as they are; a tied head becomes a matrix of its own.
+        Embeddings, norms and routers stay as they are. `tied`: whether a tied head becomes a matrix of its own.
         """
         for number, layer in enumerate(self._layers):
             self._layers[number] = layer.packed(how)
-        self._head = packed(self._head, how)
+        if tied or self._head is not self._embedding:
+            self._head = packed(self._head, how)
 
     def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: LayerAngles | None) -> Tensor:
         """The normed last hidden state [R, D] of the rows that yield a token; writes this step's KV to `pool`."""

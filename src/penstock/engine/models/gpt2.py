@@ -83,11 +83,12 @@ class Gpt2:
         self._heads = Heads(architecture.heads, architecture.kv_heads, architecture.head_dim)
         self._activation = activation(architecture.activation) or functional.silu
 
-    def pack(self, how: Pack) -> None:
+    def pack(self, how: Pack, *, tied: bool = True) -> None:
         """As models/decoder.py's."""
         for number, layer in enumerate(self._layers):
             self._layers[number] = layer.packed(how)
-        self._head = packed(self._head, how)
+        if tied or self._head is not self._embedding:
+            self._head = packed(self._head, how)
 
     def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: LayerAngles | None) -> Tensor:
         x = self._embedding.index_select(0, batch.token_ids)

@@ -1,7 +1,7 @@
 """8-bit floats (E4M3) on GPUs whose matrix units take them: half the weights' memory, up to twice the products' rate.
 
 Weights have one scale per output channel, made once; activations one per row, made in each product by a kernel that
-reads the row once from memory and once from cache. Embedding, head and all that is no product stay as they are.
+reads the row once from memory and once from cache. What is no product, such as embedding and norms, stays as it is.
 Source: FP8 Formats for Deep Learning, Micikevicius et al., 2022.
 """
 
