@@ -20,20 +20,22 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from penstock.catalog import model_shape
+from penstock.control.cluster.router import LeastWaiting
 from penstock.control.policy import build_replica
 from penstock.control.replica import Replica
 from penstock.control.request import Request
-from penstock.control.step import Finished, Step, Update
-from penstock.runtime.instance import IDLE, Instance, Observer
+from penstock.control.step import Step, Update
+from penstock.runtime.driven import IDLE, Driven
+from penstock.runtime.instance import Instance, Observer
+from penstock.runtime.lockstep import Lockstep, Unpriced
 from penstock.twin.host import HostTime
 from penstock.twin.layout import Layout, Precision
-from penstock.twin.load import StepLoad
 from penstock.twin.measured import read_serving_sim
 from penstock.twin.memory import Reserve, fit
 from penstock.twin.operators import Collective, Operator
@@ -102,7 +104,7 @@ class Watch(Observer):
     def stepped(self, instance: Instance, step: Step, started: float, ended: float) -> None:
         """Nothing to keep."""
 
-    def coasted(self, instance: Instance, started: float, ends: Sequence[float]) -> None:
+    def coasted(self, instance: Instance, started: float, ends: list[float]) -> None:
         """Nothing to keep."""
 
     def first_token(self, row: Row, now: float) -> None:
@@ -175,70 +177,33 @@ def replay(
         Request(id=str(index), prompt=prompt, max_tokens=max(1, seen[index].output))
         for index, prompt in enumerate(prompt_ids)
     ]
+    watch = Watch(seen)
     if groups > 1:
-        _in_lockstep([replica() for _ in range(groups)], price, requests, seen)
+        ranks = [
+            Instance(rank, replica(), Twin(Unpriced(), squares=price.uses_spread), watch, plan_ahead=True)
+            for rank in range(groups)
+        ]
+        driven: Driven = Lockstep(0, ranks, price, LeastWaiting(), plan_ahead=True)
     else:
-        twin = Twin(price, squares=price.uses_spread)
-        _alone(Instance(0, replica(), twin, Watch(seen), plan_ahead=True), requests, seen)
+        driven = Instance(0, replica(), Twin(price, squares=price.uses_spread), watch, plan_ahead=True)
+    _drive(driven, requests, seen)
     return seen
 
 
-def _alone(instance: Instance, requests: list[Request], seen: list[Seen]) -> None:
+def _drive(driven: Driven, requests: list[Request], seen: list[Seen]) -> None:
     """One replica, as `penstock simulate` drives it."""
     order = sorted(range(len(seen)), key=lambda index: (seen[index].arrival, index))
     for place, index in enumerate(order):
         now = seen[index].arrival
-        instance.horizon = now
-        while instance.wake <= now:
-            instance.fire()
-        instance.submit(requests[index], now, output_tokens=requests[index].max_tokens, index=index)
-        instance.horizon = seen[order[place + 1]].arrival if place + 1 < len(order) else IDLE
-        instance.start(now)
-    while instance.wake != IDLE:
-        instance.fire()
-
-
-class Kept:
-    """A price of single ranks: none, since what a step takes is known when all ranks' loads are."""
-
-    def seconds(self, load: StepLoad) -> float:
-        return 0.0
-
-    def decode_ends(
-        self, decoding: int, context: int, squares: int, now: float, most: int, until: float
-    ) -> list[float]:
-        return []
-
-
-def _in_lockstep(replicas: list[Replica], price: StepPrice, requests: list[Request], seen: list[Seen]) -> None:
-    """Ranks of data parallelism: a scheduler each, steps together. A request goes where fewest wait and run, those that
-    wait counting four times (vLLM's DPLBAsyncMPClient); a step takes in what had come when the one before began."""
-    twins = [Twin(Kept(), squares=price.uses_spread) for _ in replicas]
-    order = sorted(range(len(seen)), key=lambda index: (seen[index].arrival, index))
-    begun = now = 0.0
-    while True:
-        while order and seen[order[0]].arrival <= begun:
-            index = order.pop(0)
-            counts = [replica.statistics() for replica in replicas]
-            rank = min(range(len(counts)), key=lambda number: 4 * counts[number].waiting + counts[number].running)
-            replicas[rank].submit(requests[index], seen[index].arrival)
-            twins[rank].add(requests[index], index=index)
-        planned = [(number, step) for number, replica in enumerate(replicas) if (step := replica.plan(now)) is not None]
-        if not planned:
-            if not order:
-                return
-            begun = now = max(now, seen[order[0]].arrival)
-            continue
-        begun = now
-        results = [(number, step, twins[number].run(step)) for number, step in planned]
-        now += price.lockstep([twins[number].load for number, _ in planned])
-        for number, step, result in results:
-            for row in twins[number].firsts:
-                if math.isnan(seen[row.index].first):
-                    seen[row.index].first = now
-            for update in replicas[number].commit(step, result, now):
-                if isinstance(update, Finished):
-                    seen[int(update.id)].last = now
+        driven.horizon = now
+        while driven.wake <= now:
+            driven.fire()
+        driven.lane(requests[index])
+        driven.submit(requests[index], now, output_tokens=requests[index].max_tokens, index=index)
+        driven.horizon = seen[order[place + 1]].arrival if place + 1 < len(order) else IDLE
+        driven.start(now)
+    while driven.wake != IDLE:
+        driven.fire()
 
 
 def errors(real: list[Seen], ours: list[Seen], value: Callable[[Seen], float]) -> dict[str, float]:

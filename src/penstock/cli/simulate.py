@@ -88,6 +88,7 @@ def simulate(
 def _one(
     deployment: Deployment, limits: dict[str, float], as_json: bool, report: Path | None, timeline: Path | None
 ) -> None:
+    from penstock.report.simulation import lane_name
     from penstock.report.simulation_html import html_report
     from penstock.report.simulation_table import console_table
     from penstock.report.summary import summary
@@ -100,7 +101,9 @@ def _one(
         wall_s=limits.get("wall"), virtual_s=limits.get("time"), events=None if events is None else int(events)
     )
     with _opened(timeline) as trace:
-        writer = None if trace is None else TimelineWriter(trace)
+        layout, replicas = deployment.layout, deployment.cluster.replicas
+        names = {lane: lane_name(lane, layout.attention_dp) for lane in range(replicas * layout.attention_dp)}
+        writer = None if trace is None else TimelineWriter(trace, names)
         with _progress(deployment.workload.requests) as told:
             result = run(deployment, limits=budget, on_progress=told, on_step=None if writer is None else writer.step)
         if writer is not None:

@@ -70,6 +70,7 @@ MODULES: Final = (
     "penstock.runtime.collect",
     "penstock.runtime.driven",
     "penstock.runtime.instance",
+    "penstock.runtime.lockstep",
     "penstock.runtime.token_ids",
     "penstock.runtime.virtual",
     "penstock.twin.load",

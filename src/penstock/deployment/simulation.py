@@ -19,7 +19,14 @@ class Layout(Section):
     tensor_parallel: int = Field(1, ge=1, le=1024, description="Devices that share each matrix.")
     pipeline_parallel: int = Field(1, ge=1, le=1024, description="Stages that hold consecutive layers.")
     attention_dp: int = Field(
-        1, ge=1, le=1024, description="Groups that hold different sequences and share the experts (DP attention)."
+        1, ge=1, le=1024,
+        description="Ranks that hold different sequences and share the experts (DP attention), in lockstep. Each has a "
+        "scheduler and KV of its own; policy.token_budget and max_seqs count for each.",
+    )  # fmt: skip
+    attention_dp_router: Literal["round_robin", "least_loaded", "least_waiting"] = Field(
+        "least_waiting",
+        description="Which rank serves a request: each in turn, the one with fewest, or with fewest of 4 x waiting + "
+        "running (vLLM).",
     )
     moe_tensor_parallel: int | None = Field(
         None, ge=1, description="Devices that share each expert; default: those that expert_parallel leaves."
@@ -32,7 +39,7 @@ class Layout(Section):
 
 
 class Precision(Section):
-    """Types that the twin models. A server computes everything in model.dtype."""
+    """Types that the twin models. A server computes as model.dtype says."""
 
     weights: DtypeName | None = Field(None, description="Of dense matrices; default: the model's own.")
     experts: DtypeName | None = Field(None, description="Of experts; default: weights.")
@@ -45,8 +52,10 @@ class Cluster(Section):
     """Replicas behind a router."""
 
     replicas: int = Field(1, ge=1, le=4096, description="How many.")
-    router: Literal["round_robin", "least_loaded", "prefix_aware"] = Field(
-        "least_loaded", description="Who serves a request: each in turn, the one with fewest, or where its prefix is."
+    router: Literal["round_robin", "least_loaded", "least_waiting", "prefix_aware"] = Field(
+        "least_loaded",
+        description="Who serves a request: each in turn, the one with fewest, with fewest of 4 x waiting + running, or "
+        "where its prefix is.",
     )
 
 

@@ -22,6 +22,16 @@ COMPLETED, REJECTED, FAILED, CANCELLED, UNFINISHED = range(5)
 """Codes of `RequestColumns.outcome`; unfinished: under way when the run was cut off."""
 
 
+def lane_name(number: int, ranks: int) -> str:
+    """What to call scheduler `number` where each replica has so many.
+
+    >>> lane_name(5, 1), lane_name(5, 4)
+    ('replica 5', 'replica 1, rank 1')
+    """
+    replica, rank = divmod(number, ranks)
+    return f"replica {replica}" + (f", rank {rank}" if ranks > 1 else "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestColumns:
     """All requests, a row each in any order; every array is [R]."""
@@ -51,8 +61,8 @@ class RequestColumns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSeries:
-    """Samples of one replica, each at the end of a step or less often, and both ends of each rest in which there
-    was nothing to do: a step of no time. Every array is [S]."""
+    """Samples of one replica, or of one rank of it, each at the end of a step or less often, and both ends of each rest
+    in which there was nothing to do: a step of no time. Every array is [S]."""
 
     replica: int
     t_s: Floats
@@ -79,7 +89,10 @@ class SimulationResult:
     series: tuple[ReplicaSeries, ...] = ()
     steps: int = 0
     busy_s: tuple[float, ...] = ()
-    """Seconds each replica spent in steps."""
+    """Seconds each replica spent in steps; each rank, where there are ranks."""
+    ranks: int = 1
+    """Schedulers of a replica, stepping together (attention data parallelism). `RequestColumns.replica`, series and
+    `busy_s` count ranks through: rank j of replica i is i * ranks + j."""
     operator_s: Mapping[str, float] = field(default_factory=dict)
     """Operator kind -> seconds, host time included, over all replicas."""
     basis_s: Mapping[str, float] = field(default_factory=dict)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from penstock.report.charts import COLOURS, PIXELS, Curve, Floats, bar_chart, label, line_chart, stack_chart
 from penstock.report.latency import FORMULAS
-from penstock.report.simulation import ReplicaSeries, RequestColumns, SimulationResult
+from penstock.report.simulation import ReplicaSeries, RequestColumns, SimulationResult, lane_name
 from penstock.report.simulation_table import console_table
 from penstock.report.summary import Latencies, basis_shares, present, shares, summary
 
 LINES: Final = len(COLOURS)
-"""More replicas than this are drawn as their sum or mean."""
+"""More replicas or ranks than this are drawn as their sum or mean."""
 _BANDS: Final = (
     "Seconds of simulated time. Where a curve has more samples than pixels, its band spans the least to the greatest."
 )
@@ -82,13 +82,13 @@ def _over_time(result: SimulationResult) -> str:
             _per_s("arriving", columns.arrival_s, edges), _per_s("ending", present(columns.finish_s), edges),
         ]),
         stack_chart("Rows of a step, mean of the samples", "s", "tokens", *_composition(series, edges)),
-        _curves("Waiting requests", "requests", series, "waiting", total=True),
-        _curves("Running requests", "requests", series, "running", total=True),
-        _curves("KV blocks in use", "share", series, "kv_used", total=False, top=1.0),
-        _curves("Step time", "ms", series, "step_s", total=False, scale=1e3),
+        _curves("Waiting requests", "requests", series, "waiting", ranks=result.ranks, total=True),
+        _curves("Running requests", "requests", series, "running", ranks=result.ranks, total=True),
+        _curves("KV blocks in use", "share", series, "kv_used", ranks=result.ranks, total=False, top=1.0),
+        _curves("Step time", "ms", series, "step_s", ranks=result.ranks, total=False, scale=1e3),
     ]  # fmt: skip
     if any(one.power_w.any() for one in series):
-        figures.append(_curves("Power", "W", series, "power_w", total=True))
+        figures.append(_curves("Power", "W", series, "power_w", ranks=result.ranks, total=True))
     return "".join(figures)
 
 
@@ -140,12 +140,12 @@ def _composition(series: list[ReplicaSeries], edges: Floats) -> tuple[Floats, li
 
 
 def _curves(
-    title: str, unit: str, series: list[ReplicaSeries], column: str, *, total: bool, scale: float = 1.0,
+    title: str, unit: str, series: list[ReplicaSeries], column: str, *, ranks: int, total: bool, scale: float = 1.0,
     top: float | None = None,
 ) -> str:  # fmt: skip
-    """A line per replica; of many replicas one line, their sum (`total`) or mean."""
+    """A line per replica, or rank; of many one line, their sum (`total`) or mean."""
     if len(series) <= LINES:
-        curves = [Curve(f"replica {one.replica}", one.t_s, getattr(one, column) * scale) for one in series]
+        curves = [Curve(lane_name(one.replica, ranks), one.t_s, getattr(one, column) * scale) for one in series]
         return line_chart(title, "s", unit, curves, top=top)
     # Values hold from sample to sample; on the union of all times no peak is lost.
     times = np.unique(np.concatenate([one.t_s for one in series]))
@@ -153,7 +153,7 @@ def _curves(
     for one in series:
         at = np.searchsorted(one.t_s, times, side="right") - 1
         whole += np.where(at >= 0, getattr(one, column)[np.maximum(at, 0)], 0) * scale
-    name = f"sum of {len(series)} replicas" if total else f"mean of {len(series)} replicas"
+    name = f"{'sum' if total else 'mean'} of {len(series)} {'replicas' if ranks == 1 else 'ranks'}"
     curve = Curve(name, times, whole if total else whole / len(series))
     return line_chart(f"{title}, {name}", "s", unit, [curve], top=top)
 

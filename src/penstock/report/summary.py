@@ -134,7 +134,8 @@ def summary(result: SimulationResult) -> dict[str, Any]:
         "requests_preempted": int((columns.preemptions > 0).sum()),
         "steps": result.steps,
         "utilisation": sum(result.busy_s) * per_s / len(result.busy_s) if result.busy_s else None,
-        "requests_per_replica": _per_replica(columns),
+        "requests_per_replica": _per_replica(columns, result.ranks),
+        **({"requests_per_rank": _per_replica(columns, 1)} if result.ranks > 1 else {}),
         **_bill(result, duration, outputs, inputs + outputs),
         "operator_seconds": dict(sorted(result.operator_s.items(), key=lambda pair: -pair[1])),
         "basis_share": basis_shares(result),
@@ -180,8 +181,8 @@ def shares(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: value / total for name, value in seconds.items()} if total > 0 else {}
 
 
-def _per_replica(columns: RequestColumns) -> list[int]:
-    served = columns.replica[columns.replica >= 0]
+def _per_replica(columns: RequestColumns, ranks: int) -> list[int]:
+    served = columns.replica[columns.replica >= 0] // ranks
     counts: list[int] = np.bincount(served).tolist()
     return counts
 

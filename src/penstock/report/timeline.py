@@ -1,7 +1,8 @@
 """A run as a timeline for Perfetto or chrome://tracing, in the Trace Event format (JSON object form).
 
-One process per replica: a track of steps, counters for queue, batch and KV, and a lane per request with its time in
-the queue, in prefill and in decode. Written event by event, so a run of any length needs no memory.
+One process per replica, or per rank where each has a scheduler: a track of steps, counters for queue, batch and KV, and
+a lane per request with its time in the queue, in prefill and in decode. Written event by event, so a run of any length
+needs no memory.
 """
 
 from __future__ import annotations

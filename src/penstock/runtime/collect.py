@@ -15,7 +15,7 @@ from penstock.control.step import Step
 from penstock.report.simulation import OUTCOMES, UNFINISHED
 from penstock.runtime.instance import Instance
 from penstock.twin.load import StepLoad
-from penstock.twin.twin import blocks_of
+from penstock.twin.twin import Twin, blocks_of
 
 Outcome = Literal["completed", "rejected", "failed", "cancelled", "unfinished"]
 _CODES: Final = {name: code for code, name in enumerate(OUTCOMES)}
@@ -32,10 +32,14 @@ OnStep = Callable[[int, float, float, int, int, int], None]
 class Sample:
     """One replica at one moment, and the step that had just run."""
 
-    __slots__ = ("busy_s", "kv_used", "load", "running", "step_s", "t", "waiting")
+    __slots__ = ("busy_s", "kv_used", "load", "running", "step_s", "t", "together", "waiting")
 
-    def __init__(self, t: float, replica: Replica, load: StepLoad, step_s: float, busy_s: float) -> None:
+    def __init__(
+        self, t: float, replica: Replica, load: StepLoad, together: list[StepLoad], step_s: float, busy_s: float
+    ) -> None:
         self.t, self.load, self.step_s = t, load, step_s
+        self.together = together
+        """Loads of all ranks, where it is one of several in lockstep."""
         self.waiting, self.running, self.kv_used = replica.waiting, replica.running, replica.kv_used
         self.busy_s = busy_s
         """Of the replica until then."""
@@ -64,7 +68,7 @@ class Collector:
     """Told by the cluster; read by the report.
 
     Args:
-        replicas: how many instances there are.
+        replicas: how many instances there are; each rank of a replica counts.
         on_step: called for each step, coasted ones included; for a timeline. None: saves the time.
     """
 
@@ -174,23 +178,30 @@ class Collector:
     def _sample(
         self, lane: Lane, instance: Instance, step: Step | None, now: float, step_s: float, back: int = 0
     ) -> None:
-        if step is None:
-            twin = instance.twin
-            load = StepLoad(twin.decoding, twin.context - back * twin.decoding, twin.squares, (), twin.decoding)
-        else:
-            chunks = tuple([(chunk.start, chunk.tokens) for chunk in step.chunks])
-            sampled = step.decoding + sum([chunk.last for chunk in step.chunks])
-            load = StepLoad(
-                step.decoding, step.decode_context, instance.twin.squares, chunks, sampled,
-                blocks_of(step.swap_in), blocks_of(step.swap_out),
-            )  # fmt: skip
+        load = _load(step, instance.twin, back)
+        together: list[StepLoad] = []
+        for peer in instance.peers:
+            if peer.running is not None:
+                together.append(_load(None if step is None else peer.running, peer.twin, back))
         samples = lane.samples
-        samples.append(Sample(now, instance.replica, load, step_s, lane.busy_s))
+        samples.append(Sample(now, instance.replica, load, together, step_s, lane.busy_s))
         if len(samples) >= self._most:
             del samples[1::2]
             lane.distance *= 2
             lane.idle = [gap for gap in lane.idle if gap[1] - gap[0] >= lane.distance]
         lane.due = now + lane.distance
+
+
+def _load(step: Step | None, twin: Twin, back: int) -> StepLoad:
+    """Of a step; None: of the plain decode step so many before the next one."""
+    if step is None:
+        return StepLoad(twin.decoding, twin.context - back * twin.decoding, twin.squares, (), twin.decoding)
+    chunks = tuple([(chunk.start, chunk.tokens) for chunk in step.chunks])
+    sampled = step.decoding + sum([chunk.last for chunk in step.chunks])
+    return StepLoad(
+        step.decoding, step.decode_context, twin.squares, chunks, sampled, blocks_of(step.swap_in),
+        blocks_of(step.swap_out),
+    )  # fmt: skip
 
 
 def _rested(lane: Lane, begin: float, end: float) -> None:

@@ -19,7 +19,7 @@ from penstock.runtime.driven import IDLE as IDLE
 from penstock.runtime.driven import Driven
 from penstock.twin.twin import Row, Twin
 
-_STRETCH: Final = 4096
+STRETCH: Final = 4096
 """Longest stretch computed at once."""
 
 
@@ -59,9 +59,10 @@ class Instance(Driven):
         super().__init__(number)
         self.replica, self.twin = replica, twin
         self._observer = observer
-        self._plan_ahead, self._coast = plan_ahead, coast
+        self._plan_ahead, self._coasts = plan_ahead, coast
         self._rows: dict[str, Row] = {}
-        self._running: Step | None = None
+        self.running: Step | None = None
+        """The step under way, until the next one follows."""
         self._next: Step | None = None
         self._result: StepResult | None = None
         self._firsts: list[Row] = []
@@ -70,6 +71,11 @@ class Instance(Driven):
         """When the running step ends."""
         self._ends: list[float] = []
         """When the plain steps after it end."""
+        self.peers: list[Instance] = []
+        """The ranks that step together with this one, itself included; empty: it steps alone."""
+
+    def waiting(self) -> int:
+        return self.replica.waiting
 
     def lanes(self) -> list[Instance]:
         return [self]
@@ -98,44 +104,28 @@ class Instance(Driven):
 
     def start(self, now: float) -> None:
         """Plan as far ahead as is allowed."""
-        if self._running is None:
+        if self.running is None:
             step = self.replica.plan(now)
             if step is None:
                 return
             self._launch(step, now)
         if self._plan_ahead and self._next is None:
             self._next = self.replica.plan(now)
-        if self._coast and not self._ends:
+        if self._coasts and not self._ends:
             self._stretch()
 
     def fire(self) -> None:
         """The running step has ended."""
         if self._ends:
-            self._skip(len(self._ends))
-        step, result, now = self._running, self._result, self._end
-        assert step is not None, "fire follows wake"
-        assert result is not None
-        updates = self.replica.commit(step, result, now)
-        self._observer.stepped(self, step, self._started, now)
-        if self._firsts:
-            for row in self._firsts:
-                self._observer.first_token(row, now)
-            self._firsts = []
-        if updates:
-            self._take(updates, now)
-        self._running = None
-        following = self._next
-        if following is not None:
-            self._next = None
-        else:
-            following = self.replica.plan(now)
-            if following is None:
-                self.wake = IDLE
-                return
-        self._launch(following, now)
+            self._skip()
+        now = self._end
+        self.conclude(now)
+        if not self.follow(now):
+            self.wake = IDLE
+            return
         if self._plan_ahead:
             self._next = self.replica.plan(now)
-        if self._coast:
+        if self._coasts:
             self._stretch()
 
     def halt(self, now: float) -> None:
@@ -146,26 +136,83 @@ class Instance(Driven):
         """Requests that have not ended."""
         return self._rows.values()
 
+    # -- piece by piece, for ranks that step together (lockstep.py) -----------------------------------------------
+
+    def conclude(self, now: float) -> None:
+        """The running step has ended."""
+        step, result = self.running, self._result
+        assert step is not None, "a step was launched"
+        assert result is not None
+        updates = self.replica.commit(step, result, now)
+        self._observer.stepped(self, step, self._started, now)
+        if self._firsts:
+            for row in self._firsts:
+                self._observer.first_token(row, now)
+            self._firsts = []
+        if updates:
+            self._take(updates, now)
+
+    def follow(self, now: float) -> bool:
+        """Launch the next step, if there is one."""
+        following = self._next
+        if following is not None:
+            self._next = None
+        else:
+            following = self.replica.plan(now)
+            if following is None:
+                self.running = None
+                return False
+        self._launch(following, now)
+        return True
+
+    def last_until(self, end: float) -> None:
+        """The running step takes until then, whatever its own price said."""
+        self.wake = self._end = end
+
+    def plan_next(self, now: float) -> None:
+        """Plan one step ahead, where none is."""
+        if self._next is None:
+            self._next = self.replica.plan(now)
+
+    def quiet(self) -> int:
+        """How many of the next steps are sure to be plain decodes."""
+        if self._result is None or self._result.finished or (self._plan_ahead and self._next is None):
+            return 0
+        most = self.replica.quiet()
+        return min(most, self.twin.quiet()) if most > 0 else 0
+
+    def tell_step(self) -> None:
+        """The running step has ended, and plain ones follow."""
+        assert self.running is not None
+        self._observer.stepped(self, self.running, self._started, self._end)
+
+    def coast(self, steps: int) -> None:
+        """Through that many steps, the running one included: the one after them runs."""
+        assert self._result is not None
+        self.replica.coast(steps)
+        self.twin.coast(steps, self._result)
+
+    def tell_coasted(self, ends: list[float]) -> None:
+        """Those of them that followed ended at these times but for the last, at which the one that runs will end."""
+        self._started = self._end
+        self._end = ends[-1]
+        if len(ends) > 1:
+            self._observer.coasted(self, self._started, ends[:-1])
+            self._started = ends[-2]
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _launch(self, step: Step, now: float) -> None:
         twin = self.twin
         result = twin.run(step)
-        self._running, self._result, self._firsts = step, result, twin.firsts
+        self.running, self._result, self._firsts = step, result, twin.firsts
         self._started = now
         self.wake = self._end = now + result.seconds
 
     def _stretch(self) -> None:
         """Compute how far only plain decodes follow, if at all."""
-        if self._result is None or self._result.finished or (self._plan_ahead and self._next is None):
-            return
-        if self._end >= self.horizon:
-            return
-        most = self.replica.quiet()
-        if most > 0:
-            most = min(most, self.twin.quiet())
-            if most > _STRETCH:
-                most = _STRETCH
+        if self._end < self.horizon:
+            most = min(self.quiet(), STRETCH)
             if most > 0:
                 self._ends = self.twin.ends(self._end, most, self.horizon)
                 self.wake = self._ends[-1]
@@ -176,24 +223,16 @@ class Instance(Driven):
         if now <= self._end:
             self._ends = []
         else:
-            steps = min(bisect_left(ends, now) + 1, len(ends))
-            del ends[steps:]
-            self._skip(steps)
+            del ends[min(bisect_left(ends, now) + 1, len(ends)) :]
+            self._skip()
         self.wake = self._end
 
-    def _skip(self, steps: int) -> None:
-        """The running step and `steps - 1` after it have ended, and the one after those runs."""
+    def _skip(self) -> None:
+        """The stretch is over but for its last step, which runs."""
         ends, self._ends = self._ends, []
-        assert self._running is not None
-        assert self._result is not None
-        self._observer.stepped(self, self._running, self._started, self._end)
-        self.replica.coast(steps)
-        self.twin.coast(steps, self._result)
-        self._started = self._end
-        self._end = ends[-1]
-        if steps > 1:
-            self._observer.coasted(self, self._started, ends[:-1])
-            self._started = ends[-2]
+        self.tell_step()
+        self.coast(len(ends))
+        self.tell_coasted(ends)
 
     def _take(self, updates: list[Update], now: float) -> None:
         for update in updates:

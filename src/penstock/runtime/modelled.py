@@ -15,10 +15,14 @@ from penstock.catalog.device import Device, Figure
 from penstock.catalog.hardware_load import device as catalog_device
 from penstock.catalog.hardware_load import devices
 from penstock.catalog.shape import ModelShape
+from penstock.control.cluster.router import build_router
 from penstock.control.replica import Replica
 from penstock.deployment import Deployment
 from penstock.errors import InvalidDeployment
 from penstock.runtime.build import replica_for
+from penstock.runtime.driven import Driven
+from penstock.runtime.instance import Instance, Observer
+from penstock.runtime.lockstep import Lockstep, Unpriced
 from penstock.runtime.prices import operator_price
 from penstock.runtime.wiring import Wiring
 from penstock.twin.energy import PowerModel
@@ -44,7 +48,8 @@ UNCALIBRATED: Final = "cpu"
 
 @dataclass(frozen=True, slots=True)
 class Modelled:
-    """One replica of a deployment as the twin sees it, and how to make more of them."""
+    """One replica of a deployment as the twin sees it, and how to make more of them. Where attention is data-parallel,
+    blocks are those of one rank."""
 
     deployment: Deployment
     shape: ModelShape
@@ -60,6 +65,20 @@ class Modelled:
     host_blocks: int
     max_sequence_tokens: int
     notes: tuple[str, ...]
+
+    def driven(self, number: int, observer: Observer, *, coast: bool = True) -> Driven:
+        """Replica `number` of a cluster, ready to run; its ranks report to lanes of that number times their count."""
+        ahead, layout = self.deployment.policy.plan_ahead, self.layout
+        ranks = layout.attention_dp
+        if ranks == 1:
+            return Instance(number, self.replica(), self.twin(), observer, plan_ahead=ahead, coast=coast)
+        squares, first = self.price.uses_spread, number * ranks
+        return Lockstep(
+            number,
+            [Instance(lane, self.replica(), Twin(Unpriced(), squares=squares), observer, plan_ahead=ahead)
+             for lane in range(first, first + ranks)],
+            self.price, build_router(self.deployment.layout.attention_dp_router), plan_ahead=ahead, coast=coast,
+        )  # fmt: skip
 
     def replica(self) -> Replica:
         """A fresh brain, built as serving builds it."""
@@ -145,30 +164,33 @@ def _precision(deployment: Deployment, shape: ModelShape) -> Precision:
     """Types as the file says; else as a server computes (a checkpoint that can be served) or as published."""
     asked, model = deployment.precision, deployment.model
     served = model.dtype is not None or model.path in models_in_the_box() or Path(model.path).is_dir()
-    weights = asked.weights or (model.served_dtype if served else shape.dtype)
-    activations = asked.activations or ("float32" if weights == "float32" else "bfloat16")
+    weights = asked.weights or (model.weights_dtype if served else shape.dtype)
+    own = model.compute_dtype if served and not asked.weights else "float32" if weights == "float32" else "bfloat16"
+    activations = asked.activations or own
     experts = asked.experts or (weights if served or asked.weights else shape.experts_dtype or weights)
     return Precision(
         weights=weights, experts=experts, activations=activations, kv=asked.kv or activations,
-        head=asked.head or activations,
+        head=asked.head or (weights if served and not asked.weights else activations),
     )  # fmt: skip
 
 
 def _blocks(
     deployment: Deployment, shape: ModelShape, device: Device, layout: Layout, precision: Precision
 ) -> tuple[int, int, Fit | None]:
-    """KV blocks of a replica (its attention groups together), host blocks, and the account if there is one."""
-    memory, policy = deployment.memory, deployment.policy
+    """KV blocks and host blocks of one scheduler: of a replica, or of one rank of its attention groups; and the account
+    if there is one."""
+    memory, policy, ranks = deployment.memory, deployment.policy, layout.attention_dp
     check_layout(shape, layout)
     block_bytes = kv_bytes_per_token(shape, precision.kv) * memory.block_tokens
-    host_blocks = int(memory.host_bytes // block_bytes) if block_bytes else 0
+    host_blocks = int(memory.host_bytes / ranks // block_bytes) if block_bytes else 0
     if memory.kv_bytes is not None or device.kind == "cpu":
-        blocks = int(memory.pool_bytes // block_bytes)
+        blocks = int(memory.pool_bytes / ranks // block_bytes)
         if blocks < 1:
             raise InvalidDeployment(
                 field="memory.kv_bytes", value=memory.pool_bytes,
-                why=f"not one KV block fits: {memory.block_tokens} tokens need {block_bytes:,.0f} bytes",
-                remedy=f"{block_bytes * 64:,.0f} bytes hold {64 * memory.block_tokens} tokens",
+                why=f"not one KV block fits: {memory.block_tokens} tokens need {block_bytes:,.0f} bytes"
+                + (f" in each of {ranks} ranks" if ranks > 1 else ""),
+                remedy=f"{ranks * block_bytes * 64:,.0f} bytes hold {ranks * 64 * memory.block_tokens} tokens",
             )  # fmt: skip
         weights = weight_bytes_per_device(shape, layout, precision)
         needed = weights + memory.pool_bytes / layout.devices
@@ -186,7 +208,7 @@ def _blocks(
         shape, layout, precision, device.memory_bytes.value, context=context, block_tokens=memory.block_tokens,
         reserve=reserve,
     )  # fmt: skip
-    return room.blocks * layout.attention_dp, host_blocks, room
+    return room.blocks, host_blocks, room
 
 
 def _host(deployment: Deployment, device: Device) -> HostTime:

@@ -22,7 +22,6 @@ from penstock.deployment import Deployment
 from penstock.report.latency import Limits as SloLimits
 from penstock.report.simulation import ReplicaSeries, RequestColumns, SimulationResult
 from penstock.runtime.collect import Collector, OnStep, Sample
-from penstock.runtime.instance import Instance
 from penstock.runtime.modelled import Modelled, model
 from penstock.runtime.virtual import Cluster, Limits, Stop
 from penstock.runtime.wiring import words as link_words
@@ -55,19 +54,14 @@ def simulate(
     """
     modelled = model(deployment) if modelled is None else modelled
     source = source_of(deployment)
-    count = deployment.cluster.replicas
-    collector = Collector(count, on_step)
+    count, ranks = deployment.cluster.replicas, modelled.layout.attention_dp
+    collector = Collector(count * ranks, on_step)
     cluster = Cluster(
         build_router(deployment.cluster.router), source, collector, max_tokens=stated_bound(deployment),
         max_sequence_tokens=modelled.max_sequence_tokens, limits=limits, on_progress=on_progress,
     )  # fmt: skip
     for number in range(count):
-        cluster.instances.append(
-            Instance(
-                number, modelled.replica(), modelled.twin(), cluster, plan_ahead=deployment.policy.plan_ahead,
-                coast=coast,
-            )
-        )  # fmt: skip
+        cluster.instances.append(modelled.driven(number, cluster, coast=coast))
     started = time.monotonic()
     stop = cluster.run()
     return _result(deployment, modelled, cluster, collector, stop, source.notes, time.monotonic() - started)
@@ -81,15 +75,15 @@ def _result(
     for instance in cluster.lanes():
         if not instance.outstanding:
             collector.finish(instance.number)
-    parts = _Parts()
+    parts, ranks = _Parts(), modelled.layout.attention_dp
     power = modelled.device.idle_watts is not None and modelled.device.peak_watts is not None
-    watts = [_explain(modelled.price, lane.samples, lane.busy_s, parts) for lane in collector.lanes]
+    watts = [_explain(modelled.price, lane.samples, lane.busy_s, ranks, parts) for lane in collector.lanes]
     span = collector.last_s - float(np.nanmin(collector.arrival_s)) if len(collector.arrival_s) else 0.0
     devices = modelled.layout.devices * deployment.cluster.replicas
     price = modelled.device.price_per_hour
     energy, idle_watts = None, 0.0
     if power and modelled.device.idle_watts is not None:
-        idle_watts = modelled.layout.devices * modelled.device.idle_watts.value
+        idle_watts = modelled.layout.devices / ranks * modelled.device.idle_watts.value
         energy = parts.joules + sum(max(0.0, span - lane.busy_s) for lane in collector.lanes) * idle_watts
     slo = deployment.slo
     told = [*notes, *modelled.notes, *(f"{number} x refused: {why}" for why, number in collector.reasons.items())]
@@ -102,7 +96,8 @@ def _result(
             for number, lane in enumerate(collector.lanes)
         ),
         steps=sum(collector.steps), busy_s=tuple(lane.busy_s for lane in collector.lanes),
-        operator_s=dict(parts.by_kind), basis_s=dict(parts.by_basis), open_loop=deployment.workload.law not in _CLOSED,
+        ranks=ranks, operator_s=dict(parts.by_kind), basis_s=dict(parts.by_basis),
+        open_loop=deployment.workload.law not in _CLOSED,
         interrupted="" if stop == "done" else _STOPS[stop], notes=tuple(told),
         config=describe(deployment, modelled, parts),
         limits=SloLimits(ttft_s=slo.ttft, tpot_s=slo.tpot, e2e_s=slo.e2e),
@@ -128,9 +123,10 @@ class _Parts:
     joules: float = 0.0
 
 
-def _explain(price: StepPrice, samples: Sequence[Sample], busy_s: float, parts: _Parts) -> list[float]:
-    """Take an even choice of the sampled steps apart; add their shares, scaled to the replica's busy time, to `parts`.
-    Returns the watts of each sample's step, taken from the nearest explained one."""
+def _explain(price: StepPrice, samples: Sequence[Sample], busy_s: float, ranks: int, parts: _Parts) -> list[float]:
+    """Take an even choice of the sampled steps apart; add their shares, scaled to the replica's busy time, to `parts`;
+    of one rank of several, its part of the replica's. Returns the watts of each sample's step, taken from the nearest
+    explained one."""
     if not samples:
         return []
     stride = -(-len(samples) // EXPLAINED)
@@ -141,9 +137,9 @@ def _explain(price: StepPrice, samples: Sequence[Sample], busy_s: float, parts: 
     watts = []
     for sample, end in zip(chosen, ends, strict=True):
         each, before = end - before, end
-        estimate = price.explain(sample.load)
+        estimate = price.explain_lockstep(sample.together) if sample.together else price.explain(sample.load)
         if estimate.seconds > 0:
-            scale = each / estimate.seconds
+            scale = each / estimate.seconds / ranks
             for whole, part in (
                 (parts.by_kind, estimate.by_kind), (parts.by_basis, estimate.by_basis),
                 (parts.by_model, estimate.by_model),
@@ -151,7 +147,7 @@ def _explain(price: StepPrice, samples: Sequence[Sample], busy_s: float, parts: 
                 for name, seconds in part.items():
                     whole[name] += seconds * scale
             parts.joules += estimate.joules * scale
-            watts.append(estimate.joules / estimate.seconds)
+            watts.append(estimate.joules / estimate.seconds / ranks)
         else:
             watts.append(0.0)
     return [watts[number // stride] for number in range(len(samples))]
@@ -207,12 +203,15 @@ def describe(deployment: Deployment, modelled: Modelled, parts: _Parts | None = 
     words = {
         "model": f"{modelled.shape.name}, {precision.weights} weights, {precision.kv} KV",
         "hardware": f"{deployment.cluster.replicas} x {layout.devices} x {modelled.device.title}",
-        "layout": ", ".join(cut) + " parallel" if cut else "one device a replica",
+        "layout": (", ".join(cut) + " parallel" if cut else "one device a replica")
+        + (f"; ranks in lockstep, each with a scheduler, {deployment.layout.attention_dp_router} among them"
+           if layout.attention_dp > 1 else ""),
         **({"links": link_words(modelled.device, layout, modelled.wiring)} if layout.devices > 1 else {}),
         "policy": f"{deployment.policy.compose or deployment.policy.name}, order {deployment.policy.order}, evict "
         f"{deployment.policy.evict}, budget {deployment.policy.token_budget}, at most {deployment.policy.max_seqs} "
         f"sequences, {'one step' if deployment.policy.plan_ahead else 'nothing'} planned ahead",
         "memory": f"{memory.kind}, {modelled.blocks} blocks of {memory.block_tokens} tokens"
+        + (f" in each of {layout.attention_dp} ranks" if layout.attention_dp > 1 else "")
         + ("" if room is None else f" ({format_bytes(room.kv_bytes)} of {format_bytes(room.total_bytes)} a device)"),
         "router": deployment.cluster.router if deployment.cluster.replicas > 1 else "one replica",
         "host": f"{modelled.price.host.step_s * 1e3:.3g} ms a step, {modelled.price.host.request_s * 1e6:.3g} us a "

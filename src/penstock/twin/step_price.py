@@ -138,33 +138,67 @@ class StepPrice(Pricing):
     def lockstep(self, loads: Sequence[StepLoad]) -> float:
         """Seconds of a step that attention groups take together, each with its own load (data-parallel ranks with a
         scheduler each). Every layer's experts wait for the group that has most to do. Host time is the largest."""
-        groups, graph = self._groups, self.graph
-        attention = host = 0.0
+        attention = host = swap = 0.0
+        for load in loads:
+            attention = max(attention, self._own_attention(load))
+            host = max(host, self._host(load))
+            if load.swap_in_blocks or load.swap_out_blocks:
+                swap = max(swap, self._swap(load))
+        total, local, sampled = self._together(loads)
+        device = self._grouped_rows(total, local) + attention + swap
+        head = self._head.get(sampled)
+        if head is None:
+            head = self._head[sampled] = self._sum(self.graph.head(self._micro(sampled)))
+        device += head
+        return max(device, host) if self._overlapped else device + host
+
+    def lockstep_ends(self, loads: list[StepLoad], now: float, most: int, until: float) -> list[float]:
+        """As `decode_ends`, of groups in lockstep that only decode, or rest. The loads are used up."""
+        ends: list[float] = []
+        for _ in range(most):
+            now += self.lockstep(loads)
+            ends.append(now)
+            if now >= until:
+                break
+            for load in loads:
+                decoding, context = load.decoding, load.decode_context
+                load.decode_context_squares += 2 * context + decoding
+                load.decode_context = context + decoding
+        return ends
+
+    def _own_attention(self, load: StepLoad) -> float:
+        """Seconds of attention of one group with this load of its own. The graph shares what it is given out to all
+        groups, hence so many times the decodes."""
+        groups, prompt, own = self._groups, 0, 0.0
+        for past, tokens in load.chunks:
+            prompt += tokens
+            own += self._chunk(past, tokens)
+        if load.decoding:
+            decoding = groups * load.decoding
+            context = groups * (load.decode_context + load.decoding)
+            bucket = self._bucket(load.decoding, load.decode_context, load.decode_context_squares)
+            line = self.line(decoding, context, bucket)
+            own += line.base + line.slope * (context - line.start)
+            if prompt and self._beside is not None:
+                own += self._more_beside(decoding, context, prompt)
+        return own
+
+    def _together(self, loads: Sequence[StepLoad]) -> tuple[int, int, int]:
+        """Rows of all groups, of the one that has most, and sampled ones; padding included."""
         local = total = sampled = 0
         mixed = False
         for load in loads:
-            prompt, own = 0, 0.0
-            for past, tokens in load.chunks:
-                prompt += tokens
-                own += self._chunk(past, tokens)
-            if load.decoding:
-                decoding = groups * load.decoding
-                context = groups * (load.decode_context + load.decoding)
-                bucket = self._bucket(load.decoding, load.decode_context, load.decode_context_squares)
-                line = self.line(decoding, context, bucket)
-                own += line.base + line.slope * (context - line.start)
-                if prompt and self._beside is not None:
-                    own += self._more_beside(decoding, context, prompt)
-            attention = max(attention, own)
-            local, total = max(local, load.decoding + prompt), total + load.decoding + prompt
-            sampled, mixed = max(sampled, load.sampled), mixed or prompt > 0
-            host = max(host, self.with_host(0.0, load.decoding + len(load.chunks), prompt))
-        if self._pad and local < len(self._pad):
+            rows = load.tokens
+            local, total = max(local, rows), total + rows
+            sampled, mixed = max(sampled, load.sampled), mixed or rows > load.decoding
+        if self._pad and 0 < local < len(self._pad):
             local = self._pad[local]
-            total, sampled = groups * local, sampled if mixed else local
-        device = self._grouped_rows(total, local) + attention
-        device += self._sum(graph.head(self._micro(groups * sampled)))
-        return max(device, host) if self._overlapped else device + host
+            total, sampled = self._groups * local, sampled if mixed else local
+        return total, local, self._groups * sampled
+
+    def _host(self, load: StepLoad) -> float:
+        prompt = load.tokens - load.decoding
+        return self.with_host(0.0, load.decoding + len(load.chunks), prompt)
 
     def decode_ends(
         self, decoding: int, context: int, squares: int, now: float, most: int, until: float
@@ -247,7 +281,6 @@ class StepPrice(Pricing):
 
     def explain(self, load: StepLoad) -> StepEstimate:
         """The same step operator by operator. Agrees with `seconds` up to the grids above."""
-        estimate = StepEstimate()
         prompt = sum(tokens for _, tokens in load.chunks)
         most = sum(tokens for _, tokens in self.graph.busiest(load.chunks))
         tokens, local = self._grouped(load.decoding, prompt, most)
@@ -260,18 +293,42 @@ class StepPrice(Pricing):
             *self.graph.decode(micro(load.decoding), micro(load.decode_context + load.decoding), spread * SPREAD_GRAIN),
             *self.graph.prefill([self._piece(past, tokens) for past, tokens in load.chunks]),
         ]
-        if blocks := load.swap_in_blocks + load.swap_out_blocks:
+        return self._explained(placed, load, micro(most), self._host(load))
+
+    def explain_lockstep(self, loads: Sequence[StepLoad]) -> StepEstimate:
+        """A step of groups in lockstep, operator by operator: attention is that of the group that takes longest.
+        Agrees with `lockstep` up to the grids above."""
+        micro, groups = self._micro, self._groups
+        longest = max(loads, key=self._own_attention)
+        total, local, sampled = self._together(loads)
+        spread = self._bucket(longest.decoding, longest.decode_context, longest.decode_context_squares)
+        decoding, context = groups * longest.decoding, groups * (longest.decode_context + longest.decoding)
+        placed = [
+            *self.graph.rows(micro(total), micro(local)),
+            *self.graph.head(micro(sampled)),
+            *self.graph.decode(micro(decoding), micro(context), spread * SPREAD_GRAIN),
+        ]
+        for past, tokens in longest.chunks:
+            placed += self.graph.prefill((self._piece(past, tokens),))
+        swapped = max(loads, key=_swapped)
+        host = max(self._host(load) for load in loads)
+        return self._explained(placed, swapped, micro(longest.tokens - longest.decoding), host)
+
+    def _explained(self, placed: list[Placed], swapped: StepLoad, beside: int, host: float) -> StepEstimate:
+        """With `host` seconds of host time. `beside`: prompt tokens that decode attention shares its call with."""
+        estimate = StepEstimate()
+        if blocks := _swapped(swapped):
             placed.append(Placed(self._copy(blocks), 1))
         flop = read = written = link = 0.0
         for operator, times in placed:
-            one = self._estimate(operator, micro(most))
+            one = self._estimate(operator, beside)
             estimate.add(operator.kind, one, times)
             work = operator.work()
             flop, link = flop + times * work.flop, link + times * work.link_bytes
             read, written = read + times * work.read_bytes, written + times * work.written_bytes
         estimate.work = Work(flop, read, written, link)
         device = estimate.seconds
-        total = self.with_host(device, load.decoding + len(load.chunks), prompt)
+        total = max(device, host) if self._overlapped else device + host
         estimate.add("host", Estimate(total - device, "host", self.host.basis), 1)
         if self.power is not None:
             estimate.joules = self.graph.layout.devices * self.power.joules(total, estimate.work)
@@ -379,6 +436,10 @@ class StepPrice(Pricing):
 
     def _copy(self, blocks: int) -> Elementwise:
         return Elementwise("swap", blocks * self._swap_block_bytes, blocks * self._swap_block_bytes)
+
+
+def _swapped(load: StepLoad) -> int:
+    return load.swap_in_blocks + load.swap_out_blocks
 
 
 def _around(mean: float) -> tuple[float, float]:

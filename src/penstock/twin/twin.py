@@ -228,6 +228,14 @@ class Twin:
             for row in due:
                 self._finish(result, row)
 
+    def rest(self) -> None:
+        """There is no step for it while others have one (ranks in lockstep)."""
+        self.load = StepLoad()
+
+    def next_load(self) -> StepLoad:
+        """Of the next step, if it is a plain decode."""
+        return StepLoad(self.decoding, self.context, self.squares, (), self.decoding)
+
     @property
     def live(self) -> int:
         """Requests it knows."""

@@ -17,6 +17,10 @@ class Target:
         self.outstanding = 0
         """Requests sent there that have not ended."""
 
+    def waiting(self) -> int:
+        """How many of them hold no KV."""
+        raise NotImplementedError
+
 
 class Router:
     """A rule."""
@@ -54,6 +58,19 @@ class LeastLoaded(Router):
             if outstanding < fewest:
                 fewest, chosen = outstanding, number
         self._last = chosen
+        return chosen
+
+
+class LeastWaiting(Router):
+    """Smallest 4 x waiting + running, the first of equals: where a prompt begins soonest rather than where fewest are
+    (vLLM's choice among data-parallel ranks, DPLBAsyncMPClient). O(replicas)."""
+
+    def choose(self, request: Request, targets: list[Target]) -> int:
+        fewest, chosen = -1, 0
+        for number, target in enumerate(targets):
+            score = target.outstanding + 3 * target.waiting()
+            if fewest < 0 or score < fewest:
+                fewest, chosen = score, number
         return chosen
 
 
@@ -112,6 +129,7 @@ class PrefixAware(Router):
 ROUTERS: Final[dict[str, Callable[[], Router]]] = {
     "round_robin": RoundRobin,
     "least_loaded": LeastLoaded,
+    "least_waiting": LeastWaiting,
     "prefix_aware": PrefixAware,
 }
 
