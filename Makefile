@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life bench-guide bench-overload \
-	bench-stack bench-adapters bench-start bench-recovery soak bench-twin bench-step schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
+	bench-engine bench-engine-serving bench-stack bench-adapters bench-start bench-recovery soak bench-twin bench-step schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -66,6 +66,12 @@ bench-guide: setup-dev  ## grammars: compilation, masks, and what a batch pays f
 
 bench-stack: setup-dev  ## throughput over HTTP against the bare engine at batch 64, and the front end's CPU per token
 	$(BIN)/python benchmarks/stack.py
+
+bench-engine: setup-dev  ## this engine beside others on this CPU, in turn; FLAGS="--sizes S --peers openvino"; peers in build/peers
+	$(BIN)/python benchmarks/engine.py $(FLAGS)
+
+bench-engine-serving: setup-dev  ## S over HTTP at 2, 8 and 90 %-of-capacity requests/s, beside other servers; half an hour
+	$(BIN)/python benchmarks/engine_serving.py $(FLAGS)
 
 bench-adapters: setup  ## a decode step with LoRA adapters: none, unused, one, four, sixteen in a batch
 	$(BIN)/python benchmarks/adapters.py $(FLAGS)

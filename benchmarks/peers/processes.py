@@ -35,7 +35,7 @@ def compete(command: list[str], environment: dict[str, str], limit_s: float, log
     with log.open("w", encoding="utf-8") as errors:
         began = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, process_group=0
         )
         memory = _Memory(process.pid)
         alarm = threading.Timer(limit_s, _end, [process])

@@ -34,12 +34,20 @@ from penstock.workload.plan import Workload
 from penstock.workload.trace import Trace, read_trace
 
 _SERVER, _LOAD, _WORDS, _USERS, _OUTPUT = "Server", "Load", "Lengths", "Users", "Result"
+_OFFLINE = "Without a server"
 Text = Optional[str]  # noqa: UP045 - typer reads these at run time
 
 
 def bench(
-    url: Annotated[str, typer.Option(help="Server, such as http://127.0.0.1:8000.", rich_help_panel=_SERVER)],
-    model: Annotated[Text, typer.Option(help="Default: the first of /v1/models.", rich_help_panel=_SERVER)] = None,
+    url: Annotated[Text, typer.Option(help="Server, such as http://127.0.0.1:8000.", rich_help_panel=_SERVER)] = None,
+    model: Annotated[
+        Text,
+        typer.Option(
+            help="Default: the first of /v1/models. With --offline a checkpoint directory; default: the model in the "
+            "box.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
     api_key: Annotated[
         Text, typer.Option(envvar="OPENAI_API_KEY", help="Sent as a bearer token.", rich_help_panel=_SERVER)
     ] = None,
@@ -50,6 +58,31 @@ def bench(
         Optional[int],  # noqa: UP045
         typer.Option(
             min=16, help="Ids of prompts lie below; default: what /v1/models says, else 1024.", rich_help_panel=_SERVER
+        ),
+    ] = None,
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline", help="No server: the engine in this process, all requests at once.", rich_help_panel=_OFFLINE
+        ),
+    ] = False,
+    dtype: Annotated[
+        Text, typer.Option(help="Precision, as model.dtype; default float32.", rich_help_panel=_OFFLINE)
+    ] = None,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="CPU threads; default: all cores.", rich_help_panel=_OFFLINE),
+    ] = None,
+    token_budget: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Tokens in one step.", rich_help_panel=_OFFLINE),
+    ] = None,
+    peak: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            min=0.001,
+            help="The machine's fp32 matrix peak, GFLOP/s; default: it is measured.",
+            rich_help_panel=_OFFLINE,
         ),
     ] = None,
     trace: Annotated[
@@ -168,7 +201,7 @@ def bench(
     """Measure a server under load: TTFT, TPOT, ITL, goodput, and how honest the load was.
 
     One of --rate, --rates, --load, --concurrency or --find-capacity sets the pace; a --trace alone keeps its own
-    times, and nothing at all sends one request at a time.
+    times, and nothing at all sends one request at a time. With --offline there is no server and no pace: lengths alone.
     """
     pace = [
         name
@@ -177,6 +210,17 @@ def bench(
     ]
     if len(pace) > 1:
         raise BadInput(field="--" + pace[1], value=True, why=f"--{pace[0]} sets the pace already", remedy="one of them")
+    if offline:
+        from penstock.cli.bench_offline import without_server
+
+        without_server(
+            pace, trace=_trace(trace, dequantise, seed, scale_lengths_to), requests=requests, model=model, dtype=dtype,
+            workload=_workload(input_tokens, output_tokens, lengths_from, seed, scale_lengths_to), threads=threads,
+            token_budget=token_budget, peak=peak, seed=seed, as_json=as_json, out=out,
+        )  # fmt: skip
+        return
+    if url is None:
+        raise BadInput(field="--url", value=None, why="there is no server to measure", remedy="--url, or --offline")
     if concurrency is None and turns > 1:
         raise BadInput(
             field="--turns", value=turns, why="turns need users who wait for answers", remedy="--concurrency 8"

@@ -1,0 +1,88 @@
+"""`penstock bench --offline`: what it prints follows from what it ran, and what it runs fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from penstock.cli import main
+from penstock.runtime.offline import offline_deployment
+from penstock.runtime.size import size_up
+
+Run = Callable[..., tuple[int, str, str]]
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+    f"2023-11-16 18:15:{second:02d}.0000000,{20 + second},{3 + second % 4}\n" for second in range(12)
+)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        try:
+            main(["bench", "--offline", *arguments])
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        seen = capsys.readouterr()
+        return code, seen.out, seen.err
+
+    return call
+
+
+def test_share_is_that_of_the_peak_it_was_given(run: Run) -> None:
+    code, out, _ = run("--requests", "3", "--input-tokens", "20", "--output-tokens", "5", "--peak", "50", "--json")
+    data = json.loads(out)
+    assert code == 0
+    assert (data["completed"], data["total_input_tokens"], data["total_output_tokens"]) == (3, 60, 15)
+    assert data["share_of_optimal"] == pytest.approx(
+        data["total_token_throughput"] * 2 * data["parameters"] / 50e9, rel=1e-6
+    )
+    assert data["load_s"] > 0
+    assert data["peak_memory_bytes"] > 4 * data["parameters"]
+
+
+def test_a_trace_gives_lengths_and_each_request_a_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "azure.csv").write_text(AZURE)
+    code, out, _ = run(
+        "--trace", str(tmp_path / "azure.csv"), "--requests", "7", "--dtype", "int8", "--peak", "50", "--json",
+        "--out", str(tmp_path / "requests.jsonl"),
+    )  # fmt: skip
+    data = json.loads(out)
+    lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+    assert code == 0
+    assert data["dtype"] == "int8"
+    assert (data["completed"], data["total_input_tokens"]) == (7, sum(range(20, 27)))
+    assert len(lines) == 7
+
+
+def test_text_says_share_load_and_memory(run: Run) -> None:
+    code, out, _ = run("--requests", "1", "--input-tokens", "8", "--output-tokens", "2")
+    assert code == 0
+    assert "of optimal" in out
+    assert "after the start of the process" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [(("--rate", "3"), "--rate"), (("--dtype", "int7"), "model.dtype"), (("--model", "/nowhere"), "model.path")],
+)
+def test_what_cannot_be_is_a_usage_error(run: Run, flags: tuple[str, ...], named: str) -> None:
+    code, out, error = run(*flags)
+    assert (code, out) == (2, "")
+    assert named in error
+
+
+def test_without_a_server_there_is_nothing_to_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench"])
+    assert ended.value.code == 2
+    assert "--offline" in capsys.readouterr().err
+
+
+def test_all_requests_have_room_at_once() -> None:
+    size = size_up(offline_deployment("millrace", requests=9, tokens=100))
+    assert size.blocks * 16 >= 9 * 112
+    assert size.max_sequence_tokens >= 100
