@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# Of a number that changes from step to step no compiled variant is wanted.
+@triton.jit(do_not_specialize=["first_segment"])
 def attend(
     qkv, pool, out, partial, lse, tables, table_rows, first_row, lengths,
     qkv_stride, layer_offset, block_stride, kv_stride, head_stride, token_stride, table_stride, first_segment,
@@ -115,7 +116,7 @@ def attend(
         tl.store(out + out_at[:, None] + columns[None, :], attended.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_segment"])
 def merge(
     partial, lse, out, rows_of, first_segment,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, SPLITS: tl.constexpr, PADDED_SPLITS: tl.constexpr,

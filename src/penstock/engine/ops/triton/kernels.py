@@ -180,10 +180,10 @@ def _tiling(padded: int, group: int, ieee: bool, *, decodes: bool) -> Tiling:
     """Measured on an H100: see benchmarks/RESULTS.md."""
     if INTERPRETED:
         return Tiling(max(16, _padded(group)), 32, 4, 1)
-    if decodes:
-        return Tiling(max(16, _padded(group)), 32 if padded > 128 or ieee else 64, 4, 2 if padded > 128 or ieee else 3)
+    if decodes and not ieee:
+        return Tiling(max(16, _padded(group)), 32 if padded > 128 else 64, 4, 3 if padded > 128 else 5)
     if ieee:
-        return Tiling(max(32, _padded(group)), 32, 4, 1)
+        return Tiling(max(16, _padded(group)), 32 if padded <= 128 else 16, 4, 1)
     if padded > 128:
         return Tiling(max(64, _padded(group)), 32, 4, 2)
     return Tiling(max(128, _padded(group)), 64, 8, 3)
