@@ -46,6 +46,11 @@ class Detokenizer:
         self._min_tokens = min_tokens
         self._held = ""
 
+    @property
+    def stops(self) -> bool:
+        """Whether there are stop strings."""
+        return self._stops is not None
+
     def feed(self, ids: Iterable[int]) -> str:
         """New text that is certain. Nothing more comes after a stop string."""
         parts = []

@@ -106,6 +106,8 @@ class TextStream:
     def __init__(self, strip: tuple[str, int] = ("", 0)) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip, self._to_strip = strip
+        self.between = not self._to_strip
+        """No character is unfinished and nothing is to be taken off: whole characters would come out as they are."""
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
         """Text that is complete with `data`; `final` completes an unfinished character as U+FFFD."""
@@ -116,4 +118,5 @@ class TextStream:
                 start += 1
             self._to_strip = self._to_strip - start if start == len(text) else 0
             text = text[start:]
+        self.between = not self._to_strip and not self._utf8.getstate()[0]
         return text

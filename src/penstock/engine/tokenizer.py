@@ -80,6 +80,7 @@ class Tokenizer:
         self.eos_ids: tuple[int, ...] = tuple(sorted({*settings.eos_ids, *own_end}))
         """The tokenizer's own end token, and those of generation_config.json, or of config.json if it names none."""
         self._bytes: dict[int, bytes] = {}
+        self._texts: dict[int, str | None] = {}
 
     @classmethod
     def load(cls, directory: Path | str) -> Self:
@@ -167,6 +168,15 @@ class Tokenizer:
             data = self._bytes[id] = self._spell(id, first=False)
         return data
 
+    def whole_text(self, id: int) -> str | None:
+        """The text that a token adds between two characters; None if it begins or ends in the middle of one."""
+        if id not in self._texts:
+            try:
+                self._texts[id] = self.token_bytes(id).decode()
+            except UnicodeDecodeError:
+                self._texts[id] = None
+        return self._texts[id]
+
     def first_token_bytes(self, id: int) -> bytes | None:
         """The bytes a token stands for at the start of a text, where some vocabularies leave out a space.
 
@@ -217,6 +227,8 @@ class TokenStream:
         if id in self._skipped:
             return ""
         if self._started:
+            if self._text.between and (text := self._tokenizer.whole_text(id)) is not None:
+                return text
             return self._text.feed(self._tokenizer.token_bytes(id))
         data = self._tokenizer.first_token_bytes(id)
         self._started = data is not None

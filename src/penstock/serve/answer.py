@@ -51,6 +51,9 @@ class Format(Protocol):
     def piece(self, choice: Choice, piece: Piece) -> bytes:
         """One event; empty if the piece shows nothing."""
 
+    def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        """What a piece's event has before and after the JSON of its text; None: more than the text is shown."""
+
     def closing(self, choice: Choice) -> bytes:
         """The event with the finish reason."""
 
@@ -123,6 +126,16 @@ class Answer(Response):
             self._wrote_at = monotonic()
             self._chunks.write(self._events[0] if len(self._events) == 1 else b"".join(self._events))
             self._events.clear()
+
+    def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        """As the format says (express.Way)."""
+        return self._form.around(choice)
+
+    def write(self, event: bytes, now: float) -> None:
+        """One event to the socket (express.Way)."""
+        self._wrote_at = now
+        if self._chunks is not None:
+            self._chunks.write(event)
 
     async def _streamed(self) -> None:
         await self._generation.run(self._emit, self._flush, self)

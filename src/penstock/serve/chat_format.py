@@ -47,6 +47,9 @@ class ChatFormat:
             tail += b',"token_ids":' + json_bytes(piece.tokens)
         return self._content[choice.index] + json_text(piece.text) + tail + self._frame.close
 
+    def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        return (self._content[choice.index], self._plain_tail) if self._only_text else None
+
     def closing(self, choice: Choice) -> bytes:
         """The finish chunk: an empty delta."""
         reasons = json_bytes(choice.finish_reason) + b',"stop_reason":' + json_bytes(choice.stop_reason)

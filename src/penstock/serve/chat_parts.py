@@ -39,6 +39,9 @@ class ChatPartsFormat(ChatFormat):
             events.append(self._event(choice, b"{}", piece))
         return b"".join(events)
 
+    def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        return None
+
     def _event(self, choice: Choice, delta: bytes, piece: Piece | None) -> bytes:
         """The log-probabilities and ids of a piece go with its first part."""
         shown = self._logprobs_of(piece) if piece is not None else None

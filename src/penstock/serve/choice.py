@@ -128,6 +128,19 @@ class Choice:
                 self.finish_reason = self.reader.ending
         return Piece(text, tokens, logprobs, parts)
 
+    @property
+    def only_text(self) -> bool:
+        """Its tokens become text, which nothing takes apart or ends."""
+        return self.reader is None and not self._detokenizer.stops
+
+    def take_text(self, token: int) -> str:
+        """`take_one` where there is `only_text`: the text it adds."""
+        text = self._detokenizer.feed_one(token)
+        self.token_ids.append(token)
+        if text:
+            self.texts.append(text)
+        return text
+
     def take_one(self, token: int) -> Piece:
         """Add a token in the middle of the sequence that nothing comes with; else as `take`."""
         text = self._detokenizer.feed_one(token)

@@ -157,6 +157,9 @@ class CompletionFormat:
             tail += b',"token_ids":' + json_bytes(piece.tokens)
         return self._text[choice.index] + json_text(piece.text) + tail + self._frame.close
 
+    def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        return None if self._legacy or self._ids else (self._text[choice.index], self._plain_tail)
+
     def closing(self, choice: Choice) -> bytes:
         """The finish chunk: empty text."""
         reasons = json_bytes(choice.finish_reason) + b',"stop_reason":' + json_bytes(choice.stop_reason)

@@ -80,6 +80,9 @@ class EmbeddingFormat:
     def piece(self, choice: Choice, piece: Piece) -> bytes:
         return b""
 
+    def around(self, choice: Choice) -> None:
+        return
+
     def closing(self, choice: Choice) -> bytes:
         return b""
 

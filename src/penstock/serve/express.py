@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from penstock.serve.choice import Choice, Piece
+from penstock.serve.events import json_text
 
 if TYPE_CHECKING:
     from penstock.serve.metrics import Metrics
@@ -25,6 +26,12 @@ class Way(Protocol):
     def leave(self) -> None:
         """Something was emitted."""
 
+    def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        """What an event has before and after the JSON of a text, if a piece of this choice is nothing but that."""
+
+    def write(self, event: bytes, now: float) -> None:
+        """Such an event leaves; asked of an open way only."""
+
 
 class Collected:
     """The way of an answer that somebody else writes, later."""
@@ -35,14 +42,21 @@ class Collected:
     def leave(self) -> None:
         return
 
+    def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        return None
+
+    def write(self, event: bytes, now: float) -> None:
+        raise AssertionError("nothing here has an event of its own")
+
 
 class Express:
     """Called as `runtime.stream.AtOnce` with the tokens of one choice."""
 
-    __slots__ = ("_choice", "_emit", "_metrics", "_way", "error")
+    __slots__ = ("_around", "_choice", "_emit", "_metrics", "_way", "error")
 
     def __init__(self, choice: Choice, metrics: Metrics, emit: Callable[[Choice, Piece], None], way: Way) -> None:
         self._choice, self._metrics, self._emit, self._way = choice, metrics, emit, way
+        self._around = way.around(choice) if choice.only_text else None
         self.error: Exception | None = None
         """For the reader to raise: whoever calls this has the tokens of others to give out."""
 
@@ -50,12 +64,18 @@ class Express:
         choice = self._choice
         if choice.first_at is None or not self._way.open():
             return False  # with the first output come facts about the prompt
+        metrics = self._metrics
+        metrics.itl.observe(now - choice.last_at)
+        metrics.generated_tokens += 1
+        choice.last_at = now
         try:
-            piece = choice.take_one(token)
-            self._metrics.itl.observe(now - choice.last_at)
-            self._metrics.generated_tokens += 1
-            choice.last_at = now
-            self._emit(choice, piece)
+            if self._around is not None:
+                text = choice.take_text(token)
+                if text:
+                    before, after = self._around
+                    self._way.write(before + json_text(text) + after, now)
+                return True
+            self._emit(choice, choice.take_one(token))
             if choice.finish_reason is None:
                 self._way.leave()
                 return True

@@ -89,6 +89,9 @@ class MessagesFormat:
         delta = {"index": 0, "delta": {"type": "text_delta", "text": text}}
         return event("content_block_delta", delta) if text else b""
 
+    def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        return None
+
     def closing(self, choice: Choice) -> bytes:
         """The end of the block, then why it ended."""
         reason, stop = _ended(choice)

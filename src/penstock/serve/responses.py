@@ -137,6 +137,9 @@ class ResponsesFormat:
             return b""
         return self._event("response.output_text.delta", self._where() | {"delta": text, "logprobs": []})
 
+    def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
+        return None
+
     def closing(self, choice: Choice) -> bytes:
         """Text, part and message are done."""
         text = all_words_of(choice)
