@@ -76,7 +76,10 @@ class DecodeSet:
             growing, size = self._growing, self._size
             for clock in range(self.clock, self.clock + ticks):
                 full = growing[clock % size]
-                if full:
+                if len(full) == 1:
+                    for table in full.values():
+                        memory.give(table)
+                elif full:
                     grow(full, memory)
         self.clock += ticks
         self.context += ticks * len(self._members)

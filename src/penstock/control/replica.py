@@ -135,9 +135,9 @@ class Replica(Residents):
             self._resume_stalled()
         decode_set = self._decode_set
         for fill in self._fills():
-            if fill.decode and decode_set:
+            if fill.decode and len(decode_set) > 0:
                 self._decode(step, decodes_wait=self._compose.decodes_wait)
-            if self._prefilling or (fill.admit and self._order):
+            if self._prefilling or (fill.admit and len(self._order) > 0):
                 self._prefill(step, fill)
             if step.chunks or step.decoding or step.swap_in:
                 break
@@ -157,7 +157,7 @@ class Replica(Residents):
         and committing each of them. The oldest step under way is taken to be running.
         """
         decode_set = self._decode_set
-        if self._prefilling or self._draft.said or self._stalled or self._updates or not decode_set:
+        if self._prefilling or self._draft.said or self._stalled or self._updates or len(decode_set) == 0:
             return 0
         if self._compose.every_step:
             return 0
@@ -167,7 +167,7 @@ class Replica(Residents):
             if step.chunks or not step.decoding or not (running is None or step.plain):
                 return 0
             running = step
-        if self._order and len(self._running) < self._max_seqs:
+        if len(self._running) < self._max_seqs and len(self._order) > 0:
             return 0
         if not self._fills()[-1].decode:
             return 0

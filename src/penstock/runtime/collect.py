@@ -115,7 +115,8 @@ class Collector:
 
     def first_token(self, index: int, now: float) -> None:
         """A prompt is done. Only the first time counts: an evicted request computes its prompt again."""
-        if self.first_s[index] != self.first_s[index]:
+        before = self.first_s[index]
+        if before != before:
             self.first_s[index] = now
 
     def ended(self, index: int, now: float, outcome: Outcome, output_tokens: int, cached: int, evicted: int) -> None:
@@ -123,8 +124,10 @@ class Collector:
         self.finish_s[index] = self.last_s = now
         self.outcome[index] = _CODES[outcome]
         self.output_tokens[index] = output_tokens
-        self.cached_tokens[index] = cached
-        self.preemptions[index] = evicted
+        if cached:
+            self.cached_tokens[index] = cached
+        if evicted:
+            self.preemptions[index] = evicted
         self.ended_count += 1
 
     def refused(self, index: int, now: float, why: str) -> None:

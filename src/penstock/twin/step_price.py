@@ -15,6 +15,7 @@ from math import log2
 from typing import Final, Protocol
 
 from penstock.twin.host import HostTime
+from penstock.twin.known import NO_LINE, UNKNOWN, ByCount, Line, Lines, around
 from penstock.twin.load import StepLoad
 from penstock.twin.operators import DecodeAttention, Elementwise, Operator, Work
 from penstock.twin.price import Estimate, OperatorPrice
@@ -24,9 +25,6 @@ from penstock.twin.twin import Pricing
 
 CUDA_GRAPH_SIZES: Final = (1, 2, 4, *range(8, 513, 8))
 """Batch sizes for which engines capture CUDA graphs (vLLM's default list); a decode batch is padded up to the next."""
-CONTEXT_RATIO: Final = 1.125
-"""Decode attention is priced at contexts this far apart and interpolated: costs are straight or gently bent, and the
-error of the chord of a parabola over such a step is below 0.4 %."""
 PREFILL_GRAIN: Final = 16
 """Longer chunks are priced in tiles of so many tokens, as attention kernels compute them; below FINE_TOKENS exactly."""
 FINE_TOKENS: Final = 64
@@ -40,31 +38,6 @@ class Power(Protocol):
 
     def joules(self, seconds: float, work: Work) -> float:
         """While it does `work` in `seconds`, idle power included."""
-
-
-class Line:
-    """Seconds as a straight line over contexts from `start` up to `stop`."""
-
-    __slots__ = ("base", "slope", "start", "stop")
-
-    def __init__(self, start: float, stop: float, base: float, slope: float) -> None:
-        self.start, self.stop = start, stop
-        self.base = base
-        """At `start`."""
-        self.slope = slope
-
-
-class Lines:
-    """What is known of one batch size, ascending, and where each line starts."""
-
-    __slots__ = ("lines", "starts")
-
-    def __init__(self) -> None:
-        self.starts: list[float] = []
-        self.lines: list[Line] = []
-
-
-_NO_LINE: Final = Line(0.0, 0.0, 0.0, 0.0)
 
 
 class StepPrice(Pricing):
@@ -94,11 +67,11 @@ class StepPrice(Pricing):
         self._groups = graph.layout.attention_dp
         self._uses_spread = bool(getattr(price, "uses_spread", False))
         self._beside: Callable[[DecodeAttention, int], float | None] | None = getattr(price, "beside_chunk", None)
-        self._rows: dict[int, float] = {}
+        self._rows = ByCount()
         """By tokens of the step; with attention groups, by those of the group that has most."""
-        self._joint: dict[int, float] = {}
+        self._joint = ByCount()
         """With attention groups: what they do together, by tokens of the step."""
-        self._head: dict[int, float] = {}
+        self._head = ByCount()
         self._lines: dict[tuple[int, int], Lines] = {}
         self._lines_now: dict[int, Line] = {}
         """By decoding sequences: the line used last, contexts all alike."""
@@ -127,7 +100,7 @@ class StepPrice(Pricing):
             line = self._lines_now.get(decoding)
             if line is None or bucket or not line.start <= context < line.stop:
                 line = self.line(decoding, context, bucket)
-            attention += line.base + line.slope * (context - line.start)
+            attention += line.at(context)
             if most and self._beside is not None:
                 attention += self._more_beside(decoding, context, most)
         device = self.base(decoding, prompt, load.sampled, most) + attention
@@ -146,10 +119,7 @@ class StepPrice(Pricing):
                 swap = max(swap, self._swap(load))
         total, local, sampled = self._together(loads)
         device = self._grouped_rows(total, local) + attention + swap
-        head = self._head.get(sampled)
-        if head is None:
-            head = self._head[sampled] = self._sum(self.graph.head(self._micro(sampled)))
-        device += head
+        device += self._head_of(sampled)
         return max(device, host) if self._overlapped else device + host
 
     def lockstep_ends(self, loads: list[StepLoad], now: float, most: int, until: float) -> list[float]:
@@ -178,7 +148,7 @@ class StepPrice(Pricing):
             context = groups * (load.decode_context + load.decoding)
             bucket = self._bucket(load.decoding, load.decode_context, load.decode_context_squares)
             line = self.line(decoding, context, bucket)
-            own += line.base + line.slope * (context - line.start)
+            own += line.at(context)
             if prompt and self._beside is not None:
                 own += self._more_beside(decoding, context, prompt)
         return own
@@ -207,7 +177,7 @@ class StepPrice(Pricing):
         `until`. The same seconds as `seconds`, addition for addition."""
         fixed = self.base(decoding, 0, decoding)
         ends: list[float] = []
-        line = self._lines_now.get(decoding, _NO_LINE)
+        line = self._lines_now.get(decoding, NO_LINE)
         start, stop, base, slope = line.start, line.stop, line.base, line.slope
         bucket = 0
         for _ in range(most):
@@ -243,36 +213,35 @@ class StepPrice(Pricing):
         else:
             if decoding and not prompt and self._pad:
                 tokens = sampled = self._padded(decoding)
-            found = self._rows.get(tokens)
-            if found is None:
-                found = self._rows[tokens] = self._sum(self.graph.rows(self._micro(tokens)))
-            rows = found
-        head = self._head.get(sampled)
-        if head is None:
-            head = self._head[sampled] = self._sum(self.graph.head(self._micro(sampled)))
-        return rows + head
+            rows = self._rows.get(tokens)
+            if rows == UNKNOWN:
+                rows = self._rows.put(tokens, self._sum(self.graph.rows(self._micro(tokens))))
+        return rows + self._head_of(sampled)
+
+    def _head_of(self, sampled: int) -> float:
+        seconds = self._head.get(sampled)
+        if seconds == UNKNOWN:
+            seconds = self._head.put(sampled, self._sum(self.graph.head(self._micro(sampled))))
+        return seconds
 
     def line(self, decoding: int, context: int, bucket: int = 0) -> Line:
         """Seconds of decode attention near `context` (this step's tokens included)."""
         lines = self._lines.get((decoding, bucket))
         if lines is None:
             lines = self._lines[decoding, bucket] = Lines()
-        at = bisect.bisect_right(lines.starts, context)
-        if at:
-            line = lines.lines[at - 1]
-            if context < line.stop:
-                if not bucket:
-                    self._lines_now[decoding] = line
-                return line
-        low, high = _around(context / decoding)
+        found = lines.find(context)
+        if found is not None:
+            if not bucket:
+                self._lines_now[decoding] = found
+            return found
+        low, high = around(context / decoding)
         first, last = decoding * low, decoding * high
         spread = bucket * SPREAD_GRAIN
         below, above = (self._decode(decoding, round(end), spread) for end in (first, last))
         if context < first:  # a context below one token per sequence: priced as one token
             return Line(0.0, first, below, 0.0)
         line = Line(first, last, below, (above - below) / (last - first))
-        lines.starts.insert(at, first)
-        lines.lines.insert(at, line)
+        lines.add(line)
         if not bucket:
             self._lines_now[decoding] = line
         return line
@@ -357,22 +326,22 @@ class StepPrice(Pricing):
 
     def _grouped_rows(self, tokens: int, local: int) -> float:
         rows, joint = self._rows.get(local), self._joint.get(tokens)
-        if rows is None:
-            rows = self._rows[local] = self._sum(self.graph.local_rows(self._micro(local)))
-        if joint is None:
-            joint = self._joint[tokens] = self._sum(self.graph.joint_rows(self._micro(tokens)))
+        if rows == UNKNOWN:
+            rows = self._rows.put(local, self._sum(self.graph.local_rows(self._micro(local))))
+        if joint == UNKNOWN:
+            joint = self._joint.put(tokens, self._sum(self.graph.joint_rows(self._micro(tokens))))
         return rows + joint
 
     def _more_beside(self, decoding: int, context: int, chunk: int) -> float:
         """What decode attention takes more because it shares its call with a chunk."""
         size = round(2.0 * log2(chunk))
-        low, high = _around(context / decoding)
+        low, high = around(context / decoding)
         line = self._mixed.get((decoding, size, low))
         if line is None:
             first, last = decoding * low, decoding * high
             below, above = (self._more(decoding, round(end), round(2.0 ** (size / 2))) for end in (first, last))
             line = self._mixed[decoding, size, low] = Line(first, last, below, (above - below) / (last - first))
-        return line.base + line.slope * (context - line.start)
+        return line.at(context)
 
     def _more(self, decoding: int, context: int, chunk: int) -> float:
         chunk = self._micro(chunk)
@@ -440,14 +409,3 @@ class StepPrice(Pricing):
 
 def _swapped(load: StepLoad) -> int:
     return load.swap_in_blocks + load.swap_out_blocks
-
-
-def _around(mean: float) -> tuple[float, float]:
-    """The two mean contexts of the grid around `mean`: 1, 2, 3, ... and from 8 on, geometric."""
-    mean = max(1.0, mean)
-    low = float(int(mean)) if mean < 8 else 8.0
-    if low < 8:
-        return low, low + 1
-    while low * CONTEXT_RATIO <= mean:
-        low *= CONTEXT_RATIO
-    return low, low * CONTEXT_RATIO

@@ -53,7 +53,9 @@ class LeastLoaded(Router):
         fewest, chosen = targets[first].outstanding, first
         number = first
         for _ in range(count - 1):
-            number = number + 1 if number + 1 < count else 0
+            number += 1
+            if number == count:
+                number = 0
             outstanding = targets[number].outstanding
             if outstanding < fewest:
                 fewest, chosen = outstanding, number

@@ -52,6 +52,10 @@ class Memory:
         """`count` blocks for growth; never more than `available()`."""
         raise NotImplementedError
 
+    def give(self, table: list[int]) -> None:
+        """One block at the end of `table`, as `take(1)` gives it."""
+        table += self.take(1)
+
     def publish(self, sequence: Sequence, computed: int) -> None:
         """The KV of the first `computed` tokens of its prompt is now valid."""
         raise NotImplementedError
@@ -100,6 +104,11 @@ def top(stack: list[int], count: int) -> list[int]:
         few.append(numbers.pop())
     few.reverse()
     return few
+
+
+def move_top(stack: list[int], table: list[int]) -> None:
+    """The last of `stack`, which is not empty, becomes the last of `table`."""
+    cast("list[Any]", table).append(cast("list[Any]", stack).pop())
 
 
 def blocks_for(tokens: int, block_tokens: int) -> int:

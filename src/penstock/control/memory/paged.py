@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from penstock.control.memory.blocks import Memory, Occupancy, block_numbers, blocks_for, expect, top
+from penstock.control.memory.blocks import Memory, Occupancy, block_numbers, blocks_for, expect, move_top, top
 from penstock.control.sequence import Sequence, Tokens
 
 
@@ -30,6 +30,9 @@ class Paged(Memory):
 
     def take(self, count: int) -> list[int]:
         return top(self._free, count)
+
+    def give(self, table: list[int]) -> None:
+        move_top(self._free, table)
 
     def publish(self, sequence: Sequence, computed: int) -> None:
         """Nothing is shared."""

@@ -19,7 +19,15 @@ from struct import Struct
 from struct import error as StructError
 from typing import Final
 
-from penstock.control.memory.blocks import Memory, Occupancy, block_numbers, blocks_for, expect, top
+from penstock.control.memory.blocks import (
+    Memory,
+    Occupancy,
+    block_numbers,
+    blocks_for,
+    expect,
+    move_top,
+    top,
+)
 from penstock.control.memory.idle_leaves import IdleLeaves
 from penstock.control.memory.prefix_node import BlockKey, Border, Node
 from penstock.control.sequence import Sequence, Tokens
@@ -82,6 +90,11 @@ class PrefixTree(Memory):
         while len(free) < count:
             self._trim(count - len(free))
         return top(free, count)
+
+    def give(self, table: list[int]) -> None:
+        if not self._free:
+            self._trim(1)
+        move_top(self._free, table)
 
     def publish(self, sequence: Sequence, computed: int) -> None:
         self._extend(sequence, sequence.prompt, min(computed, sequence.prompt_tokens))
