@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from penstock.engine.ops.kernels import Heads, Kernels, QkNorm, Segments
+from penstock.engine.weights import Matrix
 
 R = TypeVar("R")
 
@@ -38,7 +39,7 @@ class TimedKernels:
         self.calls: list[Call] = []
         self._kernels = kernels
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
         columns, inner = weight.shape
         return self._timed("linear", x.shape[0], columns, inner, self._kernels.linear, x, weight, bias)
 

@@ -59,6 +59,12 @@ INLINE void *cache_lines(long bytes) { return aligned_alloc(64, (size_t)round_up
 /* First row of part t when `rows` are cut into `parts` of almost the same height. */
 INLINE long part_start(long rows, long parts, long t) { return rows / parts * t + least(t, rows % parts); }
 
+/* The part that `row` is in. */
+INLINE long part_of(long rows, long parts, long row) {
+    long least_rows = rows / parts, larger = rows % parts, in_larger = larger * (least_rows + 1);
+    return row < in_larger ? row / (least_rows + 1) : larger + (row - in_larger) / least_rows;
+}
+
 /* Bytes between rows of `bytes`: a multiple of a large power of two apart, all would want the same few cache lines. */
 INLINE long apart(long bytes) { return bytes % 1024 ? bytes : bytes + 64; }
 

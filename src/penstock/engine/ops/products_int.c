@@ -12,7 +12,7 @@
 #include "products.h"
 
 #include <math.h>
-#ifdef __AVX512VNNI__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -24,6 +24,8 @@
 #define TILE4 1
 #endif
 #define GROUP 32
+/* Activations that one thread quantizes sooner than two would meet. */
+#define FEW (1 << 13)
 #define GROUP_BYTES (PANEL * GROUP / 2 + PANEL * 2)
 
 /* sums += the four products of each word's bytes: `a` unsigned, `b` signed. */
@@ -38,37 +40,83 @@ INLINE ints dot(ints sums, words a, words b) {
 
 INLINE words every(const void *word) { uint32_t w; memcpy(&w, word, 4); return w - (words){0}; }
 
+/* Largest of 16, as unsigned. */
+INLINE uint32_t highest(words w) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_epu32((__m512i)w);
+#else
+    uint32_t each[LANES], high = 0;
+    memcpy(each, &w, sizeof w);
+    #pragma omp simd reduction(max : high)
+    for (int i = 0; i < LANES; i++) high = each[i] > high ? each[i] : high;
+    return high;
+#endif
+}
+
+INLINE int32_t total(ints v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t each[LANES], sum = 0;
+    memcpy(each, &v, sizeof v);
+    #pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < LANES; i++) sum += each[i];
+    return sum;
+#endif
+}
+
+INLINE words larger(words a, words b) {
+    words first = (words)(a > b);
+    return (a & first) | (b & ~first);
+}
+
+INLINE float as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+
+INLINE uint32_t magnitude_bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u & 0x7fffffff; }
+
 /* Largest magnitude. By bit patterns, which order like magnitudes and put a NaN above all. */
 INLINE float magnitude(const float *x, long n) {
-    uint32_t high = 0;
-    #pragma omp simd reduction(max : high)
-    for (long i = 0; i < n; i++) {
-        uint32_t u;
-        memcpy(&u, x + i, 4);
-        u &= 0x7fffffff;
-        high = u > high ? u : high;
+    words a = {0}, b = {0}, sign = 0x7fffffffu - (words){0};
+    long i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        a = larger(a, load_words(x + i) & sign);
+        b = larger(b, load_words(x + i + LANES) & sign);
     }
-    float f;
-    memcpy(&f, &high, 4);
-    return f;
+    uint32_t high = highest(larger(a, b));
+    for (; i < n; i++) high = magnitude_bits(x[i]) > high ? magnitude_bits(x[i]) : high;
+    return as_float(high);
 }
 
-/* To the nearest whole number from -127 to 127, ties to even; what is no number becomes any. */
-INLINE int32_t whole(float x) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number in the low bits */
-    x = x < -127.0f ? -127.0f : x;
-    x = x > 127.0f ? 127.0f : x;
-    x += magic;
-    int32_t i;
-    memcpy(&i, &x, 4);
-    return i - 0x4b400000;
+#define MAGIC 12582912.0f /* 1.5 * 2^23: adding it rounds to a whole number, ties to even, in the low bits */
+#define MAGIC_BITS 0x4b400000u
+
+typedef uint8_t narrow_lanes __attribute__((vector_size(LANES)));
+
+INLINE narrow_lanes low_bytes(words w) {
+#ifdef __AVX512F__
+    return (narrow_lanes)_mm512_cvtepi32_epi8((__m512i)w);
+#else
+    return __builtin_convertvector(w, narrow_lanes);
+#endif
 }
 
-/* n values to bytes plus `offset`; returns their scale. */
+/* n values to bytes plus `offset`, the largest magnitude to 127; returns their scale. What is no number becomes any. */
 INLINE float quantize(const float *x, long n, uint8_t *to, int offset) {
     float high = magnitude(x, n), inverse = high > 0 ? 127.0f / high : 0.0f;
-    #pragma omp simd
-    for (long i = 0; i < n; i++) to[i] = (uint8_t)(whole(x[i] * inverse) + offset);
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vec y = load_vec(x + i) * inverse + MAGIC;
+        words bits;
+        memcpy(&bits, &y, sizeof y);
+        narrow_lanes bytes = low_bytes(bits + (uint32_t)offset);
+        memcpy(to + i, &bytes, sizeof bytes);
+    }
+    for (; i < n; i++) {
+        float y = x[i] * inverse + MAGIC;
+        uint32_t bits;
+        memcpy(&bits, &y, 4);
+        to[i] = (uint8_t)(bits + (uint32_t)offset);
+    }
     return high / 127.0f;
 }
 
@@ -177,7 +225,7 @@ int penstock_product_int8(const float *x, const uint8_t *packed, const float *sc
     float *row_scales = (float *)(bytes + rows * stride);
     long blocks = divide_up(rows, most(TILE, ROWS_BYTES / stride));
     if (inputs * outputs < WORTH_A_TEAM) threads = 1;
-    int chunk = share(panels, threads), few = rows * inputs < 1 << 13;
+    int chunk = share(panels, threads), few = rows * inputs < FEW;
     if (few)
         for (long r = 0; r < rows; r++) row_scales[r] = quantize(x + r * inputs, inputs, bytes + r * stride, 128);
     #pragma omp parallel num_threads((int)threads) if (threads > 1)
@@ -226,8 +274,7 @@ INLINE float error4(const float *x, long n, float scale, float *error) {
     float inverse = scale != 0 ? 1.0f / scale : 0.0f, sum = 0;
     #pragma omp simd reduction(+ : sum)
     for (long i = 0; i < n; i++) {
-        const float magic = 12582912.0f;
-        float q = (x[i] * inverse + magic) - magic;
+        float q = (x[i] * inverse + MAGIC) - MAGIC;
         q = q < -8.0f ? -8.0f : q;
         q = q > 7.0f ? 7.0f : q;
         sum += (q * scale - x[i]) * (q * scale - x[i]);
@@ -270,7 +317,7 @@ int penstock_pack_int4(const void *weight, uint8_t *packed, long outputs, long i
                 scales[i % LANES * 2 + i / LANES] = narrow(scale);
                 uint8_t *side = to + i / LANES * LANES * GROUP / 2 + i % LANES * 4;
                 for (long k = 0; k < GROUP; k++) {
-                    int32_t q = whole(x[k] * inverse);
+                    int32_t q = (int32_t)(x[k] * inverse + MAGIC - MAGIC);
                     q = (q < -8 ? -8 : q > 7 ? 7 : q) + 8;
                     side[k / 4 % 4 * 64 + k % 4] |= (uint8_t)(k < GROUP / 2 ? q : q << 4);
                 }
@@ -279,36 +326,37 @@ int penstock_pack_int4(const void *weight, uint8_t *packed, long outputs, long i
     return 0;
 }
 
-/* What a row becomes: in groups of 32 signed bytes, with -8 times their sum and their scale for each group. */
-typedef struct {
-    int8_t *bytes;   /* [rows, `stride`] */
-    int32_t *shifts; /* [rows, groups] */
-    float *scales;   /* [rows, groups] */
-    long stride, groups;
-} Rows4;
+/* What rows become, tile by tile: for each group the 32 signed bytes of each row of the tile, then the scale of each,
+ * then -8 times the sum of each; so that a tile walks through all of it in order. */
+#define ROW_BYTES (GROUP + 8)
 
-INLINE void quantize_row4(const Rows4 *to, const float *x, long row) {
-    for (long g = 0; g < to->groups; g++) {
-        int8_t *bytes = to->bytes + row * to->stride + g * GROUP;
-        to->scales[row * to->groups + g] = quantize(x + g * GROUP, GROUP, (uint8_t *)bytes, 0);
-        int32_t sum = 0;
-        for (long k = 0; k < GROUP; k++) sum += bytes[k];
-        to->shifts[row * to->groups + g] = -8 * sum;
+INLINE void quantize_row4(char *tile, const float *x, long groups, long mr, long r) {
+    for (long g = 0; g < groups; g++, x += GROUP, tile += mr * ROW_BYTES) {
+        words a = load_words(x), b = load_words(x + LANES), sign = 0x7fffffffu - (words){0};
+        float high = as_float(highest(larger(a & sign, b & sign))), inverse = high > 0 ? 127.0f / high : 0.0f;
+        float scale = high / 127.0f;
+        vec y = as_floats(a) * inverse + MAGIC, z = as_floats(b) * inverse + MAGIC;
+        memcpy(&a, &y, sizeof a);
+        memcpy(&b, &z, sizeof b);
+        narrow_lanes bytes[2] = {low_bytes(a), low_bytes(b)};
+        int32_t shift = -8 * total((ints)(a + b - 2 * MAGIC_BITS));
+        memcpy(tile + r * GROUP, bytes, GROUP);
+        memcpy(tile + mr * GROUP + 4 * r, &scale, 4);
+        memcpy(tile + mr * (GROUP + 4) + 4 * r, &shift, 4);
     }
 }
 
-INLINE void tile4(const Rows4 *x, long row, const uint8_t *w, float *sums, const int mr) {
-    vec total[2][TILE4];
-    for (int r = 0; r < mr; r++) total[0][r] = total[1][r] = (vec){0};
-    for (long g = 0; g < x->groups; g++, w += GROUP_BYTES) {
-        const int8_t *bytes = x->bytes + row * x->stride + g * GROUP;
-        const float *row_scale = x->scales + row * x->groups + g;
-        const int32_t *shift = x->shifts + row * x->groups + g;
+INLINE void tile4(const char *x, long groups, const uint8_t *w, float *sums, const int mr) {
+    vec left[TILE4], right[TILE4];
+    #pragma GCC unroll 8
+    for (int r = 0; r < mr; r++) left[r] = right[r] = (vec){0};
+    for (long g = 0; g < groups; g++, w += GROUP_BYTES, x += mr * ROW_BYTES) {
         words both = load_words(w + PANEL * GROUP / 2);
-        __builtin_prefetch(w + 4 * GROUP_BYTES);
         #pragma GCC unroll 2
         for (int side = 0; side < 2; side++) {
             words q[8];
+            /* Activations are read again for the second side: kept, they would not fit the registers. */
+            __asm__ volatile("" ::: "memory");
             #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
                 words v = load_words(w + side * LANES * GROUP / 2 + j * 64);
@@ -318,23 +366,28 @@ INLINE void tile4(const Rows4 *x, long row, const uint8_t *w, float *sums, const
             vec scale = as_floats(side ? both & 0xffff0000u : both << 16);
             #pragma GCC unroll 8
             for (int r = 0; r < mr; r++) {
-                ints s = shift[r * x->groups] - (ints){0};
+                float row_scale;
+                memcpy(&row_scale, x + mr * GROUP + 4 * r, 4);
+                ints s = (ints)every(x + mr * (GROUP + 4) + 4 * r);
                 #pragma GCC unroll 8
-                for (int j = 0; j < 8; j++) s = dot(s, q[j], every(bytes + r * x->stride + 4 * j));
-                total[side][r] += __builtin_convertvector(s, vec) * (scale * row_scale[r * x->groups]);
+                for (int j = 0; j < 8; j++) s = dot(s, q[j], every(x + r * GROUP + 4 * j));
+                vec part = __builtin_convertvector(s, vec) * (scale * row_scale);
+                if (side) right[r] += part;
+                else left[r] += part;
             }
         }
     }
+    #pragma GCC unroll 8
     for (int r = 0; r < mr; r++) {
-        store_vec(sums + r * PANEL, total[0][r]);
-        store_vec(sums + r * PANEL + LANES, total[1][r]);
+        store_vec(sums + r * PANEL, left[r]);
+        store_vec(sums + r * PANEL + LANES, right[r]);
     }
 }
 
-typedef void tile4_of(const Rows4 *, long, const uint8_t *, float *);
+typedef void tile4_of(const char *, long, const uint8_t *, float *);
 #define TILE4_OF(mr)                                                                                               \
-    static __attribute__((noinline)) void tile4_##mr(const Rows4 *x, long row, const uint8_t *w, float *sums) {    \
-        tile4(x, row, w, sums, mr);                                                                                \
+    static __attribute__((noinline)) void tile4_##mr(const char *x, long groups, const uint8_t *w, float *sums) {  \
+        tile4(x, groups, w, sums, mr);                                                                             \
     }
 TILE4_OF(1)
 #if TILE4 > 1
@@ -351,35 +404,31 @@ static tile4_of *const TILES4[TILE4 + 1] = {
  * out. */
 int penstock_product_int4(const float *x, const uint8_t *packed, const float *bias, float *out, long rows, long inputs,
                           long outputs, long threads) {
-    long panels = divide_up(outputs, PANEL), groups = inputs / GROUP, stride = apart(round_up(inputs, 64));
-    int8_t *memory = cache_lines(rows * (stride + 8 * groups));
-    if (!memory) return 1;
-    Rows4 q = {memory, (int32_t *)(memory + rows * stride), (float *)(memory + rows * (stride + 4 * groups)), stride,
-               groups};
-    long blocks = divide_up(rows, most(TILE4, ROWS_BYTES / (stride + 8 * groups)));
+    long panels = divide_up(outputs, PANEL), groups = inputs / GROUP, tiles = divide_up(rows, TILE4);
+    long row_bytes = groups * ROW_BYTES, tiles_at_once = most(1, ROWS_BYTES / (row_bytes * TILE4));
+    char *quantized = cache_lines(rows * row_bytes);
+    if (!quantized) return 1;
     if (inputs * outputs < WORTH_A_TEAM) threads = 1;
-    int chunk = share(panels, threads), few = rows * inputs < 1 << 13;
-    if (few)
-        for (long r = 0; r < rows; r++) quantize_row4(&q, x + r * inputs, r);
+    int chunk = share(panels, threads), team = threads > 1 && rows * inputs >= FEW;
+    #pragma omp parallel for num_threads((int)threads) schedule(static) if (team)
+    for (long r = 0; r < rows; r++) {
+        long t = part_of(rows, tiles, r), first = part_start(rows, tiles, t), mr = part_start(rows, tiles, t + 1) - first;
+        quantize_row4(quantized + first * row_bytes, x + r * inputs, groups, mr, r - first);
+    }
     #pragma omp parallel num_threads((int)threads) if (threads > 1)
     {
         float sums[TILE4 * PANEL] __attribute__((aligned(64)));
-        if (!few) {
-            #pragma omp for schedule(static)
-            for (long r = 0; r < rows; r++) quantize_row4(&q, x + r * inputs, r);
-        }
-        for (long b = 0; b < blocks; b++) {
-            long row = part_start(rows, blocks, b), count = part_start(rows, blocks, b + 1) - row;
-            long tiles = divide_up(count, TILE4);
+        for (long first = 0; first < tiles; first += tiles_at_once) {
+            long last = least(tiles, first + tiles_at_once);
             #pragma omp for schedule(dynamic, chunk) nowait
             for (long panel = 0; panel < panels; panel++)
-                for (long t = 0; t < tiles; t++) {
-                    long from = row + part_start(count, tiles, t), mr = row + part_start(count, tiles, t + 1) - from;
-                    TILES4[mr](&q, from, packed + panel * groups * GROUP_BYTES, sums);
-                    finish(out, from, outputs, panel * PANEL, least(PANEL, outputs - panel * PANEL), sums, mr, bias, 0);
+                for (long t = first; t < last; t++) {
+                    long row = part_start(rows, tiles, t), mr = part_start(rows, tiles, t + 1) - row;
+                    TILES4[mr](quantized + row * row_bytes, groups, packed + panel * groups * GROUP_BYTES, sums);
+                    finish(out, row, outputs, panel * PANEL, least(PANEL, outputs - panel * PANEL), sums, mr, bias, 0);
                 }
         }
     }
-    free(memory);
+    free(quantized);
     return 0;
 }

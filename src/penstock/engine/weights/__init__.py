@@ -1,15 +1,16 @@
 """The matrices of a model's products in the forms that multiply fastest: packed once after load, one class per form.
 
 `Weight` is all that models and kernels know of them. Start with formats.py, which says what each `dtype:` of a
-deployment stores and computes.
+deployment stores and computes. torch is not imported here: formats.py is asked for sizes before anything heavy loads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Weight(Protocol):
@@ -27,8 +28,8 @@ class Weight(Protocol):
         """x [T, I] times this matrix transposed, plus bias [O]: a new tensor [T, O] in x's dtype."""
 
 
-Matrix = Tensor | Weight
+Matrix: TypeAlias = "Tensor | Weight"
 """A plain tensor [O, I], which the kernels multiply in their own way, or a packed one."""
 
-Pack = Callable[[Tensor], Matrix]
+Pack: TypeAlias = "Callable[[Tensor], Matrix]"
 """Makes a matrix [O, I] of a product what it is to be; gives it back unchanged where that is best."""
