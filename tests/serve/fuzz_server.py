@@ -6,7 +6,7 @@ go raw bytes that are no HTTP, and clients that hang up in the middle. That mult
 some hundred bodies a second, the server answers more. Same seed, same requests, in another order.
 
 What must hold: no answer is 5xx; the worker is never replaced; a known request gives the same tokens after every
-thousand; the memory of each process (PSS) is flat: its median over the last fifth of the run against that over the
+thousand; the memory that each process wrote (pages that no file backs) is flat: its median over the last fifth of the run against that over the
 second. (Before, pages that a forked worker shares become its own, and the KV pool is touched for the first time.) The
 last line of stdout is JSON.
 """
@@ -216,12 +216,12 @@ class RunningServer:
                 self.ready.set()
 
     def memory_mb(self) -> dict[str, float]:
-        """PSS of each process of the tree, by role. Millions of bytes."""
+        """What each process of the tree wrote, by role, what they share counted once. Millions of bytes."""
         found = {"front end": self.process.pid}
         for pid in self._below(self.process.pid):
             name = f"worker {len(found)}" if self._below(pid) == [] else f"fork server {len(found)}"
             found[name] = pid
-        return {name: _pss(pid) / 1e6 for name, pid in found.items()}
+        return {name: _written(pid) / 1e6 for name, pid in found.items()}
 
     def _below(self, pid: int) -> list[int]:
         try:
@@ -238,10 +238,10 @@ class RunningServer:
         return self.process.wait(60)
 
 
-def _pss(pid: int) -> int:
+def _written(pid: int) -> int:
+    # Without the pages of libraries: their share falls and rises with other programs that map the same files.
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    return sum(int(size) * 1024 for size in re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", text, re.MULTILINE))
 
 
 def ask(url: str, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -325,7 +325,7 @@ def main() -> None:
     statuses: Counter[int] = sum(tally.by_path.values(), Counter())
     for path, counts in tally.by_path.items():
         print(f"{path:<22}", "  ".join(f"{status}: {many}" for status, many in sorted(counts.items())))
-    print(f"\n{'memory (PSS), MB':<22}{'start':>10}{'2nd fifth':>12}{'last fifth':>12}{'growth':>9}")
+    print(f"\n{'memory written, MB':<22}{'start':>10}{'2nd fifth':>12}{'last fifth':>12}{'growth':>9}")
     for name, (start, before, after) in memory.items():
         print(f"{name:<22}{start:>10.1f}{before:>12.1f}{after:>12.1f}{growth[name]:>9.1%}")
     print(f"descriptors of the front end: {descriptors}; workers replaced: {ready['restarts']}")
