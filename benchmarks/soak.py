@@ -2,13 +2,13 @@
 
 Starts `penstock serve` and 12 clients: streams and whole answers, greedy and sampled, n up to 4, shared and fresh
 prompts, stop strings, logprobs. A third of them leaves early: before the first token, in the middle, without reading.
-Once in a hundred a client sends what is refused. Every 10 s the memory that the processes wrote (pages that no file backs,
-what they share counted once) and their descriptors are noted.
+Once in a hundred a client sends what is refused. Every 10 s the memory that the processes wrote (pages that no file
+backs, what they share counted once) and their descriptors are noted.
 
 Checked, over what follows the warm-up (a fifth of the time, 10 minutes at most): the slope of a line through the memory
 is below 1 % an hour, that of the front end, and that of the worker and the process it was forked from together (a page
-they share becomes two when one writes to it); as many descriptors at the end as after the warm-up, clients apart; nothing
-runs, waits or holds a block at the end; no request took longer than a minute; no client saw an error.
+they share becomes two when one writes to it); as many descriptors at the end as after the warm-up, clients apart;
+nothing runs, waits or holds a block at the end; no request took longer than a minute; no client saw an error.
 
 A short run cannot see a slope that small: the slope is printed with its standard error, and the verdict of a run under
 30 minutes is about descriptors, requests and blocks only.

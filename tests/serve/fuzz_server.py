@@ -6,9 +6,9 @@ go raw bytes that are no HTTP, and clients that hang up in the middle. That mult
 some hundred bodies a second, the server answers more. Same seed, same requests, in another order.
 
 What must hold: no answer is 5xx; the worker is never replaced; a known request gives the same tokens after every
-thousand; the memory that each process wrote (pages that no file backs) is flat: its median over the last fifth of the run against that over the
-second. (Before, pages that a forked worker shares become its own, and the KV pool is touched for the first time.) The
-last line of stdout is JSON.
+thousand; the memory that each process wrote (pages that no file backs) is flat: its median over the last fifth of the
+run against that over the second. (Before, pages that a forked worker shares become its own, and the KV pool is touched
+for the first time.) The last line of stdout is JSON.
 """
 
 from __future__ import annotations
