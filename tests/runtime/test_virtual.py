@@ -30,7 +30,7 @@ from penstock.workload.settings import ArrivalSettings, SharedPrefixSettings, Wo
 from penstock.workload.source import Source, TimedRequest
 from tests.runtime.test_instance import Priced
 
-ROUTERS = ("round_robin", "least_loaded", "prefix_aware")
+ROUTERS = ("round_robin", "least_loaded", "least_waiting", "prefix_aware")
 
 
 def a_source(seed: int, *, law: str = "poisson", rate: float = 1.0, requests: int = 40) -> Source:
