@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 import contest
 import models
 from peers import HERE, PEERS, PENSTOCK, Peer, Places, by_name, checkpoint, environment
-from processes import Outcome, compete, forget_files
+from processes import Outcome, compete, end_on_sigterm, forget_files
 
 ROOT = Path(__file__).parents[1]
 OURS = {"float32": ("float32",), "int8": ("int8", "int8_weights"), "int4": ("int4",)}
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=ROOT / "build" / "engine", help="checkpoints are kept here")
     parser.add_argument("--venvs", type=Path, default=ROOT / "build" / "peers", help="environments of the peers")
     asked = parser.parse_args()
+    end_on_sigterm()
     places = Places(asked.models.resolve(), asked.venvs.absolute())
     places.models.mkdir(parents=True, exist_ok=True)
     wanted = [name for name in asked.peers.split(",") if name]

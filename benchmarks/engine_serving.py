@@ -33,6 +33,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 from peers import PENSTOCK, Peer, Places, by_name, environment
+from processes import end_on_sigterm
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ("p50_ttft_ms", "p99_ttft_ms", "p50_tpot_ms", "p99_tpot_ms")
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=ROOT / "build" / "engine")
     parser.add_argument("--venvs", type=Path, default=ROOT / "build" / "peers")
     asked = parser.parse_args()
+    end_on_sigterm()
     places = Places(asked.models.resolve(), asked.venvs.absolute())
     names = []
     for name in asked.servers.split(","):

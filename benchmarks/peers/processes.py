@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -40,24 +41,28 @@ def compete(command: list[str], environment: dict[str, str], limit_s: float, log
         memory = _Memory(process.pid)
         alarm = threading.Timer(limit_s, _end, [process])
         alarm.start()
-        assert process.stdout is not None
-        for line in process.stdout:
-            now = time.perf_counter() - began
-            if not line.startswith('{"event"'):
-                errors.write(line)
-                continue
-            said = json.loads(line)
-            peak = memory.take()
-            match said.pop("event"):
-                case "loaded":
-                    outcome.loaded_s, outcome.version, outcome.settings = now, said["version"], said["settings"]
-                case "warm":
-                    outcome.warm_s = now
-                case "task":
-                    outcome.tasks.append(said | {"peak_bytes": peak})
-        code = process.wait()
-        alarm.cancel()
-        memory.stop()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                now = time.perf_counter() - began
+                if not line.startswith('{"event"'):
+                    errors.write(line)
+                    continue
+                said = json.loads(line)
+                peak = memory.take()
+                match said.pop("event"):
+                    case "loaded":
+                        outcome.loaded_s, outcome.version, outcome.settings = now, said["version"], said["settings"]
+                    case "warm":
+                        outcome.warm_s = now
+                    case "task":
+                        outcome.tasks.append(said | {"peak_bytes": peak})
+            code = process.wait()
+        finally:
+            alarm.cancel()
+            memory.stop()
+            if process.poll() is None:
+                _end(process)
     if code:
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         outcome.error = f"exit code {code}{': ' + last[0][:300] if last else ''}"
@@ -109,6 +114,11 @@ def _pss(pid: int) -> int:
     except OSError:
         return 0
     return 0
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process as an exception does, so that what it has started ends too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def forget_files(*folders: Path) -> None:
