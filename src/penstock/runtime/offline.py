@@ -50,8 +50,9 @@ def offline_deployment(
     block_tokens = Deployment().memory.block_tokens
     model = Deployment.parse({"model": {"path": str(path), "dtype": dtype}}).model
     footprint = model_footprint(resolve_model(model.path), model.served_dtype)
-    blocks = requests * (-(-tokens // block_tokens) + 1)
-    kv_bytes = int(blocks * block_tokens * footprint.kv_bytes_per_token * 1.03) + 2**20  # the watermark stays free
+    blocks = requests * -(-tokens // block_tokens)
+    room = 1.02  # the watermark's share stays free
+    kv_bytes = int((blocks * room + 1) * block_tokens * footprint.kv_bytes_per_token)
     return Deployment.parse(
         {
             "model": {"path": str(path), "dtype": dtype}, "hardware": {"threads": threads},
