@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any, Final
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 from penstock.catalog import model_shape
 from penstock.catalog.hardware_load import device as catalog_device
 from penstock.deployment import Deployment
+from penstock.runtime.forms import served_forms
 from penstock.runtime.idealized import idealized
 from penstock.runtime.modelled import model
 from penstock.twin.layout import Layout, Precision
@@ -71,6 +73,7 @@ def inspect_fit(
         )
     )  # fmt: skip
     facts["idealized_runtime"] = {**alone.affine.as_json(), "r_squared": alone.r_squared}
+    facts["served"] = [asdict(one) for one in served_forms(name)]
     if as_json:
         print(json.dumps(facts))
         return
@@ -105,3 +108,17 @@ def inspect_fit(
     times = [alone.affine.token_s, *(seconds for _, seconds in alone.affine.prompt_s)]
     by_prompt.add_row(*(f"{seconds * 1e3:,.2f} ms" for seconds in times))
     console.print(by_prompt)
+    if facts["served"]:
+        console.print(_served_table(facts["served"]))
+
+
+def _served_table(forms: list[dict[str, Any]]) -> Table:
+    table = Table(title="What serving this checkpoint takes by model.dtype")
+    for column in ("model.dtype", "weights", "activations and KV", "KV of one token", "runs on"):
+        table.add_column(column, justify="left" if column in ("model.dtype", "activations and KV") else "right")
+    for one in forms:
+        table.add_row(
+            one["dtype"], format_bytes(one["weight_bytes"]), one["compute"], f"{one['kv_bytes_per_token']:,} B",
+            one["device"] or "any",
+        )  # fmt: skip
+    return table

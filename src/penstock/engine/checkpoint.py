@@ -186,7 +186,6 @@ class Checkpoint:
         else:
             self._stored_prefix = prefix
         self._taken: set[str] = set()
-        self._open: dict[Path, Any] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -196,6 +195,11 @@ class Checkpoint:
 
         Raises: UnsupportedModel: it is missing or has another shape.
         """
+        return self._mapped(name, *shape).to(self._device, self._dtype, copy=True)
+
+    def _mapped(self, name: str, *shape: int) -> torch.Tensor:
+        """As it is stored, in memory mapped from the file: the file is opened anew for each tensor, so that pages read
+        leave the process with the tensor rather than stay to the end."""
         from safetensors import safe_open
 
         entry = self._entries.get(name)
@@ -210,24 +214,22 @@ class Checkpoint:
                 why=f"config.json says its shape is {shape}",
                 remedy="config.json and weights of the same model",
             )
-        if entry.file not in self._open:
-            self._open[entry.file] = safe_open(entry.file, framework="pt")
         self._taken.add(name)
         stored = name
         if self._prefix and not self._stored_prefix and name != "lm_head.weight":
             stored = name.removeprefix(self._prefix)
-        tensor: torch.Tensor = self._open[entry.file].get_tensor(stored)
-        return tensor.to(self._device, self._dtype, copy=True)
+        with safe_open(entry.file, framework="pt") as stream:
+            tensor: torch.Tensor = stream.get_tensor(stored)
+        return tensor
 
     def take_stacked(self, names: Iterable[tuple[str, tuple[int, ...]]]) -> torch.Tensor:
         """Several tensors, one below the other along dimension 0, as one."""
         import torch
 
-        return torch.cat([self.take(name, *shape) for name, shape in names])
+        return torch.cat([self._mapped(name, *shape) for name, shape in names]).to(self._device, self._dtype)
 
     def finish(self, *, unused: Iterable[str] = ()) -> None:
-        """Close the files. Raises UnsupportedModel if the checkpoint holds tensors no one took, `unused` aside."""
-        self._open.clear()
+        """Raises UnsupportedModel if the checkpoint holds tensors no one took, `unused` aside."""
         left = set(self._entries) - self._taken - set(unused)
         left = {name for name in left if not _DERIVED.search(name)}
         if left:

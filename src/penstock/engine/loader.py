@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,7 @@ class Model(Protocol):
         """
 
 
-_LOADERS: Final[dict[str, Callable[[Architecture, Checkpoint], Model]]] = {
+_LOADERS: Final[dict[str, Callable[[Architecture, Checkpoint, Pack | None], Model]]] = {
     "Mixtral": mixtral.load,
     "Qwen3Moe": qwen3_moe.load,
     "GPT2": gpt2.load,
@@ -72,7 +74,15 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
     prefix = gpt2.PREFIX if family == "GPT2" else "model."
     with torch.inference_mode():
         checkpoint = Checkpoint(path, number_type, place, prefix=prefix)
-        model = _LOADERS.get(family, llama.load)(architecture, checkpoint)
+        model = _LOADERS.get(family, llama.load)(architecture, checkpoint, pack)
         if pack is not None:
             model.pack(pack, tied=form.narrow)
+    _give_back()
     return LoadedModel(model, architecture, number_type, place)
+
+
+def _give_back() -> None:
+    """Return to the system what loading has freed, which glibc otherwise keeps for this process."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

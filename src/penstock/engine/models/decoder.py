@@ -99,7 +99,7 @@ class Decoder:
             self._scale = float(torch.tensor(architecture.embedding_scale, dtype=embedding.dtype))
 
     def pack(self, how: Pack, *, tied: bool = True) -> None:
-        """Replace the matrices of all products, layer by layer, so that two forms of one layer are the most held.
+        """Replace the matrices of all products that are not packed yet.
 
         Embeddings, norms and routers stay as they are. `tied`: whether a tied head becomes a matrix of its own.
         """
@@ -150,12 +150,18 @@ class Decoder:
 
 
 def load_decoder(
-    architecture: Architecture, checkpoint: Checkpoint, mlp: Callable[[Architecture, Checkpoint, int], Mlp]
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+    mlp: Callable[[Architecture, Checkpoint, int], Mlp],
+    pack: Pack | None,
 ) -> Decoder:
-    """Take all tensors of a Llama-like checkpoint; `mlp` takes those of layer i's MLP."""
+    """Take all tensors of a Llama-like checkpoint, `mlp` those of layer i's MLP; pack each layer as it comes."""
     a = architecture
     embedding = checkpoint.take("model.embed_tokens.weight", a.vocab_size, a.hidden)
-    layers = [_load_layer(a, checkpoint, i, mlp) for i in range(a.layers)]
+    layers = []
+    for i in range(a.layers):
+        layer = _load_layer(a, checkpoint, i, mlp)
+        layers.append(layer if pack is None else layer.packed(pack))
     norm = _norm(a, checkpoint, "model.norm", a.hidden)
     head = embedding if a.tied_embeddings else checkpoint.take("lm_head.weight", a.vocab_size, a.hidden)
     checkpoint.finish(unused=("lm_head.weight",) if a.tied_embeddings else ())

@@ -123,7 +123,7 @@ class Gpt2:
         return kernels.linear(hidden, self._head, None).float()
 
 
-def load(architecture: Architecture, checkpoint: Checkpoint) -> Gpt2:
+def load(architecture: Architecture, checkpoint: Checkpoint, pack: Pack | None) -> Gpt2:
     a = architecture
     embedding = checkpoint.take("transformer.wte.weight", a.vocab_size, a.hidden)
     positions = checkpoint.take("transformer.wpe.weight", a.max_positions, a.hidden)
@@ -132,8 +132,8 @@ def load(architecture: Architecture, checkpoint: Checkpoint) -> Gpt2:
         return Norm(checkpoint.take(f"{name}.weight", a.hidden), checkpoint.take(f"{name}.bias", a.hidden), a.norm_eps)
 
     def conv1d(name: str, inputs: int, outputs: int) -> Linear:
-        weight = checkpoint.take(f"{name}.weight", inputs, outputs).t().contiguous()
-        return Linear(weight, checkpoint.take(f"{name}.bias", outputs))
+        weight: Matrix = checkpoint.take(f"{name}.weight", inputs, outputs).t().contiguous()
+        return Linear(weight if pack is None else packed(weight, pack), checkpoint.take(f"{name}.bias", outputs))
 
     layers = [
         Layer(

@@ -11,7 +11,8 @@ from __future__ import annotations
 from penstock.engine.architecture import Architecture
 from penstock.engine.checkpoint import Checkpoint
 from penstock.engine.models.decoder import Decoder, load_decoder, load_dense_mlp
+from penstock.engine.weights import Pack
 
 
-def load(architecture: Architecture, checkpoint: Checkpoint) -> Decoder:
-    return load_decoder(architecture, checkpoint, load_dense_mlp)
+def load(architecture: Architecture, checkpoint: Checkpoint, pack: Pack | None) -> Decoder:
+    return load_decoder(architecture, checkpoint, load_dense_mlp, pack)

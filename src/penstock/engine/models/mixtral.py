@@ -11,10 +11,11 @@ from penstock.engine.architecture import Architecture
 from penstock.engine.checkpoint import Checkpoint
 from penstock.engine.models.decoder import Decoder, load_decoder
 from penstock.engine.ops.moe import ExpertWeights
+from penstock.engine.weights import Pack
 
 
-def load(architecture: Architecture, checkpoint: Checkpoint) -> Decoder:
-    return load_decoder(architecture, checkpoint, _load_experts)
+def load(architecture: Architecture, checkpoint: Checkpoint, pack: Pack | None) -> Decoder:
+    return load_decoder(architecture, checkpoint, _load_experts, pack)
 
 
 def _load_experts(a: Architecture, checkpoint: Checkpoint, i: int) -> ExpertWeights:

@@ -11,10 +11,11 @@ from penstock.engine.architecture import Architecture
 from penstock.engine.checkpoint import Checkpoint
 from penstock.engine.models.decoder import Decoder, Mlp, load_decoder, load_dense_mlp
 from penstock.engine.ops.moe import ExpertWeights
+from penstock.engine.weights import Pack
 
 
-def load(architecture: Architecture, checkpoint: Checkpoint) -> Decoder:
-    return load_decoder(architecture, checkpoint, _load_mlp)
+def load(architecture: Architecture, checkpoint: Checkpoint, pack: Pack | None) -> Decoder:
+    return load_decoder(architecture, checkpoint, _load_mlp, pack)
 
 
 def _load_mlp(a: Architecture, checkpoint: Checkpoint, i: int) -> Mlp:

@@ -268,32 +268,42 @@ int penstock_product_int8(const float *x, const uint8_t *packed, const float *sc
 
 /* ---- int4 ---- */
 
-/* A scale that a bfloat16 holds, and the sum of squared errors with it. */
-INLINE float error4(const float *x, long n, float scale, float *error) {
-    scale = widen(narrow(scale));
-    float inverse = scale != 0 ? 1.0f / scale : 0.0f, sum = 0;
-    #pragma omp simd reduction(+ : sum)
-    for (long i = 0; i < n; i++) {
-        float q = (x[i] * inverse + MAGIC) - MAGIC;
-        q = q < -8.0f ? -8.0f : q;
-        q = q > 7.0f ? 7.0f : q;
-        sum += (q * scale - x[i]) * (q * scale - x[i]);
-    }
-    *error = sum;
-    return scale;
+/* Whole numbers from -8 to 7, ties to even. */
+INLINE vec round4(vec x) {
+    vec q = (x + MAGIC) - MAGIC;
+    words low = (words)(q < -8.0f), high = (words)(q > 7.0f);
+    vec least_q = -8.0f - (vec){0}, most_q = 7.0f - (vec){0};
+    return as_floats(((words)q & ~low & ~high) | ((words)least_q & low) | ((words)most_q & high));
 }
 
-/* The best of a few scales for a group: the value of the largest magnitude becomes -8, or somewhat less. */
-INLINE float scale4(const float *x) {
-    float extreme = 0, best = 0, least_error = INFINITY;
-    for (long i = 0; i < GROUP; i++)
-        if (fabsf(x[i]) > fabsf(extreme)) extreme = x[i];
+INLINE float sum_of(vec v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float each[LANES], sum = 0;
+    store_vec(each, v);
+    for (int i = 0; i < LANES; i++) sum += each[i];
+    return sum;
+#endif
+}
+
+/* A group of 32 to `q` and its scale, which a bfloat16 holds: of a few that make the value of the largest magnitude -8,
+ * or somewhat less, the one with the least squared error. */
+INLINE float quantize4(const float *x, vec *q) {
     static const float levels[] = {-8.0f, -8.5f, -7.5f, -7.0f, -6.5f, 7.0f};
+    vec a = load_vec(x), b = load_vec(x + LANES);
+    words sign = 0x7fffffffu - (words){0}, sizes = larger((words)a & sign, (words)b & sign);
+    float high = as_float(highest(sizes)), extreme = high, best = 0, least_error = INFINITY;
+    for (long i = 0; i < GROUP; i++) extreme = x[i] == -high ? -high : extreme;
     for (unsigned long c = 0; c < sizeof levels / sizeof *levels; c++) {
-        float error, scale = error4(x, GROUP, extreme / levels[c], &error);
+        float scale = widen(narrow(extreme / levels[c])), inverse = scale != 0 ? 1.0f / scale : 0.0f;
+        vec left = round4(a * inverse), right = round4(b * inverse), d = left * scale - a, e = right * scale - b;
+        float error = sum_of(d * d + e * e);
         if (error < least_error) {
             least_error = error;
             best = scale;
+            q[0] = left;
+            q[1] = right;
         }
     }
     return best;
@@ -311,16 +321,17 @@ int penstock_pack_int4(const void *weight, uint8_t *packed, long outputs, long i
             memset(to, 0, GROUP_BYTES);
             for (long i = 0; i < PANEL && p * PANEL + i < outputs; i++) {
                 float x[GROUP];
+                vec q[2] = {{0}};
                 long at = (p * PANEL + i) * inputs + g * GROUP;
-                for (long k = 0; k < GROUP; k++) x[k] = load(weight, at + k, half != 0);
-                float scale = scale4(x), inverse = scale != 0 ? 1.0f / scale : 0.0f;
-                scales[i % LANES * 2 + i / LANES] = narrow(scale);
+                if (half) for (long k = 0; k < GROUP; k++) x[k] = load(weight, at + k, 1);
+                else memcpy(x, (const float *)weight + at, sizeof x);
+                scales[i % LANES * 2 + i / LANES] = narrow(quantize4(x, q));
+                vec y = q[0] + (MAGIC + 8.0f), z = q[1] + (MAGIC + 8.0f);
+                narrow_lanes low = low_bytes((words)y), high = low_bytes((words)z), both = low | (high << 4);
+                char four[LANES];
+                memcpy(four, &both, sizeof both);
                 uint8_t *side = to + i / LANES * LANES * GROUP / 2 + i % LANES * 4;
-                for (long k = 0; k < GROUP; k++) {
-                    int32_t q = (int32_t)(x[k] * inverse + MAGIC - MAGIC);
-                    q = (q < -8 ? -8 : q > 7 ? 7 : q) + 8;
-                    side[k / 4 % 4 * 64 + k % 4] |= (uint8_t)(k < GROUP / 2 ? q : q << 4);
-                }
+                for (long j = 0; j < 4; j++) memcpy(side + j * 64, four + 4 * j, 4);
             }
         }
     return 0;
