@@ -79,8 +79,8 @@ def bench_offline(asked: Offline, *, as_json: bool, out: Path | None) -> None:
 
     deployment = offline_deployment(
         asked.model, dtype=asked.dtype, threads=asked.threads, token_budget=asked.token_budget,
-        requests=len(asked.requests),
-        tokens=max(request.prompt_tokens + request.output_tokens for request in asked.requests),
+        requests=max(len(asked.requests), len(_WARMUP)),
+        tokens=max(request.prompt_tokens + request.output_tokens for request in (*_WARMUP, *asked.requests)),
     )  # fmt: skip
     built = load(deployment)
     load_s = time.monotonic() - process_began()
