@@ -25,14 +25,29 @@ from typing import Any
 import gpu_kernels
 import gpu_model
 import torch
-from gpu_serve import kv_blocks, serve
+from gpu_serve import decode_ms, kv_blocks, serve
 
 from penstock.engine.loader import LoadedModel
-from penstock.engine.ops.kernels import Kernels, kernels_for
+from penstock.engine.ops.kernels import Heads, Kernels, Segments, kernels_for
 from penstock.engine.ops.portable import PortableKernels
 from penstock.engine.ops.triton.kernels import Tiling, TritonKernels
 
-PARTS = ("checks", "peaks", "kernels", "serve", "peer")
+PARTS = ("checks", "peaks", "kernels", "latency", "serve", "peer")
+
+
+class PlacedPortable(PortableKernels):
+    """Reads segments where a GPU does, so that graphs can be tried on a CPU."""
+
+    def attention(
+        self, qkv: torch.Tensor, heads: Heads, pool: torch.Tensor, layer: int, segments: Segments, scale: float,
+        window: int | None, softcap: float | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        at = segments.placed
+        assert at is not None
+        here = Segments(at.first_row, at.lengths, at.table_rows, at.tables, at.longest_rows)
+        return super().attention(qkv, heads, pool, layer, here, scale, window, softcap)
+
+
 TILINGS = [
     Tiling(16, 64, 4, 3), Tiling(16, 64, 4, 4), Tiling(16, 64, 4, 5), Tiling(16, 64, 4, 7), Tiling(16, 32, 4, 5),
     Tiling(16, 32, 2, 5), Tiling(16, 128, 4, 3), Tiling(16, 128, 8, 5), Tiling(16, 64, 8, 5),
@@ -130,6 +145,18 @@ def throughput(
     }  # fmt: skip
 
 
+def latencies(model: LoadedModel, kernels: Kernels, block_tokens: int, small: bool) -> dict[str, float]:
+    """Steps of decodes only, as one graph and launch by launch."""
+    found = {}
+    for batch, context in [(2, 20)] if small else [(1, 512), (16, 512), (64, 512), (256, 512)]:
+        for graphs in (True, False):
+            name = f"ms, {batch} x {context} tokens, " + ("graph" if graphs else "launched")
+            found[name] = decode_ms(
+                model, kernels, batch=batch, context=context, block_tokens=block_tokens, graphs=graphs
+            )
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS))
@@ -187,8 +214,8 @@ def main() -> int:
     if "kernels" in wanted:
         part("kernels", lambda: kernel_figures(device, small, given.tune))
         free_memory(device)
-    if "serve" in wanted:
-        kernels = PortableKernels() if interpreted else kernels_for(device)
+    if "serve" in wanted or "latency" in wanted:
+        kernels = PlacedPortable() if interpreted else kernels_for(device)
         for dtype in given.dtype.split(","):
             model = gpu_model.random_model(given.shape, torch.bfloat16, device)
             if dtype == "fp8":
@@ -196,7 +223,10 @@ def main() -> int:
 
                 with torch.inference_mode():
                     model.model.pack(fp8(device))
-            for lengths in given.workloads.split(","):
+            if "latency" in wanted:
+                part(f"{dtype} decode step", lambda m=model: latencies(m, kernels, given.block_tokens, small))
+                free_memory(device)
+            for lengths in given.workloads.split(",") if "serve" in wanted else []:
                 part(f"{dtype} {lengths}", lambda m=model, w=lengths: throughput(m, kernels, given, w, peak, device))
                 free_memory(device)
             del model

@@ -115,6 +115,37 @@ def serve(
     return served
 
 
+def decode_ms(
+    model: LoadedModel, kernels: Kernels, *, batch: int, context: int, block_tokens: int, graphs: bool, steps: int = 40
+) -> float:
+    """Milliseconds of a step in which `batch` sequences of `context` tokens decode: the median of some."""
+    tokens = context + steps + 8
+    blocks = batch * -(-tokens // block_tokens) + 8
+    engine = DeviceEngine(
+        model, blocks=blocks, block_tokens=block_tokens, max_seqs=batch, kernels=kernels, graphs=graphs
+    )
+    replica = build_replica(
+        blocks=blocks, block_tokens=block_tokens, max_sequence_tokens=min(engine.max_sequence_tokens, tokens),
+        token_budget=8192, max_seqs=batch, watermark=0.0,
+    )  # fmt: skip
+    loop = Loop(replica, engine, clock=time.perf_counter)
+    draw = random.Random(3)
+    vocabulary = model.architecture.vocab_size
+    for number in range(batch):
+        prompt = tuple(draw.randrange(vocabulary) for _ in range(context))
+        loop.submit(Request(id=str(number), prompt=prompt, max_tokens=steps + 4, sampling=Sampling(temperature=0.0)))
+    if graphs:
+        engine.warm_up(batch, longest=tokens)
+    times, last = [], time.perf_counter()
+    for turn in loop.run():
+        now = time.perf_counter()
+        if turn.step.decoding == batch and not turn.step.chunks:
+            times.append(now - last)
+        last = now
+    engine.close()
+    return sorted(times)[len(times) // 2] * 1e3
+
+
 def warm(loop: Loop, model: LoadedModel, engine: DeviceEngine) -> None:
     """Compile what the first steps would compile: one short request beside the others is not counted."""
     other = DeviceEngine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'pens
 
 from test_engine_kernels import dense_attention, lay_out
 
-from penstock.engine.ops.kernels import Heads, QkNorm
+from penstock.engine.ops.kernels import Heads, QkNorm, SharedPrefixes
 from penstock.engine.ops.portable import PortableKernels
 from penstock.engine.ops.triton.kernels import TritonKernels, place
 
@@ -54,6 +55,46 @@ def test_a_row_cut_into_parts_is_the_same_row(monkeypatch, splits, window):
     monkeypatch.setattr(KERNELS, "splits", lambda programs, longest: splits)
     got, wanted = attend(KERNELS, (16, Heads(3, 1, 24), [150, 3], [1, 1], window, 10))
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def with_prefixes(case, groups):
+    """`case`, the tables of each group's members beginning with the same whole blocks; groups: (segments, blocks)."""
+    qkv, heads, pool, segments, dense, window = lay_out(case)
+    for members, blocks in groups:
+        rows = segments.table_rows[members].long()
+        segments.tables[rows[1:], :blocks] = segments.tables[rows[0], :blocks]
+        for member in members[1:]:
+            dense[member][:, :, : blocks * case[0]] = dense[members[0]][:, :, : blocks * case[0]]
+    first = torch.tensor([0, *torch.tensor([len(members) for members, _ in groups]).cumsum(0).tolist()])
+    shared = SharedPrefixes(
+        first.to(torch.int32), torch.tensor([m for members, _ in groups for m in members], dtype=torch.int32),
+        torch.tensor([blocks for _, blocks in groups], dtype=torch.int32),
+    )  # fmt: skip
+    return qkv, heads, pool, replace(segments, prefixes=shared), dense, window
+
+
+@pytest.mark.parametrize(
+    ("splits", "window", "rows"), [(1, None, 1), (2, None, 1), (1, 25, 1), (1, None, 4)],
+    ids=["whole", "in parts", "with a window", "beside a chunk"],
+)  # fmt: skip
+def test_a_shared_prefix_computed_once_is_the_same_attention(monkeypatch, splits, window, rows):
+    monkeypatch.setattr(KERNELS, "splits", lambda programs, longest: splits)
+    # Ten members of one group are more than fit into a tile; the last one is no decode if it has several rows.
+    case = (8, Heads(4, 2, 16), [41, 50, 33, 60, 35, 40, 37, 34, 36, 48], [1] * 9 + [rows], window, 12)
+    qkv, heads, pool, segments, dense, _ = with_prefixes(case, [([1, 3, 0, 4, 5, 7, 8, 9], 4), ([2, 6], 3)])
+    used = []
+    arrays = KERNELS.prefix_arrays
+    monkeypatch.setattr(KERNELS, "prefix_arrays", lambda *given: used.append(arrays(*given)) or used[-1])
+    got = KERNELS.attention(qkv.to(DEVICE), heads, pool.to(DEVICE), 1, segments, 0.3, window).double().cpu()
+    torch.testing.assert_close(got, dense_attention(qkv, heads, segments, dense, window, 0.3), rtol=1e-5, atol=1e-5)
+    assert used[0]["members"].tolist() == [1, 3, 0, 4, 5, 7, 8, *([9] if rows == 1 else []), 2, 6]
+    assert used[0]["skips"][9] == (32 if rows == 1 else 0)
+
+
+def test_a_prefix_that_saves_little_is_not_computed_apart():
+    case = (8, Heads(4, 2, 16), [60, 60, 60], [1, 1, 1], None, 13)
+    _, heads, _, segments, _, _ = with_prefixes(case, [([0, 1], 1)])
+    assert KERNELS.prefix_arrays(segments, heads, torch.float32, 8, 3) is None
 
 
 def test_capped_scores():

@@ -22,6 +22,18 @@ logger = logging.getLogger("penstock.engine")
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedPrefixes:
+    """SharedPrefixes on a GPU, cut into tiles of a size that kernels chose. int32."""
+
+    tiles: Tensor
+    """[any, 4] first index in `members`, how many members, row in the tables, tokens in common."""
+    members: Tensor
+    """[any] segments, all of them decodes."""
+    skips: Tensor
+    """[S] tokens of each segment that a group computes; 0 for those of no group."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlacedSegments:
     """Segments on a GPU, int32. The first `decodes` of them have one row each."""
 
@@ -38,10 +50,26 @@ class PlacedSegments:
     """Tokens of the longest of them, by which its keys are cut into parts; any number would be correct."""
     longest_rows: int
     """As Segments.longest_rows."""
+    prefixes: PlacedPrefixes | None = None
 
     @property
     def segments(self) -> int:
         return len(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefixes:
+    """Segments of one row each whose tables begin with the same blocks. int32, on the CPU; no segment is in two groups.
+
+    Attention over those blocks may be computed once for a whole group (Hydragen, Juravsky et al., 2024).
+    """
+
+    first: Tensor
+    """[G + 1] members of group g are members[first[g]] to members[first[g + 1]]."""
+    members: Tensor
+    """[any] numbers of segments."""
+    blocks: Tensor
+    """[G] whole blocks in common, at least one; every member has tokens beyond them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +88,8 @@ class Segments:
     """Rows of the longest segment: 1 in a step that only decodes."""
     placed: PlacedSegments | None = None
     """The same on the GPU, where kernels read them; None: kernels that need it copy it themselves."""
+    prefixes: SharedPrefixes | None = None
+    """Whose use is left to the kernels: the result is the same but for rounding."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 from torch.nn import functional
 
-from penstock.engine.ops.kernels import Heads, PlacedSegments, QkNorm, Segments
+from penstock.engine.ops.kernels import Heads, PlacedPrefixes, PlacedSegments, QkNorm, Segments
 from penstock.engine.ops.triton import attention as attention_kernels
 from penstock.engine.ops.triton import rows as row_kernels
 from penstock.engine.weights import Matrix
@@ -25,6 +25,10 @@ SPLIT_TOKENS: Final = 256
 PART_TOKENS: Final = 8192
 """Nor longer, if the row is cut at all: one long sequence must not keep a large batch waiting."""
 PROGRAMS_PER_PROCESSOR: Final = 4
+LONG_CHUNK: Final = 1024
+"""Rows of a segment from which on large tiles are better."""
+SAVED_SHARE: Final = 0.25
+"""A shared prefix is computed apart if that spares at least so much of all keys and values that decodes read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +118,57 @@ class TritonKernels:
         placed = segments.placed
         if placed is None:
             placed = place(segments, qkv.device)
+            if segments.prefixes is not None:
+                arrays = self.prefix_arrays(segments, heads, qkv.dtype, pool.shape[4], placed.decodes)
+                if arrays is not None:
+                    sent = {name: torch.from_numpy(array).to(qkv.device) for name, array in arrays.items()}
+                    placed = replace(placed, prefixes=PlacedPrefixes(**sent))
         if placed.decodes:
-            splits = self.splits(placed.decodes * heads.kv, placed.longest_decode)
-            self._attend(qkv, heads, pool, layer, placed, scale, window, softcap, out, 0, placed.decodes, splits)
-        chunks = placed.segments - placed.decodes
-        if chunks:
-            self._attend(qkv, heads, pool, layer, placed, scale, window, softcap, out, placed.decodes, chunks, 0)
+            self._decodes(qkv, heads, pool, layer, placed, scale, window, softcap, out)
+        if chunks := placed.segments - placed.decodes:
+            tiling = self.chunk_tiling(heads, qkv.dtype, placed.longest_rows)
+            tiles = triton.cdiv(placed.longest_rows, tiling.rows // (heads.query // heads.kv))
+            self._attend(
+                qkv, heads, pool, layer, placed, scale, window, softcap, out, (out, out), placed.decodes,
+                (heads.kv, tiles, chunks), tiling, 1, 1,
+            )  # fmt: skip
         return out
+
+    def chunk_tiling(self, heads: Heads, dtype: torch.dtype, longest_rows: int) -> Tiling:
+        """Of segments with several rows, and of groups that share a prefix."""
+        few = longest_rows < LONG_CHUNK
+        return _tiling(_padded(heads.width), heads.query // heads.kv, dtype is torch.float32, decodes=False, few=few)
+
+    def prefix_arrays(
+        self, segments: Segments, heads: Heads, dtype: torch.dtype, block_tokens: int, decodes: int
+    ) -> dict[str, np.ndarray] | None:
+        """PlacedPrefixes of the segments' shared prefixes, on the host.
+
+        None: they save so little reading that parts and merging would cost more.
+        """
+        prefixes = segments.prefixes
+        assert prefixes is not None
+        most = self.chunk_tiling(heads, dtype, 1).rows // (heads.query // heads.kv)
+        lengths, rows = segments.lengths.numpy(), segments.table_rows.numpy()
+        bounds, members = prefixes.first.tolist(), prefixes.members.numpy()
+        tiles: list[tuple[int, int, int, int]] = []
+        kept: list[np.ndarray] = []
+        skips, saved, start = np.zeros(len(lengths), np.int32), 0, 0
+        for group, blocks in enumerate(prefixes.blocks.tolist()):
+            mine = members[bounds[group] : bounds[group + 1]]
+            mine = mine[mine < decodes]
+            if len(mine) < 2:
+                continue
+            tokens = blocks * block_tokens
+            skips[mine] = tokens
+            saved += (len(mine) - 1) * tokens
+            for at in range(0, len(mine), most):
+                tiles.append((start + at, min(most, len(mine) - at), int(rows[mine[0]]), tokens))
+            kept.append(mine)
+            start += len(mine)
+        if not tiles or saved < SAVED_SHARE * int(lengths[:decodes].sum()):
+            return None
+        return {"tiles": np.array(tiles, np.int32), "members": np.concatenate(kept).astype(np.int32), "skips": skips}
 
     def splits(self, programs: int, longest: int) -> int:
         """Into how many parts the keys of a decode are cut, when there are so many programs without that."""
@@ -129,33 +177,62 @@ class TritonKernels:
         wanted = max(wanted, longest // PART_TOKENS)
         return min(MOST_SPLITS, 1 << (wanted - 1).bit_length())
 
+    def _decodes(
+        self, qkv: Tensor, heads: Heads, pool: Tensor, layer: int, placed: PlacedSegments, scale: float,
+        window: int | None, softcap: float | None, out: Tensor,
+    ) -> None:  # fmt: skip
+        """Segments of one row: in as many parts as fill the GPU, and one part more or several for a shared prefix."""
+        count, shared = placed.decodes, placed.prefixes
+        splits = self.splits(count * heads.kv, placed.longest_decode)
+        ieee = qkv.dtype is torch.float32
+        parts = splits
+        tiling = _tiling(_padded(heads.width), heads.query // heads.kv, ieee, decodes=True, few=True)
+        if shared is not None:
+            prefix_splits = self.splits(len(shared.tiles) * heads.kv, placed.longest_decode)
+            parts += prefix_splits
+        partial = lse = out
+        if parts > 1:
+            partial = torch.empty((count, heads.query, parts, heads.width), dtype=torch.float32, device=qkv.device)
+            # What no group computes has no weight.
+            lse = torch.full((count, heads.query, parts), -torch.inf, dtype=torch.float32, device=qkv.device)
+        if shared is not None:
+            wide = self.chunk_tiling(heads, qkv.dtype, 1)
+            attention_kernels.attend_prefixes[(heads.kv, prefix_splits, len(shared.tiles))](
+                qkv, pool, partial, lse, placed.tables, placed.first_row, placed.lengths, shared.tiles, shared.members,
+                qkv.stride(0), layer * pool.stride(1), pool.stride(0), pool.stride(2), pool.stride(3), pool.stride(4),
+                placed.tables.stride(0), scale, window or 0, softcap or 0.0,
+                KV_HEADS=heads.kv, GROUP=heads.query // heads.kv, WIDTH=heads.width, PADDED=_padded(heads.width),
+                BLOCK_TOKENS=pool.shape[4], BLOCK_M=wide.rows, BLOCK_N=wide.keys, SPLITS=prefix_splits, PARTS=parts,
+                WINDOWED=bool(window), CAPPED=softcap is not None, IEEE=INTERPRETED or ieee, num_warps=wide.warps,
+                num_stages=wide.stages,
+            )  # fmt: skip
+        self._attend(
+            qkv, heads, pool, layer, placed, scale, window, softcap, out, (partial, lse), 0, (heads.kv, splits, count),
+            tiling, splits, parts,
+        )  # fmt: skip
+        if parts > 1:
+            attention_kernels.merge[(heads.query, count)](
+                partial, lse, out, placed.first_row, 0, HEADS=heads.query, WIDTH=heads.width,
+                PADDED=_padded(heads.width), PARTS=parts, PADDED_PARTS=_padded(parts), num_warps=4,
+            )  # fmt: skip
+
     def _attend(
         self, qkv: Tensor, heads: Heads, pool: Tensor, layer: int, placed: PlacedSegments, scale: float,
-        window: int | None, softcap: float | None, out: Tensor, first: int, count: int, splits: int,
+        window: int | None, softcap: float | None, out: Tensor, parts_of: tuple[Tensor, Tensor], first: int,
+        grid: tuple[int, int, int], tiling: Tiling, splits: int, parts: int,
     ) -> None:  # fmt: skip
-        """Segments first to first + count; `splits` 0: they have more than one row each."""
-        group = heads.query // heads.kv
-        padded = _padded(heads.width)
-        tiling = _tiling(padded, group, qkv.dtype is torch.float32, decodes=splits > 0)
-        tiles = 1 if splits else triton.cdiv(placed.longest_rows, tiling.rows // group)
-        splits = max(1, splits)
-        partial = lse = out
-        if splits > 1:
-            partial = torch.empty((count, heads.query, splits, heads.width), dtype=torch.float32, device=qkv.device)
-            lse = torch.empty((count, heads.query, splits), dtype=torch.float32, device=qkv.device)
-        attention_kernels.attend[(heads.kv, tiles * splits, count)](
-            qkv, pool, out, partial, lse, placed.tables, placed.table_rows, placed.first_row, placed.lengths,
+        """Segments from `first` on. parts_of: where parts and their log-sum-exp go, if there are several."""
+        shared = placed.prefixes if parts > 1 else None
+        attention_kernels.attend[grid](
+            qkv, pool, out, *parts_of, placed.tables, placed.table_rows, placed.first_row, placed.lengths,
+            placed.lengths if shared is None else shared.skips,
             qkv.stride(0), layer * pool.stride(1), pool.stride(0), pool.stride(2), pool.stride(3), pool.stride(4),
             placed.tables.stride(0), first, scale, window or 0, softcap or 0.0,
-            KV_HEADS=heads.kv, GROUP=group, WIDTH=heads.width, PADDED=padded, BLOCK_TOKENS=pool.shape[4],
-            BLOCK_M=tiling.rows, BLOCK_N=tiling.keys, SPLITS=splits, WINDOWED=bool(window), CAPPED=softcap is not None,
+            KV_HEADS=heads.kv, GROUP=heads.query // heads.kv, WIDTH=heads.width, PADDED=_padded(heads.width),
+            BLOCK_TOKENS=pool.shape[4], BLOCK_M=tiling.rows, BLOCK_N=tiling.keys, SPLITS=splits, PARTS=parts,
+            SKIPS=shared is not None, WINDOWED=bool(window), CAPPED=softcap is not None,
             IEEE=INTERPRETED or qkv.dtype is torch.float32, num_warps=tiling.warps, num_stages=tiling.stages,
         )  # fmt: skip
-        if splits > 1:
-            attention_kernels.merge[(heads.query, count)](
-                partial, lse, out, placed.first_row, first, HEADS=heads.query, WIDTH=heads.width, PADDED=padded,
-                SPLITS=splits, PADDED_SPLITS=_padded(splits), num_warps=4,
-            )  # fmt: skip
 
 
 def place(segments: Segments, device: torch.device) -> PlacedSegments:
@@ -176,8 +253,8 @@ def place(segments: Segments, device: torch.device) -> PlacedSegments:
 
 
 @functools.lru_cache(maxsize=64)
-def _tiling(padded: int, group: int, ieee: bool, *, decodes: bool) -> Tiling:
-    """Measured on an H100: see benchmarks/RESULTS.md."""
+def _tiling(padded: int, group: int, ieee: bool, *, decodes: bool, few: bool) -> Tiling:
+    """Measured on an H100: see benchmarks/RESULTS.md. few: segments are short, so smaller tiles fill the GPU better."""
     if INTERPRETED:
         return Tiling(max(16, _padded(group)), 32, 4, 1)
     if decodes and not ieee:
@@ -186,6 +263,8 @@ def _tiling(padded: int, group: int, ieee: bool, *, decodes: bool) -> Tiling:
         return Tiling(max(16, _padded(group)), 32 if padded <= 128 else 16, 4, 1)
     if padded > 128:
         return Tiling(max(64, _padded(group)), 32, 4, 2)
+    if few:
+        return Tiling(max(64, _padded(group)), 64, 4, 5)
     return Tiling(max(128, _padded(group)), 64, 8, 3)
 
 
