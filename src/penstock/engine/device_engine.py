@@ -57,6 +57,9 @@ class _Read:
     host: Tensor
     arrived: torch.cuda.Event | None
 
+    def here(self) -> bool:
+        return self.arrived is None or bool(self.arrived.query())
+
     def wait(self) -> np.ndarray:
         if self.arrived is not None:
             self.arrived.synchronize()
@@ -117,6 +120,10 @@ class DeviceEngine(Engine):
         if len(self._begun) < 2 and self._may_begin(step):
             with torch.inference_mode():
                 self._begun.append(self._launch(step))
+
+    def busy(self) -> bool:
+        """Whether the oldest step that was begun is still being computed."""
+        return bool(self._begun) and self._begun[0].read is not None and not self._begun[0].read.here()
 
     def run(self, step: Step) -> StepResult:
         if not self._begun and not self._may_begin(step):

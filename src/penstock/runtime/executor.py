@@ -11,7 +11,8 @@ from penstock.control.step import Step, StepResult
 class Executor(Protocol):
     """Computes steps, or predicts them. Steps arrive in the order of their numbers, one at a time.
 
-    One that has also `begin(step)` is told of steps that are planned before they are run, and may start on them.
+    One that has also `begin(step)` is told of steps that are planned before they are run, and may start on them; its
+    `busy()` says whether the oldest of them is still being computed (ahead.py).
     """
 
     def add(self, request: Request) -> None:

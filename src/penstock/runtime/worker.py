@@ -35,6 +35,7 @@ from penstock.deployment import Deployment
 from penstock.errors import BadInput, InvalidRequest, ProtocolError
 from penstock.observe.logs import configure
 from penstock.runtime import wire
+from penstock.runtime.ahead import results
 from penstock.runtime.build import Built, OnPhase, build
 from penstock.runtime.facts import StepReport
 from penstock.runtime.failures import describe
@@ -263,11 +264,8 @@ def serve(link: socket.socket, builder: Builder) -> None:
         ).start()
     threading.Thread(target=_or_die, args=(worker, lambda: worker.control(built)), name="control", daemon=True).start()
     try:
-        while True:
-            step = worker.steps.get()
-            started = time.monotonic()
-            result = built.executor.run(step)
-            worker.events.put(Ran(result, started, time.monotonic()))
+        for result, started, ended in results(built.executor, worker.steps, time.monotonic):
+            worker.events.put(Ran(result, started, ended))
     finally:
         worker.close()
 
