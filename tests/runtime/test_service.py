@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from penstock.control.request import Request, Sampling
 from penstock.errors import InvalidRequest, Overloaded, PenstockError, RequestFailed, Unavailable, UnsupportedModel
@@ -188,6 +189,37 @@ def test_reserved_requests_are_counted_once_and_what_was_not_run_is_given_back(d
     run(body())
 
 
+class _Walked(tuple[int, ...]):
+    """A prompt that counts how often somebody walks over it."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_a_prompt_is_measured_once_for_all_its_sequences(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        service = await Service.start(deployment(), command=worker())
+        one, many = _Walked((1, 2, 3)), _Walked((1, 2, 3))
+        with service.reserve([replace(request("a"), prompt=one)]):
+            pass
+        with service.reserve([replace(request(f"{at}"), prompt=many) for at in range(8)]):
+            pass
+        assert many.walks == one.walks > 0
+        longer = replace(request("b"), prompt=many, max_tokens=10**6)
+        with (
+            pytest.raises(InvalidRequest, match="context"),
+            service.reserve([replace(request("c"), prompt=many), longer]),
+        ):
+            pass
+        assert service.admission.requests == 0
+        await service.close()
+
+    run(body())
+
+
 def test_a_failing_request_fails_alone(deployment: Make, worker: Make) -> None:
     async def body() -> None:
         service = await Service.start(deployment(), command=worker(fail_on_token=13))
@@ -270,7 +302,7 @@ def test_nothing_is_sent_to_a_worker_whose_socket_has_ended(
         late = asyncio.create_task(tokens(service, request()))
         while not service.in_flight:
             await asyncio.sleep(0)
-        assert service.in_worker() == []
+        assert service._in_flight.in_worker() == []
         may_reap.set()
         assert await late == expected_output(request(), VOCABULARY)
         await service.close()

@@ -20,7 +20,8 @@ from pydantic import BaseModel, Field
 from penstock.control.request import Guide, Request, Sampling
 from penstock.deployment.limits import Limits
 from penstock.errors import InvalidRequest, Overloaded
-from penstock.runtime.grammar_check import BAD_S, GrammarCheck, GrammarJob, grammar
+from penstock.runtime import grammar
+from penstock.runtime.grammar_check import BAD_S, GrammarCheck, GrammarJob
 from penstock.serve.schema import CompletionBody
 from penstock.serve.structured import check_schema, wanted
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.serve.reading import Plan, Reader
@@ -130,6 +130,8 @@ MARKED = st.lists(
 
 
 @settings(max_examples=250, deadline=None)
+@example("deepseek", deep("<|tool_calls_begin|>"), [])
+@example("deepseek", deep("<|tool_calls_begin|> <|tool_calls_end|>x"), [])
 @given(st.sampled_from(sorted(FORMATS)), MARKED, st.lists(st.integers(0, 400), max_size=12))
 def test_no_text_breaks_a_reader_and_none_is_lost(name: str, text: str, places: list[int]) -> None:
     whole = outcome(plan_of(name), [text])

@@ -5,7 +5,7 @@ own, and `service.py`, which the front end holds: requests in, tokens out. `supe
 place of one that died, `wire.py` is what the two say to each other, `build.py` makes a worker's engine from a
 deployment, and `offline.py` does without processes.
 
-The front end needs three things of the engine that are free of torch. They are handed on from here, and loaded on use.
+The front end needs four things of the engine that are free of torch. They are handed on from here, and loaded on use.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from penstock.engine.chat_template import ChatTemplate as ChatTemplate
     from penstock.engine.detokenizer import Detokenizer as Detokenizer
+    from penstock.engine.guide import grammar as grammar
     from penstock.engine.tokenizer import Tokenizer as Tokenizer
 
 _FROM_ENGINE: Final = {
@@ -24,7 +25,9 @@ _FROM_ENGINE: Final = {
     "Tokenizer": "penstock.engine.tokenizer",
 }
 
-__all__ = ["ChatTemplate", "Detokenizer", "Tokenizer", "load_tokenizer"]
+_MODULES: Final = {"grammar": "penstock.engine.guide.grammar"}
+
+__all__ = ["ChatTemplate", "Detokenizer", "Tokenizer", "grammar", "load_tokenizer"]
 
 
 def load_tokenizer(path: str) -> Tokenizer:
@@ -34,6 +37,8 @@ def load_tokenizer(path: str) -> Tokenizer:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _FROM_ENGINE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_FROM_ENGINE[name]), name)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from penstock.engine.guide import grammar as grammar
 from penstock.errors import InvalidRequest, Overloaded
 
 LIMIT_S: Final = 2.0

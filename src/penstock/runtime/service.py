@@ -4,50 +4,38 @@
     async for output in service.generate(Request(id="a", prompt=(1, 2, 3), max_tokens=16)): ...
 
 When the worker dies, requests in flight go to the next one with the tokens they have; the engine computes those once
-more and goes on exactly there, since every sampled request carries a seed (one is drawn here if the client gave none).
-A request under which workers keep dying before it made another token is a suspect: suspects run one at a time, and
-fail alone if that worker dies too. Nothing here imports torch.
+more and goes on exactly there (in_flight.py), since every sampled request carries a seed (one is drawn here if the
+client gave none). Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final, Self
 
 from msgspec.structs import replace
 
-from penstock.control.request import GUIDE_FAILED, Request
+from penstock.control.request import Request
 from penstock.control.statistics import Statistics
-from penstock.control.step import Failed
 from penstock.deployment import Deployment
 from penstock.errors import DeadlinePassed, InvalidRequest, PenstockError, RequestFailed, Unavailable
 from penstock.runtime import wire
 from penstock.runtime.adapters import Adapters
 from penstock.runtime.admission import NO_BOUNDS, Admission
 from penstock.runtime.facts import ModelInfo, Output, State, StepReport, TimeBounds, Timings
+from penstock.runtime.in_flight import InFlight
 from penstock.runtime.launch import Launcher, launcher_for
 from penstock.runtime.stream import AtOnce, Stream
 from penstock.runtime.supervisor import OnPhase, Supervisor
 
 __all__ = ["ModelInfo", "OnPhase", "Output", "RequestFailed", "Service", "State", "StepReport", "Timings"]
 
-OnStep = Callable[[StepReport], None]
-
 QUICK_START_S: Final = 30.0
 """While a worker that starts faster than this is being replaced, new requests wait instead of failing."""
-SUSPECT_BLAME: Final = 5
-"""More than that much blame since its last token, and a request runs apart from others of that sort."""
-MOST_BLAME: Final = 8
-"""More than that, and it fails: the third worker that crashed with it, or the ninth that was killed."""
-CRASH_BLAME: Final = 3
-"""Of a worker that ended by itself. One that got SIGKILL from elsewhere, which says little about its requests, is 1."""
-
-_log = logging.getLogger("penstock.runtime")
 
 
 class Service:
@@ -55,30 +43,26 @@ class Service:
 
     def __init__(self, deployment: Deployment, on_phase: OnPhase | None, launcher: Launcher) -> None:
         self.deployment = deployment
-        self.on_step: list[OnStep] = []
-        """Called with each step's report."""
-        self.statistics = Statistics()
-        """The newest that this worker sent: when it is ready, a few times per second, and whenever it goes idle."""
-        self.stopped = asyncio.Event()
-        """Set when the service has given up or was closed."""
         queue = deployment.server.queue
         self.admission = Admission(
             max_requests=queue.max_requests, max_prompt_tokens=queue.max_prompt_tokens,
             shared=deployment.server.shared, fair=deployment.policy.order == "fair_share",
         )  # fmt: skip
-        self._supervisor = Supervisor(deployment, launcher, self, on_phase)
-        self._streams: dict[str, Stream] = {}
-        self.adapters = Adapters(deployment.model, self._supervisor.send, self._without_adapter)
-        self._leaving: set[str] = set()
-        """Cancelled here, and the worker has not said so yet: these ids are still taken."""
+        self._in_flight = InFlight(
+            self.admission, lambda message: self._supervisor.send(message), lambda: self._supervisor.state == "ready"
+        )
+        self._supervisor = Supervisor(deployment, launcher, self._in_flight, on_phase)
+        self.adapters = self._in_flight.adapters = Adapters(
+            deployment.model, self._supervisor.send, self._without_adapter
+        )
+        self._streams: Final = self._in_flight.streams
+        self.stopped: Final = self._in_flight.stopped
+        """Set when the service has given up or was closed."""
+        self.on_step: Final = self._in_flight.on_step
+        """Called with each step's report."""
         self._reserved: set[str] = set()
         """Admitted by `reserve` and not yet run."""
-        self._suspects_wait = False
-        self._blank_deaths = 0
-        """Workers in a row that ended with requests of which they held none."""
         self._draining = False
-        self.recovered = 0
-        """Requests that went on in another worker, each counted once per death."""
 
     @classmethod
     async def start(
@@ -115,6 +99,16 @@ class Service:
         if self._supervisor.info is None:
             raise self._unavailable()
         return self._supervisor.info
+
+    @property
+    def statistics(self) -> Statistics:
+        """The newest that this worker sent: when it is ready, a few times per second, and whenever it goes idle."""
+        return self._in_flight.statistics
+
+    @property
+    def recovered(self) -> int:
+        """Requests that went on in another worker, each counted once per death."""
+        return self._in_flight.recovered
 
     @property
     def restarts(self) -> int:
@@ -198,20 +192,25 @@ class Service:
             Overloaded, Unavailable, InvalidRequest: nothing was taken.
         """
         self._check_open()
+        contents: dict[tuple[int, int], int] = {}  # the n sequences of a prompt share it
         for request in requests:
-            self._validate(request)
+            self._check_id(request.id)
+            size = (id(request.prompt), request.max_tokens)
+            if size not in contents:
+                self._check_size(request)
+                contents[size] = hash((request.prompt, request.max_tokens))
         ids = {request.id for request in requests}
         self.admission.admit_group(
             {request.id: len(request.prompt) for request in requests}, time.monotonic(), field=field,
             tenant=requests[0].tenant, weight=requests[0].weight, bounds=bounds,
-            content=hash(tuple((request.prompt, request.max_tokens) for request in requests)),
+            content=hash(tuple(contents[id(request.prompt), request.max_tokens] for request in requests)),
         )  # fmt: skip
         self._reserved |= ids
         try:
             yield
         finally:
-            for id in ids & self._reserved:
-                self.admission.gone(id, time.monotonic())
+            for unused in ids & self._reserved:
+                self.admission.gone(unused, time.monotonic())
             self._reserved -= ids
 
     def reset_prefix_cache(self) -> None:
@@ -238,7 +237,7 @@ class Service:
                     await stream.over.wait()
         rest = [stream for stream in self._streams.values() if not stream.ended]
         for stream in rest:
-            self._cancel(stream)
+            self._in_flight.cancel(stream)
             stream.fail(self._unavailable())
         return len(rest)
 
@@ -280,7 +279,8 @@ class Service:
         if request.id in self._reserved:
             self._reserved.discard(request.id)
         else:
-            self._validate(request)
+            self._check_id(request.id)
+            self._check_size(request)
             self.admission.admit(
                 request.id, len(request.prompt), now, tenant=request.tenant, weight=request.weight, bounds=bounds,
                 content=hash((request.prompt, request.max_tokens)),
@@ -291,14 +291,15 @@ class Service:
             self._supervisor.progress = now
         stream = Stream(request, now, at_once)
         self._streams[request.id] = stream
-        self._submit(stream)
+        self._in_flight.submit(stream)
         return stream
 
-    def _validate(self, request: Request) -> None:
-        if request.id in self._streams or request.id in self._leaving or request.id in self._reserved:
-            raise InvalidRequest(
-                field="id", value=request.id, why="a request with this id is in flight", remedy="use a new id"
-            )
+    def _check_id(self, id: str) -> None:
+        if id in self._streams or id in self._in_flight.leaving or id in self._reserved:
+            raise InvalidRequest(field="id", value=id, why="a request with this id is in flight", remedy="use a new id")
+
+    def _check_size(self, request: Request) -> None:
+        """O(prompt): once for a prompt, not for each of its n sequences."""
         if not request.prompt:
             raise InvalidRequest(field="prompt", value=[], why="it has no tokens", remedy="send at least one token")
         if request.max_tokens < 1:
@@ -320,45 +321,20 @@ class Service:
                 remedy=f"ids from 0 to {vocab_size - 1}",
             )  # fmt: skip
 
-    def _submit(self, stream: Stream) -> None:
-        """Hand a stream to the worker, unless it must wait: for a worker, or as a suspect for another suspect's end."""
-        if self._supervisor.state != "ready" or stream.sent or stream.ended:
-            return
-        if stream.blame > SUSPECT_BLAME and any(
-            other.sent and not other.ended and other.blame > SUSPECT_BLAME for other in self._streams.values()
-        ):
-            self._suspects_wait = True
-            return
-        stream.sent = True
-        self._supervisor.send(wire.Submit(replace(stream.request, output=tuple(stream.output))))
-
-    def _submit_all(self) -> None:
-        self._suspects_wait = False
-        for stream in self._streams.values():
-            self._submit(stream)
-
-    def _cancel(self, stream: Stream) -> None:
-        if stream.sent:
-            stream.sent = False
-            self._leaving.add(stream.request.id)
-            self._supervisor.send(wire.Cancel(stream.request.id))
-
     def _too_late(self, stream: Stream, deadline_s: float) -> None:
         """Its deadline has passed. What has a token goes on: the client reads it, or leaves by itself."""
         if not stream.output and not stream.ended:
             wait_s = self.admission.retry_after_s(time.monotonic())
-            self._cancel(stream)
+            self._in_flight.cancel(stream)
             text = f"no token within the deadline of {deadline_s * 1e3:.0f} ms; {self.admission.requests} requests wait"
             stream.fail(DeadlinePassed(f"{text} for a first token", retry_after_s=wait_s))
 
     def _leave(self, stream: Stream) -> None:
         if not stream.ended:
-            self._cancel(stream)
+            self._in_flight.cancel(stream)
         self.admission.gone(stream.request.id, time.monotonic())
         stream.over.set()
-        del self._streams[stream.request.id]
-        if self._suspects_wait:
-            self._submit_all()
+        self._in_flight.take_out(stream)
 
     def _unavailable(self) -> Unavailable:
         match self.state:
@@ -368,119 +344,3 @@ class Service:
                 return Unavailable(f"the server has stopped: {self.failure or 'it was closed'}", retry_after_s=60.0)
             case state:
                 return Unavailable(f"the model is {state}", retry_after_s=min(max(self._supervisor.start_s, 1.0), 60.0))
-
-    # --- what the supervisor tells (supervisor.Owner) -----------------------------------------------------------------
-
-    def received(self, message: wire.Stepped | wire.Refused | wire.Admitted | wire.AboutAdapters) -> None:
-        """News of one step, for all its requests; what the next one admits; or a refusal of one."""
-        if isinstance(message, wire.Admitted):
-            for id in message.ids:
-                if (stream := self._streams.get(id)) is not None:
-                    stream.held = True
-            return
-        if isinstance(message, wire.AboutAdapters):
-            self.adapters.received(message)
-            return
-        if isinstance(message, wire.Refused):
-            self._fail(
-                message.id,
-                InvalidRequest(
-                    field=message.field, value=message.value, why=message.why, remedy=message.remedy, code=message.code
-                ),
-            )
-            return
-        now, streams = time.monotonic(), self._streams
-        self.statistics = message.statistics or self.statistics
-        if message.report is not None:
-            for id, cached_tokens in message.admitted.items():
-                if (stream := streams.get(id)) is not None:
-                    stream.admitted(cached_tokens, message.report.started)
-        for id, vector in (message.embeddings or {}).items():
-            if (stream := streams.get(id)) is not None:
-                stream.embedding = tuple(memoryview(vector).cast("f"))
-        for id, some in (message.prompt_logprobs or {}).items():
-            if (stream := streams.get(id)) is not None and stream.sent:
-                stream.score(some)
-        ending = {finished.id for finished in message.finished}
-        for id, token in message.tokens.items():
-            if (stream := streams.get(id)) is not None and stream.sent:
-                if not stream.output:
-                    self.admission.started(id, now)
-                stream.push(token, message.logprobs.get(id), now, last=id in ending)
-        for finished in message.finished:
-            if finished.id in self._leaving:
-                self._leaving.discard(finished.id)
-            elif (stream := streams.get(finished.id)) is not None:
-                stream.finish(finished)
-        for failed in message.failed:
-            self._fail(failed.id, _error_of(failed))
-        if message.report is not None:
-            if message.report.decoding:
-                self.admission.stepped(message.report.seconds, now)
-            self._report(message.report)
-        if self._suspects_wait:
-            self._submit_all()
-
-    def worker_ready(self) -> None:
-        """Everything that waits goes to the new worker, in order of arrival."""
-        self.adapters.worker_ready()
-        self._submit_all()
-
-    def adapters_to_load(self) -> list[wire.LoadAdapter]:
-        """What a worker must have loaded before it is ready."""
-        return self.adapters.to_load()
-
-    def worker_gone(self, *, killed: bool) -> tuple[int, int]:
-        """What it had waits for the next one, unless it has died of it too often."""
-        self._leaving.clear()
-        self.statistics = Statistics()
-        orphans = [stream for stream in self._streams.values() if stream.sent and not stream.ended]
-        given_up = 0
-        # Who only waited had no part in it. If nobody was held, the worker may have died of taking one in; but only if
-        # that happens again, for a worker can be killed at that moment too.
-        anyone_held = any(stream.held for stream in orphans)
-        self._blank_deaths = self._blank_deaths + 1 if orphans and not anyone_held else 0
-        for stream in orphans:
-            blamed = stream.held or self._blank_deaths > 1
-            stream.sent = stream.held = False
-            stream.deaths += blamed
-            stream.blame += blamed * (1 if killed else CRASH_BLAME)
-            if stream.blame > MOST_BLAME:
-                given_up += 1
-                why = f"{stream.deaths} workers ended while they computed request {stream.request.id}"
-                stream.fail(RequestFailed(why))
-        self.recovered += len(orphans) - given_up
-        return len(orphans), given_up
-
-    def gave_up(self, error: PenstockError) -> None:
-        """Nobody will compute what is here."""
-        self.adapters.close(error)
-        for stream in self._streams.values():
-            stream.fail(RequestFailed(f"the server has stopped: {error}"))
-        self.stopped.set()
-
-    def in_worker(self) -> list[str]:
-        """Ids of the requests that the worker has and has not ended."""
-        return [id for id, stream in self._streams.items() if stream.sent and not stream.ended]
-
-    def _fail(self, request_id: str, error: PenstockError) -> None:
-        self._leaving.discard(request_id)
-        if (stream := self._streams.get(request_id)) is not None:
-            stream.fail(error)
-
-    def _report(self, report: StepReport) -> None:
-        for callback in self.on_step:
-            try:
-                callback(report)
-            except Exception:  # noqa: BLE001 - an observer's mistake must not take the worker's connection with it
-                _log.exception("a callback of on_step failed")
-
-
-def _error_of(failed: Failed) -> PenstockError:
-    """A grammar that its own request cannot be held to is the client's to change; anything else is ours."""
-    if failed.why.startswith(GUIDE_FAILED):
-        return InvalidRequest(
-            field="response_format", value="", why=failed.why.removeprefix(GUIDE_FAILED), code="invalid_schema",
-            remedy="a simpler grammar or schema",
-        )  # fmt: skip
-    return RequestFailed(f"request {failed.id} could not be computed: {failed.why}")

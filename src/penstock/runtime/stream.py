@@ -32,7 +32,7 @@ class Stream:
         self.held = False
         """That worker has given it KV: until then it only waited there."""
         self.blame = 0
-        """For their ends, as Service.worker_gone gives it."""
+        """For their ends, as InFlight.worker_gone gives it."""
         self.deaths = 0
         """Workers that ended while they held it since it last made a token."""
         self.over = asyncio.Event()

@@ -5,7 +5,7 @@
 A worker ends by itself, by a signal, or here, when it is stuck: requests are in flight and no step was made for
 `server.step_deadline`, or for far longer than any step took while the process did not even compute. Another is started
 at once, with a back-off only while workers get nothing done. What happens to the requests is their owner's business
-(`Owner`, which is runtime/service.py).
+(`Owner`, which is runtime/in_flight.py).
 """
 
 from __future__ import annotations

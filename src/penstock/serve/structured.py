@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from penstock.control.request import Guide
 from penstock.errors import InvalidRequest
-from penstock.runtime.grammar_check import GrammarJob, grammar
+from penstock.runtime import grammar
+from penstock.runtime.grammar_check import GrammarJob
 from penstock.serve.errors import invalid
 from penstock.serve.reasoning import Begun, ReasoningFormat
 

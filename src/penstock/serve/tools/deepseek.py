@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from penstock.runtime.grammar_check import grammar
+from penstock.runtime import grammar
 from penstock.serve.tools.rules import one_of, repeated
 from penstock.serve.tools.source import Malformed, Reading, Source
 from penstock.serve.tools.tool import Mark, Tool
@@ -33,13 +33,13 @@ class DeepSeek:
             yield from source.attempt(self._calls(source), before=marker)
 
     def _calls(self, source: Source) -> Reading:
+        before = source.begun
         while True:
             yield from source.skip_space()
-            if (yield from source.begins(_END)):
+            ended = (yield from source.begins(_END)) or (source.ended and not source.text)
+            if ended and source.begun > before:
                 return
-            if not (yield from source.begins(_CALL)):
-                if not source.text and source.ended:
-                    return
+            if ended or not (yield from source.begins(_CALL)):
                 raise Malformed
             head, _ = yield from source.until(_SEPARATOR)
             if (yield from source.skip_space()) == "{":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from penstock.runtime.grammar_check import grammar
+from penstock.runtime import grammar
 from penstock.serve.tools.rules import json_call, one_of, repeated
 from penstock.serve.tools.source import Malformed, Reading, Source
 from penstock.serve.tools.tool import Mark, Tool

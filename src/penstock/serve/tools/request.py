@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from penstock.runtime import Tokenizer
-from penstock.runtime.grammar_check import GrammarJob, grammar
+from penstock.runtime import Tokenizer, grammar
+from penstock.runtime.grammar_check import GrammarJob
 from penstock.serve.body import no_collection
 from penstock.serve.errors import invalid
 from penstock.serve.structured import check_schema, levels

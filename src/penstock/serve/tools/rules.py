@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from penstock.runtime.grammar_check import grammar
+from penstock.runtime import grammar
 from penstock.serve.tools.tool import MAX_CALLS, Tool
 
 
