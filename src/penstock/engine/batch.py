@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from penstock.engine.lora.step import StepAdapters
-from penstock.engine.ops.kernels import Segments
+from penstock.engine.ops.kernels import Segments, SharedPrefixes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,12 @@ class Rows:
     """[S] the length that RoPE counts with, at least: the prompt's; in LongRoPE that of all tokens there are."""
     logit_rows: np.ndarray | None
 
+    @property
+    def decodes(self) -> int:
+        """Segments of one row that come first."""
+        several = self.counts != 1
+        return int(np.argmax(several)) if several.any() else len(several)
+
 
 def make_batch(
     rows: Rows,
@@ -56,6 +62,7 @@ def make_batch(
     device: torch.device,
     by_length: bool,
     adapters: StepAdapters | None = None,
+    prefixes: SharedPrefixes | None = None,
 ) -> Batch:
     """Lay `rows` out for the model. `tables_shared` is the int32 tensor over the memory of `tables`."""
     segments = len(rows.slots)
@@ -79,6 +86,7 @@ def make_batch(
             table_rows=torch.from_numpy(rows.slots.astype(np.int32)),
             tables=tables_shared,
             longest_rows=1 if only_decodes else int(rows.counts.max()),
+            prefixes=prefixes,
         ),
         logit_rows=None if rows.logit_rows is None else torch.from_numpy(rows.logit_rows).to(device),
         adapters=adapters,

@@ -33,6 +33,7 @@ from penstock.engine.pooling import PooledRows, Pooler, Pooling
 from penstock.engine.prompt_logprobs import ScoredRows, score, scored_rows
 from penstock.engine.sampling import Sampler
 from penstock.engine.sequences import DecodeSet, Sequence, Slots
+from penstock.engine.shared_prefix import PrefixFinder
 from penstock.engine.validate import check_kind, check_tokens
 from penstock.errors import InvalidRequest, ProtocolError
 
@@ -94,6 +95,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._slots = Slots(max_seqs, self.max_sequence_tokens, block_tokens)
         self._decoding = DecodeSet(max_seqs)
+        self._prefixes = PrefixFinder(block_tokens)
         self.adapters = AdapterRegistry(
             architecture, most=max_adapters, max_rank=max_rank, dtype=model.dtype, device=model.device
         )
@@ -345,14 +347,16 @@ class Engine:
         return self._model.hidden(self._batch(rows), self._pool.device, self._kernels, self._rope)
 
     def _batch(self, rows: Rows) -> Batch:
+        slots, decodes = self._slots, rows.decodes
         return make_batch(
             rows,
-            self._slots.tables,
-            self._slots.tables_tensor,
+            slots.tables,
+            slots.tables_tensor,
             self._pool.block_tokens,
             self._device,
             self._by_length,
             self._adapters_of(rows) if len(self.adapters) else None,
+            self._prefixes.find(rows.slots[:decodes], rows.lengths[:decodes], slots.tables, slots.bindings),
         )
 
     def _embed(self, pooled: list[PooledRows], hidden: Tensor, result: StepResult) -> None:

@@ -54,6 +54,8 @@ class Slots:
         self.tables_tensor = torch.zeros((max_seqs, -(-max_tokens // block_tokens)), dtype=torch.int32)
         self.tables = self.tables_tensor.numpy()
         self.sequences: list[Sequence | None] = [None] * max_seqs
+        self.bindings = 0
+        """How often a slot was taken."""
         self._free = list(range(max_seqs - 1, -1, -1))
 
     def bind(self, sequence: Sequence, blocks: Numbers[int]) -> Request:
@@ -69,6 +71,7 @@ class Slots:
         if len(blocks) > self.tables.shape[1]:
             raise ProtocolError(f"{request.id} gets {len(blocks)} blocks; a sequence can use {self.tables.shape[1]}")
         slot = self._free.pop()
+        self.bindings += 1
         sequence.slot = slot
         self.sequences[slot] = sequence
         prompt, output = len(request.prompt), sequence.output

@@ -25,7 +25,7 @@ class NativeKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._attention = library.penstock_attention
-        self._attention.argtypes = [_POINTER] * 7 + [_LONG] * 10 + [_DOUBLE, _DOUBLE, _LONG, _LONG]
+        self._attention.argtypes = [_POINTER] * 10 + [_LONG] * 10 + [_DOUBLE, _DOUBLE, _LONG, _LONG]
         self._attention.restype = ctypes.c_int
         self._linear = library.penstock_linear
         self._linear.argtypes = [_POINTER] * 4 + [_LONG] * 5
@@ -133,6 +133,8 @@ class NativeKernels:
         softcap: float | None = None,
     ) -> Tensor:
         out = qkv.new_empty(qkv.shape[0], heads.query * heads.width)
+        # A window hides the beginning, and from each row another part of it.
+        shared = segments.prefixes if window is None else None
         failed = self._attention(
             qkv.data_ptr(),
             _at_layer(pool, layer),
@@ -141,11 +143,14 @@ class NativeKernels:
             segments.lengths.data_ptr(),
             segments.table_rows.data_ptr(),
             segments.tables.data_ptr(),
+            None if shared is None else shared.first.data_ptr(),
+            None if shared is None else shared.members.data_ptr(),
+            None if shared is None else shared.blocks.data_ptr(),
             qkv.stride(0),
             pool.stride(0),
             segments.tables.stride(0),
             segments.lengths.shape[0],
-            segments.longest_rows,
+            0 if shared is None else shared.blocks.shape[0],
             heads.query,
             heads.kv,
             heads.width,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from penstock.engine.ops.kernels import Heads, QkNorm, Segments
+from penstock.engine.ops.portable_shared import SharedParts
 from penstock.engine.weights import Matrix
 
 
@@ -72,9 +73,13 @@ class PortableKernels:
         q_TNH = qkv[:, : heads.query * heads.width].view(-1, heads.query, heads.width)
         out = torch.empty_like(q_TNH, memory_format=torch.contiguous_format)
         bounds = segments.first_row.tolist()
+        cut = SharedParts(q_TNH, pool[:, layer], segments, scale, softcap) if window is None else None
         for s, (length, row) in enumerate(zip(segments.lengths.tolist(), segments.table_rows.tolist(), strict=True)):
             first, last = bounds[s], bounds[s + 1]
             rows = last - first
+            if cut is not None and s in cut:
+                out[first] = cut.attend(s, length, row)
+                continue
             # The earliest position any of these rows sees; blocks before it are not touched.
             start = max(0, length - rows - window + 1) // block_tokens if window else 0
             blocks = segments.tables[row, start : -(-length // block_tokens)].to(pool.device, torch.int64)

@@ -1,0 +1,147 @@
+/* Attention over the paged pool in place: what kernels.py says of `attention`, which also names the dimensions.
+ *
+ * Two ways to put queries against the keys and values of one KV head. Few queries (a decoding sequence has as many as a
+ * KV head has query heads): each is a row, its scores are dot products, and memory is what it waits for. Many (rows of
+ * a prompt; all sequences with a common prefix): up to 48 lie side by side in the lanes of 3 vectors, so that keys and
+ * values enter as single numbers, each used 48 times, and the softmax runs down the lanes without a shuffle.
+ *
+ * A long context of few queries is cut into parts of fixed length, and a common prefix is a part of its own. A part
+ * leaves its output, the largest score and the sum of its weights; the parts of a query are then weighed by both
+ * (log-sum-exp). Where parts begin depends on the sequence alone, so the number of threads changes no bit.
+ */
+#include <omp.h>
+#include <stdlib.h>
+
+#include "attention.h"
+
+/* One query's parts, weighed by what each saw. */
+INLINE void merge(const Attention *a, int segment, int kv_head, int number, float *sum, const int half) {
+    int group = a->heads / a->kv_heads, head = a->head, count = a->parts_of[segment];
+    long step = (long)a->kv_heads * rows_of(a, segment) * group * (head + 2);
+    const float *first = a->parts + a->parts_at[segment] +
+                         ((long)kv_head * rows_of(a, segment) * group + number) * (head + 2);
+    float peak = NONE, total = 0;
+    for (int i = 0; i < count; i++) peak = first[i * step] > peak ? first[i * step] : peak;
+    memset(sum, 0, sizeof(float) * head);
+    for (int i = 0; i < count; i++) {
+        const float *part = first + i * step;
+        float weight = exponential(all(part[0] - peak))[0];
+        total += weight * part[1];
+        for (int h = 0; h < head; h++) sum[h] += weight * part[2 + h];
+    }
+    Item whole = {.segment = segment, .group = -1, .kv_head = kv_head, .part = -1};
+    finish(a, &whole, (Query){segment, number, 0}, sum, peak, total, half);
+}
+
+/* The items of one step, first those of groups; `items` NULL: only counts them, and fills in where parts lie.
+ * Returns how many; `floats` is what the parts need. */
+static long plan(const Attention *a, const int32_t *own, Item *items, long *floats) {
+    int group = a->heads / a->kv_heads;
+    long count = 0;
+    *floats = 0;
+#define ADD(...) { if (items) items[count] = (Item){__VA_ARGS__}; count++; }
+    for (int g = 0; g < a->groups; g++) {
+        int queries = (a->group_first[g + 1] - a->group_first[g]) * group, segment = a->members[a->group_first[g]];
+        for (int k = 0; k < a->kv_heads; k++)
+            for (int from = 0; from < queries; from += TILE)
+                ADD(segment, g, k, from, least(from + TILE, queries), 0, a->shared[g] * a->block_tokens, 0)
+    }
+    for (int s = 0; s < a->segments; s++) {
+        int rows = rows_of(a, s), queries = rows * group, position = a->lengths[s] - rows, length = a->lengths[s];
+        int low = a->window ? most(own[s], position - a->window + 1) : own[s];
+        int parts = 1, shared = own[s] > 0;
+        if (queries <= TILE) parts = most(1, (length - low + PART / 2) / PART);
+        int size = ((length - low + parts - 1) / parts + a->block_tokens - 1) / a->block_tokens * a->block_tokens;
+        parts = (length - low + size - 1) / size;
+        a->parts_of[s] = parts + shared;
+        a->parts_at[s] = *floats;
+        if (parts + shared > 1) *floats += (long)(parts + shared) * a->kv_heads * queries * (a->head + 2);
+        for (int k = 0; k < a->kv_heads; k++) {
+            if (parts + shared > 1) {
+                for (int from = low, part = shared; from < length; from += size, part++)
+                    ADD(s, -1, k, 0, queries, from, least(from + size, length), part)
+                continue;
+            }
+            /* Late tiles see most tokens: they go first, so that no thread is left with a long one at the end. */
+            for (int from = (queries - 1) / TILE * TILE; from >= 0; from -= TILE) {
+                int to = least(from + TILE, queries), here = position + from / group;
+                ADD(s, -1, k, from, to, a->window ? most(0, here - a->window + 1) : 0,
+                    position + (to - 1) / group + 1, -1)
+            }
+        }
+    }
+#undef ADD
+    return count;
+}
+
+/* Floats of one thread's working memory; with `base`, `w` is laid out over it. */
+static size_t lay_out(Scratch *w, float *base, int width) {
+    size_t tile = (size_t)width * TILE, some = (size_t)CHUNK * width, sum = 0;
+    size_t sizes[] = {tile, tile, CHUNK * TILE, (size_t)LANES * width, some, some, TILE, TILE, TILE, TILE, FEW * LANES};
+    float **fields[] = {&w->q, &w->out, &w->p, &w->rows, &w->keys, &w->values, &w->peak, &w->total,
+                        (float **)&w->first, (float **)&w->last, &w->totals};
+    for (int i = 0; i < 11; sum += sizes[i++])
+        if (base) *fields[i] = base + sum;
+    return sum;
+}
+
+/* Returns 0, or 1 when memory ran out. */
+int penstock_attention(
+    const void *qkv, const void *pool, void *out, const int32_t *first_row, const int32_t *lengths,
+    const int32_t *table_rows, const int32_t *tables, const int32_t *group_first, const int32_t *members,
+    const int32_t *shared, long qkv_stride, long block_stride, long table_stride, long segments, long groups, long heads,
+    long kv_heads, long head, long block_tokens, long window, double scale, double softcap, long half, long threads) {
+    Attention a = {qkv, pool, out, first_row, lengths, table_rows, tables, group_first, members, shared, qkv_stride,
+                   block_stride, table_stride, (int)segments, (int)groups, (int)heads, (int)kv_heads, (int)head,
+                   (int)block_tokens, (int)window, (float)scale, (float)softcap, NULL, NULL, NULL};
+    int group = a.heads / a.kv_heads;
+    long tokens = 0, floats;
+    int32_t *own = calloc(segments, 2 * sizeof(int32_t) + sizeof(long));
+    if (!own) return 1;
+    a.parts_of = own + segments;
+    a.parts_at = (long *)(own + 2 * segments);
+    for (int g = 0; g < a.groups; g++)
+        for (int m = group_first[g]; m < group_first[g + 1]; m++) own[members[m]] = shared[g] * a.block_tokens;
+    for (int s = 0; s < a.segments; s++) tokens += (long)lengths[s] * rows_of(&a, s);
+    /* Waking a team costs about as much as this many multiply-adds. */
+    if (tokens * heads * head < 1 << 17) threads = 1;
+    long count = plan(&a, own, NULL, &floats);
+    size_t each = lay_out(NULL, NULL, width_of(&a));
+    Item *items = malloc(sizeof(Item) * count);
+    float *memory = malloc(sizeof(float) * (each * threads + floats));
+    if (!items || !memory) {
+        free(items);
+        free(memory);
+        free(own);
+        return 1;
+    }
+    a.parts = memory + each * threads;
+    plan(&a, own, items, &floats);
+    #pragma omp parallel num_threads((int)threads) if (threads > 1)
+    {
+        Scratch w = {.softcap = a.softcap};
+        lay_out(&w, memory + each * omp_get_thread_num(), width_of(&a));
+        #pragma omp for schedule(dynamic, 1)
+        for (long i = 0; i < count; i++) {
+            const Item *item = items + i;
+            begin(&a, &w, item);
+            int few = item->group < 0 && item->to - item->from <= FEW;
+            if (few) penstock_attend_rows(&a, &w, item, (int)half);
+            else penstock_attend_tile(&a, &w, item, (int)half);
+        }
+        if (floats) {
+            #pragma omp for schedule(static)
+            for (int s = 0; s < a.segments; s++) {
+                int queries = rows_of(&a, s) * group;
+                for (int q = 0; a.parts_of[s] > 1 && q < a.kv_heads * queries; q++) {
+                    if (half) merge(&a, s, q / queries, q % queries, w.rows, 1);
+                    else merge(&a, s, q / queries, q % queries, w.rows, 0);
+                }
+            }
+        }
+    }
+    free(memory);
+    free(items);
+    free(own);
+    return 0;
+}
