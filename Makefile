@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life bench-guide bench-overload \
-	bench-engine bench-engine-serving bench-stack bench-adapters bench-start bench-recovery soak bench-twin bench-step schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
+	bench-engine bench-products bench-weights bench-engine-serving bench-stack bench-adapters bench-start bench-recovery soak bench-twin bench-step schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -72,6 +72,12 @@ bench-engine: setup-dev  ## this engine beside others on this CPU, in turn; FLAG
 
 bench-engine-serving: setup-dev  ## S over HTTP at 2, 8 and 90 %-of-capacity requests/s, beside other servers; half an hour
 	$(BIN)/python benchmarks/engine_serving.py $(FLAGS)
+
+bench-products: setup-dev  ## matrix products of packed weights beside torch; FLAGS="--models S M L --rows 1 64"
+	$(BIN)/python -m benchmarks.products $(FLAGS)
+
+bench-weights: setup-dev  ## what narrow weights cost in accuracy: perplexity and logits of the model in the box
+	$(BIN)/python -m benchmarks.weight_error $(FLAGS)
 
 bench-adapters: setup  ## a decode step with LoRA adapters: none, unused, one, four, sixteen in a batch
 	$(BIN)/python benchmarks/adapters.py $(FLAGS)
