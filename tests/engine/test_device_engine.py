@@ -177,6 +177,48 @@ def test_steps_run_in_order(model):
         device.run(second)
 
 
+class PrefixKernels(PlacedKernels):
+    """Looks whether what decodes are said to share is what their tables share."""
+
+    def __init__(self):
+        self.shared = []
+
+    def prefix_arrays(self, prefixes, lengths, table_rows, heads, dtype, block_tokens, decodes):
+        members = prefixes.members.numpy().astype(np.int32)
+        tokens = int(prefixes.blocks[0]) * block_tokens
+        skips = np.zeros(len(lengths), np.int32)
+        skips[members] = tokens
+        return {
+            "tiles": np.array([[0, len(members), table_rows[members[0]], tokens]], np.int32),
+            "members": members,
+            "skips": skips,
+        }
+
+    def attention(self, qkv, heads, pool, layer, segments, scale, window, softcap=None):
+        if (prefixes := segments.placed.prefixes) is not None:
+            ((first, count, row, tokens),) = prefixes.tiles.tolist()
+            blocks = segments.placed.tables[:, : tokens // BLOCK_TOKENS]
+            for member in prefixes.members[first : first + count].tolist():
+                assert torch.equal(blocks[segments.placed.table_rows[member]], blocks[row])
+                assert prefixes.skips[member] == tokens
+            self.shared.append(count)
+        return super().attention(qkv, heads, pool, layer, segments, scale, window, softcap)
+
+
+def test_what_decodes_have_in_common_is_placed_beside_them(model):
+    some = [
+        Request(id=f"r{number}", prompt=(*range(1, 33), 40 + number, number + 1), max_tokens=9 if number else 1,
+                sampling=Sampling(temperature=0.0))
+        for number in range(12)
+    ]  # fmt: skip
+    plain, _ = engines(model)
+    kernels = PrefixKernels()
+    device = DeviceEngine(model, blocks=BLOCKS, block_tokens=BLOCK_TOKENS, max_seqs=8, kernels=kernels, graphs=True)
+    wanted, got = serve(plain, some, budget=40), serve(device, some, budget=40)
+    assert got[:2] == wanted[:2]
+    assert max(kernels.shared) >= 5
+
+
 def test_graphs_are_made_ahead_and_found_again(model):
     _, device = engines(model, graphs=True)
     made = device.warm_up(longest=64)

@@ -94,7 +94,8 @@ def test_a_shared_prefix_computed_once_is_the_same_attention(monkeypatch, splits
 def test_a_prefix_that_saves_little_is_not_computed_apart():
     case = (8, Heads(4, 2, 16), [60, 60, 60], [1, 1, 1], None, 13)
     _, heads, _, segments, _, _ = with_prefixes(case, [([0, 1], 1)])
-    assert KERNELS.prefix_arrays(segments, heads, torch.float32, 8, 3) is None
+    lengths, rows = segments.lengths.numpy(), segments.table_rows.numpy()
+    assert KERNELS.prefix_arrays(segments.prefixes, lengths, rows, heads, torch.float32, 8, 3) is None
 
 
 def test_capped_scores():

@@ -27,7 +27,8 @@ from penstock.engine.batch import Batch, Rows
 from penstock.engine.engine import Engine
 from penstock.engine.graphs import DecodeGraphs
 from penstock.engine.loader import LoadedModel
-from penstock.engine.ops.kernels import PlacedSegments, Segments
+from penstock.engine.ops.kernels import Heads, PlacedPrefixes, PlacedSegments, Segments
+from penstock.engine.ops.triton import LONG_CHUNK
 from penstock.engine.sampling.sampler import NOT_NUMBERS
 from penstock.engine.sequences import Sequence
 from penstock.engine.staging import Staging
@@ -98,13 +99,17 @@ class DeviceEngine(Engine):
             )
 
     def warm_up(self, most_rows: int | None = None, longest: int | None = None) -> int:
-        """Capture the graphs for batches of up to `most_rows` sequences of `longest` tokens. Returns how many exist.
+        """Compile the kernels of chunks, and capture the graphs for batches of up to `most_rows` sequences of `longest`
+        tokens. Returns how many graphs exist.
 
         Those that are missing are captured when first needed, which takes a step some hundred milliseconds.
         """
-        if self._graphs is None or self._by_length:
-            return 0
         with torch.inference_mode():
+            for rows in (2, LONG_CHUNK):
+                if rows <= self.max_sequence_tokens and not self._by_length:
+                    self._chunk_of_nobody(rows)
+            if self._graphs is None or self._by_length:
+                return 0
             self._graphs.warm_up(
                 self._filling, most_rows or len(self._slots.sequences), longest or self.max_sequence_tokens
             )
@@ -240,7 +245,7 @@ class DeviceEngine(Engine):
         if self._graphs is None or self._by_length or len(rows.slots) != count or len(self.adapters):
             return super()._hidden(rows)
         size = self._graphs.size(count)
-        if size is None:
+        if size is None or self._prefix_arrays(rows) is not None:
             return super()._hidden(rows)
         self._send_tables()
         arrays = self._arrays(rows)
@@ -258,12 +263,27 @@ class DeviceEngine(Engine):
             arrays["logit_rows"] = rows.logit_rows
         if self._by_length:
             arrays["rope_lengths"] = np.maximum(np.repeat(rows.rope_floors, counts), rows.positions + 1)
-        several = np.flatnonzero(counts != 1)
-        decodes = int(several[0]) if len(several) else len(counts)
+        decodes = rows.decodes
+        arrays |= self._prefix_arrays(rows) or {}
         return self._as_batch(
             self._staging.send(arrays), decodes, int(rows.lengths[:decodes].max(initial=1)), int(counts.max()),
             self._adapters_of(rows) if len(self.adapters) else None, rows,
         )  # fmt: skip
+
+    def _prefix_arrays(self, rows: Rows) -> dict[str, np.ndarray] | None:
+        """What decodes have in common, where the kernels compute it once and that is worth it."""
+        of = getattr(self._kernels, "prefix_arrays", None)
+        slots, decodes, a = self._slots, rows.decodes, self.architecture
+        if of is None or decodes < 2:
+            return None
+        found = self._prefixes.find(rows.slots[:decodes], rows.lengths[:decodes], slots.tables, slots.bindings)
+        if found is None:
+            return None
+        heads, pool = Heads(a.heads, a.kv_heads, a.head_dim), self._pool
+        arrays: dict[str, np.ndarray] | None = of(
+            found, rows.lengths, rows.slots, heads, pool.device.dtype, pool.block_tokens, decodes
+        )
+        return arrays
 
     def _replayed(self, inputs: dict[str, Tensor], longest: int) -> Tensor:
         """What a graph computes: rows that are decodes of one token each."""
@@ -279,6 +299,7 @@ class DeviceEngine(Engine):
         on_device = PlacedSegments(
             first_row=placed["first_row"], lengths=placed["lengths"], table_rows=placed["table_rows"],
             tables=self._tables, decodes=decodes, longest_decode=longest, longest_rows=longest_rows,
+            prefixes=PlacedPrefixes(placed["tiles"], placed["members"], placed["skips"]) if "tiles" in placed else None,
         )  # fmt: skip
         return Batch(
             token_ids=token_ids,
@@ -328,6 +349,18 @@ class DeviceEngine(Engine):
             "table_rows": np.full(rows, self._scratch_slot, np.int32),
             "first_row": np.arange(rows + 1, dtype=np.int32),
         }
+
+    def _chunk_of_nobody(self, rows: int) -> None:
+        arrays = {
+            **self._filling(rows),
+            "positions": np.arange(rows),
+            "lengths": np.array([rows], np.int32),
+            "table_rows": np.array([self._scratch_slot], np.int32),
+            "first_row": np.array([0, rows], np.int32),
+        }
+        batch = self._as_batch(self._staging.send(arrays), 0, 1, rows)
+        if self._kernels.name == "triton":
+            self._model.hidden(batch, self._pool.device, self._kernels, self._rope)
 
     def _send_tables(self) -> None:
         """What has changed in the tables since the last step, as one scatter."""

@@ -62,7 +62,7 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
     with _phase("import torch", on_phase) as say:
         import torch
 
-        from penstock.engine.device_engine import engine_for
+        from penstock.engine.device_engine import DeviceEngine, engine_for
         from penstock.engine.loader import load_model
         from penstock.engine.ops.kernels import kernels_for
 
@@ -101,6 +101,8 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
             say(f"no grammars: {error.why}")
     with _phase("warm up", on_phase) as say:
         say(f"a decode step of one sequence takes {_warm_up(model, deployment, pooling) * 1e3:.2f} ms")
+        if isinstance(engine, DeviceEngine):
+            say(f"{engine.warm_up()} graphs of decode steps")
     info = ModelInfo(
         name=deployment.model.name or size.path.name, path=str(size.path), architecture=size.architecture,
         parameters=size.parameters, dtype=deployment.model.served_dtype, vocab_size=size.vocab_size,

@@ -4,3 +4,10 @@ attention.py reads the paged cache in place, rows.py holds what is done row by r
 stay with cuBLAS. On a CPU all of it runs in Triton's interpreter (TRITON_INTERPRET=1), for tests only: it is thousands
 of times slower.
 """
+
+from __future__ import annotations
+
+from typing import Final
+
+LONG_CHUNK: Final = 1024
+"""Rows of a segment from which on attention takes larger tiles."""

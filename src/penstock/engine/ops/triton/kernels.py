@@ -13,7 +13,8 @@ import triton
 from torch import Tensor
 from torch.nn import functional
 
-from penstock.engine.ops.kernels import Heads, PlacedPrefixes, PlacedSegments, QkNorm, Segments
+from penstock.engine.ops.kernels import Heads, PlacedPrefixes, PlacedSegments, QkNorm, Segments, SharedPrefixes
+from penstock.engine.ops.triton import LONG_CHUNK
 from penstock.engine.ops.triton import attention as attention_kernels
 from penstock.engine.ops.triton import rows as row_kernels
 from penstock.engine.weights import Matrix
@@ -25,8 +26,6 @@ SPLIT_TOKENS: Final = 256
 PART_TOKENS: Final = 8192
 """Nor longer, if the row is cut at all: one long sequence must not keep a large batch waiting."""
 PROGRAMS_PER_PROCESSOR: Final = 4
-LONG_CHUNK: Final = 1024
-"""Rows of a segment from which on large tiles are better."""
 SAVED_SHARE: Final = 0.25
 """A shared prefix is computed apart if that spares at least so much of all keys and values that decodes read."""
 
@@ -119,7 +118,10 @@ class TritonKernels:
         if placed is None:
             placed = place(segments, qkv.device)
             if segments.prefixes is not None:
-                arrays = self.prefix_arrays(segments, heads, qkv.dtype, pool.shape[4], placed.decodes)
+                arrays = self.prefix_arrays(
+                    segments.prefixes, segments.lengths.numpy(), segments.table_rows.numpy(), heads, qkv.dtype,
+                    pool.shape[4], placed.decodes,
+                )  # fmt: skip
                 if arrays is not None:
                     sent = {name: torch.from_numpy(array).to(qkv.device) for name, array in arrays.items()}
                     placed = replace(placed, prefixes=PlacedPrefixes(**sent))
@@ -140,16 +142,14 @@ class TritonKernels:
         return _tiling(_padded(heads.width), heads.query // heads.kv, dtype is torch.float32, decodes=False, few=few)
 
     def prefix_arrays(
-        self, segments: Segments, heads: Heads, dtype: torch.dtype, block_tokens: int, decodes: int
-    ) -> dict[str, np.ndarray] | None:
-        """PlacedPrefixes of the segments' shared prefixes, on the host.
+        self, prefixes: SharedPrefixes, lengths: np.ndarray, table_rows: np.ndarray, heads: Heads, dtype: torch.dtype,
+        block_tokens: int, decodes: int,
+    ) -> dict[str, np.ndarray] | None:  # fmt: skip
+        """PlacedPrefixes on the host, for a step whose first `decodes` segments are decodes.
 
         None: they save so little reading that parts and merging would cost more.
         """
-        prefixes = segments.prefixes
-        assert prefixes is not None
         most = self.chunk_tiling(heads, dtype, 1).rows // (heads.query // heads.kv)
-        lengths, rows = segments.lengths.numpy(), segments.table_rows.numpy()
         bounds, members = prefixes.first.tolist(), prefixes.members.numpy()
         tiles: list[tuple[int, int, int, int]] = []
         kept: list[np.ndarray] = []
@@ -163,7 +163,7 @@ class TritonKernels:
             skips[mine] = tokens
             saved += (len(mine) - 1) * tokens
             for at in range(0, len(mine), most):
-                tiles.append((start + at, min(most, len(mine) - at), int(rows[mine[0]]), tokens))
+                tiles.append((start + at, min(most, len(mine) - at), int(table_rows[mine[0]]), tokens))
             kept.append(mine)
             start += len(mine)
         if not tiles or saved < SAVED_SHARE * int(lengths[:decodes].sum()):
