@@ -137,8 +137,8 @@ INLINE void block(const Product *p, long panel, long row, long count, long k, fl
     long depth = least(p->depth, p->inputs - k), tiles = divide_up(count, TILE), last = k + depth == p->inputs;
     const char *at = p->packed + panel * p->panel_bytes;
     const float *w = (const float *)at + k * PANEL;
-    /* What comes next lies right behind, or, where k is cut, as far on as a panel is long. */
-    const char *ahead = depth == p->inputs ? at + p->panel_bytes : (const char *)w + p->panel_bytes;
+    /* The piece after this one: of the next panel, where k is cut. */
+    const char *ahead = (const char *)w + (tiles == 1 ? AHEAD : p->panel_bytes);
     long step = 4 * PANEL * 4 / tiles;
     if (p->kind == BFLOAT16) widen_bfloat16(wide, (const uint16_t *)at, k, depth);
     if (p->kind == INT8) widen_int8(wide, (const int8_t *)at, k, depth);

@@ -19,6 +19,8 @@
 #define PANEL 32
 /* Bytes of activations that stay in the second cache (1 MiB on the CPUs measured) beside a panel. */
 #define ROWS_BYTES (512 << 10)
+/* Bytes ahead that a single tile fetches: what it reads comes from memory, and hardware stops at each 4 KiB page. */
+#define AHEAD 2048
 /* Waking a team costs about as much as this many multiply-adds. */
 #define WORTH_A_TEAM (1 << 17)
 

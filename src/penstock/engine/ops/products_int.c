@@ -176,7 +176,7 @@ INLINE void tile8(const uint8_t *x, long stride, const uint8_t *w, long deep, in
         }
     long k = 0;
     for (; k + 4 <= deep; k += 4) {
-        for (long i = 0; i < step; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+        for (long i = 0; i < step; i += 64) __builtin_prefetch(ahead + i, 0, 3);
         ahead += step;
         STEP(0) STEP(1) STEP(2) STEP(3)
         w += 4 * PANEL * 4;
@@ -249,7 +249,7 @@ int penstock_product_int8(const float *x, const uint8_t *packed, const float *sc
                 memcpy(shift, weight_sums + o, n * 4);
                 for (long t = 0; t < tiles; t++) {
                     long from = row + part_start(count, tiles, t), mr = row + part_start(count, tiles, t + 1) - from;
-                    const char *ahead = (const char *)w + deep * PANEL * 4 + t * (deep / 4) * step;
+                    const char *ahead = (const char *)w + (tiles == 1 ? AHEAD : deep * PANEL * 4 + t * (deep / 4) * step);
                     TILES8[mr](bytes + from * stride, stride, w, deep, sums, ahead, step);
                     for (long r = 0; r < mr; r++) {
                         #pragma omp simd
@@ -363,6 +363,8 @@ INLINE void tile4(const char *x, long groups, const uint8_t *w, float *sums, con
     for (int r = 0; r < mr; r++) left[r] = right[r] = (vec){0};
     for (long g = 0; g < groups; g++, w += GROUP_BYTES, x += mr * ROW_BYTES) {
         words both = load_words(w + PANEL * GROUP / 2);
+        if (mr <= 2)
+            for (long i = 0; i < GROUP_BYTES; i += 64) __builtin_prefetch(w + AHEAD + i, 0, 3);
         #pragma GCC unroll 2
         for (int side = 0; side < 2; side++) {
             words q[8];
