@@ -12,18 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.control.cluster.router import LeastWaiting, Target, build_router
+from penstock.control.cluster.router import LeastWaiting, build_router
+from penstock.control.policy import build_replica
+from penstock.control.request import Request
 from penstock.deployment import Deployment
 from penstock.report.simulation import COMPLETED, lane_name
 from penstock.report.simulation_html import html_report
 from penstock.report.summary import summary
 from penstock.report.timeline import TimelineWriter
 from penstock.runtime.collect import Collector
+from penstock.runtime.instance import Instance
 from penstock.runtime.modelled import Modelled, model
 from penstock.runtime.simulate import simulate
 from penstock.runtime.virtual import Cluster, Limits
 from penstock.runtime.workload_of import source_of, stated_bound
 from penstock.twin.load import StepLoad
+from penstock.twin.twin import Twin
+from tests.runtime.test_instance import Priced, Seen
 
 
 def a_deployment(ranks: int, **given: Any) -> Deployment:
@@ -189,16 +194,22 @@ def test_a_run_that_meets_a_limit_is_a_part_of_the_whole(limits: Limits) -> None
     assert part.requests.output_tokens.tobytes() == again.requests.output_tokens.tobytes()
 
 
-class Place(Target):
-    def __init__(self, waiting: int, running: int) -> None:
-        super().__init__()
-        self.outstanding, self._waiting = waiting + running, waiting
-
-    def waiting(self) -> int:
-        return self._waiting
+def a_place(waiting: int, running: int) -> Instance:
+    """An instance with so many requests that run, and so many that came after its step began."""
+    replica = build_replica(blocks=40, block_tokens=4, max_sequence_tokens=80, token_budget=64, max_seqs=9)
+    place = Instance(0, replica, Twin(Priced()), Seen(), plan_ahead=False)
+    for index in range(running + waiting):
+        if index == running:
+            place.start(0.0)
+        place.submit(Request(id=f"r{index}", prompt=range(4), max_tokens=9), 0.0, output_tokens=9, index=index)
+    if not waiting:
+        place.start(0.0)
+    assert (place.waiting(), place.outstanding) == (waiting, waiting + running)
+    return place
 
 
 def test_who_waits_counts_four_times_and_the_first_of_equals_is_taken() -> None:
-    router, request = LeastWaiting(), None
-    assert router.choose(request, [Place(1, 0), Place(0, 3), Place(0, 3)]) == 1  # type: ignore[arg-type]
-    assert router.choose(request, [Place(1, 0), Place(0, 4), Place(0, 5)]) == 0  # type: ignore[arg-type]
+    router, request = LeastWaiting(), Request(id="new", prompt=range(4), max_tokens=2)
+    one, three, four, five = a_place(1, 0), a_place(0, 3), a_place(0, 4), a_place(0, 5)
+    assert router.choose(request, [one, three, a_place(0, 3)]) == 1
+    assert router.choose(request, [one, four, five]) == 0
