@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life bench-guide bench-overload \
-	bench-engine bench-products bench-weights bench-engine-serving bench-stack bench-adapters bench-start bench-recovery soak bench-twin bench-step schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
+	bench-engine bench-products bench-weights bench-engine-serving bench-stack bench-gpu bench-adapters bench-start bench-recovery soak bench-twin bench-step schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -78,6 +78,9 @@ bench-products: setup-dev  ## matrix products of packed weights beside torch; FL
 
 bench-weights: setup-dev  ## what narrow weights cost in accuracy: perplexity and logits of the model in the box
 	$(BIN)/python -m benchmarks.weight_error $(FLAGS)
+
+bench-gpu: setup-dev  ## on a CUDA device: errors, limits, Llama 3 8B, a peer; minutes, FLAGS="--parts peaks,serve" for some
+	PATH=$(abspath $(BIN)):$$PATH benchmarks/gpu_all.sh $(FLAGS)
 
 bench-adapters: setup  ## a decode step with LoRA adapters: none, unused, one, four, sixteen in a batch
 	$(BIN)/python benchmarks/adapters.py $(FLAGS)

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Everything on a GPU in one go: compile and check in parallel, then measure alone. Arguments go to the second half.
-#   OUT=/some/directory benchmarks/gpu_all.sh --parts peaks,serve,peer
+#   OUT=/some/directory benchmarks/gpu_all.sh --parts peaks,kernels,serve,peer
+#   SLICES processes share the checks; TUNE=--tune compiles the other tilings there too.
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$here/src:$here/tests/engine:${PYTHONPATH:-}" PENSTOCK_COMPILED=0 PYTHONUNBUFFERED=1
@@ -22,5 +23,6 @@ cat /tmp/checks-* | grep -v '^{' >"$OUT/checks.txt"
 grep -v -e '^== ' -e '^    *[0-9.]* s$' "$OUT/checks.txt"
 tail -n 12 "$OUT/tests.txt"
 date +%T
-python3 benchmarks/gpu_engine.py "$@" 2>&1 | tee "$OUT/bench.txt" | grep -v '^{'
+[ $# -gt 0 ] || set -- --parts peaks,kernels,latency,serve,peer --dtype bfloat16,fp8
+python3 benchmarks/gpu_engine.py --out "$OUT" "$@" 2>&1 | tee "$OUT/bench.txt" | grep -v '^{'
 date +%T
