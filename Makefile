@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life bench-guide bench-overload \
-	bench-engine bench-products bench-weights bench-engine-serving bench-stack bench-gpu bench-adapters bench-start bench-recovery soak bench-twin bench-step schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
+	bench-engine bench-products bench-weights bench-engine-serving bench-stack bench-gpu bench-adapters bench-start bench-recovery soak bench-twin bench-step bench-attention schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +60,9 @@ bench-life: setup-dev  ## start to first token, memory at rest, the pause when t
 
 bench-step: setup-dev  ## where a step's time goes, beside its limits: products, attention, the rest, sampling, host
 	$(BIN)/python benchmarks/step_anatomy.py $(FLAGS)
+
+bench-attention: setup  ## the CPU's attention kernel beside torch's, and where a shared prefix pays
+	$(BIN)/python benchmarks/attention.py $(FLAGS)
 
 bench-guide: setup-dev  ## grammars: compilation, masks, and what a batch pays for guided sequences
 	$(BIN)/python benchmarks/guide.py

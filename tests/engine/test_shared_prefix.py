@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.control.step import Step
-from penstock.engine import shared_prefix
 from penstock.engine.engine import Engine
 from penstock.engine.loader import load_model
 from penstock.engine.ops import native
@@ -146,7 +145,7 @@ def test_a_nan_in_one_query_of_a_group_stays_with_it():
 
 
 def found(tables, lengths, block_tokens=64):
-    finder = PrefixFinder(block_tokens)
+    finder = PrefixFinder(block_tokens, worth_tokens=128)
     got = finder.find(np.arange(len(tables)), np.array(lengths), np.array(tables, np.int32), 0)
     if got is None:
         return []
@@ -197,7 +196,7 @@ def test_groups_share_what_they_say_and_no_segment_is_in_two(data):
 
 
 def test_finding_is_remembered_until_who_decodes_changes():
-    finder = PrefixFinder(64)
+    finder = PrefixFinder(64, worth_tokens=128)
     tables = np.array([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6]], np.int32)
     both_decode = finder.find(np.array([0, 1]), np.array([200, 200]), tables, 2)
     assert both_decode is not None
@@ -211,11 +210,11 @@ def test_finding_is_remembered_until_who_decodes_changes():
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2"])
 def test_greedy_output_with_a_shared_prefix_equals_transformers(family, checkpoint, expected, monkeypatch):
-    monkeypatch.setattr(shared_prefix, "WORTH_TOKENS", 8)
     path = checkpoint(family)
     stem = [7, 3, 200, 41, 5, 99, 12, 64, 8, 31, 77, 2]
     prompts = [[*stem, *own] for own in ([9, 4], [33], [180, 6, 2, 71, 14])] + [[20, 21, 22]]
     engine = Engine(load_model(path), blocks=64, block_tokens=4, max_seqs=4)
+    monkeypatch.setattr(engine, "_prefixes", PrefixFinder(4, worth_tokens=8))
     seen = []
     find = engine._prefixes.find
     monkeypatch.setattr(engine._prefixes, "find", lambda *a: seen.append(find(*a)) or seen[-1])

@@ -15,8 +15,9 @@ import torch
 
 from penstock.engine.ops.kernels import SharedPrefixes
 
-WORTH_TOKENS: Final = 128
-"""Tokens read less, all members together, from which on a group is faster than none (benchmarks/shared_prefix.py)."""
+WORTH_TOKENS: Final = 700
+"""Tokens read less, all members together, from which on a group is faster than none: 4 sequences with 256 in common and
+16 with 64 are by a tenth, 3 with 256 and 8 with 64 are not (benchmarks/attention.py)."""
 _LEVELS: Final = 16
 """Branchings looked at below each other; beyond them a group is not split further."""
 
@@ -27,8 +28,8 @@ Group = tuple["np.ndarray", int]
 class PrefixFinder:
     """Finds the groups of a step's decodes and remembers them while they cannot change."""
 
-    def __init__(self, block_tokens: int) -> None:
-        self._block_tokens = block_tokens
+    def __init__(self, block_tokens: int, worth_tokens: int = WORTH_TOKENS) -> None:
+        self._block_tokens, self._least = block_tokens, -(-worth_tokens // block_tokens)
         self._key: tuple[int, bytes] | None = None
         self._found: SharedPrefixes | None = None
 
@@ -53,8 +54,7 @@ class PrefixFinder:
         if len(np.unique(front)) == len(front) or not whole.any():
             return None
         blocks = tables[slots, : int(whole.max())]
-        least = -(-WORTH_TOKENS // self._block_tokens)
-        groups = _cut(blocks, whole, np.flatnonzero(whole > 0), 0, least, _LEVELS)[1]
+        groups = _cut(blocks, whole, np.flatnonzero(whole > 0), 0, self._least, _LEVELS)[1]
         if not groups:
             return None
         first = np.cumsum([0, *(len(members) for members, _ in groups)])
