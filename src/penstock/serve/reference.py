@@ -78,6 +78,7 @@ MEANING: Final[dict[str, str]] = {
     "system": "A system message before the others.",
     "stop_sequences": "As `stop` of chat; `stop_sequence` names the one.",
     "thinking": '`{"type": "disabled"}`, or left out.',
+    "reasoning": "`effort`, as `reasoning_effort` of chat. A `summary` is refused.",
     "service_tier": "Accepted, and without effect.",
     "text": '`{"format": {"type": "text"}}`, or left out.',
     "previous_response_id": "Refused: nothing is stored. The whole conversation goes into `input`.",

@@ -35,6 +35,14 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     content: Text | list[TextPart] = ""
 
 
+class ReasoningOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`reasoning` of a body."""
+
+    effort: Annotated[str, Meta(max_length=64)] | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
 class ResponsesBody(Named, frozen=True, kw_only=True):
     """POST /v1/responses."""
 
@@ -47,6 +55,7 @@ class ResponsesBody(Named, frozen=True, kw_only=True):
     metadata: Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=256)] | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
     text: dict[str, Any] | None = None
+    reasoning: ReasoningOptions | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
@@ -61,14 +70,18 @@ async def responses(front: Front, request: HttpRequest, tenant: str) -> Answer:
     call = Call(tenant, time_bounds(request))
     body, size = await front.body(request, ResponsesBody)
     _refuse_what_is_not_there(body)
-    chat = ChatBody(messages=_turns(body), temperature=body.temperature, top_p=body.top_p)
+    chat = ChatBody(
+        messages=_turns(body), temperature=body.temperature, top_p=body.top_p,
+        reasoning_effort=body.reasoning.effort if body.reasoning is not None else None,
+    )  # fmt: skip
     try:
         prompt = await chat_prompt(front, chat, size)
     except InvalidRequest as error:
-        if not error.field.startswith("messages"):
+        field = {"messages": "input", "reasoning_effort": "reasoning.effort"}.get(error.field.partition("[")[0])
+        if field is None:
             raise
         raise InvalidRequest(
-            field="input", value=error.value, why=error.why, remedy=error.remedy, code=error.code
+            field=field, value=error.value, why=error.why, remedy=error.remedy, code=error.code
         ) from None
     guide, plan = await answer_plan(front, tool_use(chat, front.deployment.server.limits), None, prompt)
     generation = front.generation(
@@ -88,6 +101,8 @@ def _refuse_what_is_not_there(body: ResponsesBody) -> None:
         raise refuse("background", True, "leave it out, or stream: true")
     if body.truncation not in (None, "disabled"):
         raise refuse("truncation", body.truncation, '"disabled", or leave it out: nothing is ever cut silently')
+    if body.reasoning is not None and (summary := body.reasoning.summary or body.reasoning.generate_summary):
+        raise refuse("reasoning.summary", summary, "leave it out: what the model thinks is summed up by nobody")
     form = (body.text or {}).get("format")
     if form not in (None, {"type": "text"}):
         raise refuse("text.format", form, "/v1/chat/completions with response_format")
@@ -194,7 +209,9 @@ class ResponsesFormat:
             "error": None, "incomplete_details": None, "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens, "metadata": body.metadata or {}, "model": self._model,
             "output": output, "parallel_tool_calls": body.parallel_tool_calls is not False,
-            "previous_response_id": None, "store": False, **self._used, "text": {"format": {"type": "text"}},
+            "previous_response_id": None,
+            "reasoning": {"effort": body.reasoning.effort if body.reasoning is not None else None, "summary": None},
+            "store": False, **self._used, "text": {"format": {"type": "text"}},
             "tool_choice": "none", "tools": [], "truncation": "disabled", "usage": None, "user": body.user,
         }  # fmt: skip
 
