@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engine_driver import reference
 
 from penstock.testing import tiny_checkpoint
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if not torch.cuda.is_available():
+    # Before anything imports the kernels: they are compiled or interpreted as this says then.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 Make = Callable[..., Path]
 
@@ -21,8 +25,6 @@ Make = Callable[..., Path]
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Models this small gain nothing from a second thread, and lose much when the other core is busy."""
-    import torch
-
     torch.set_num_threads(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import numpy as np
@@ -15,7 +16,8 @@ from penstock.engine import graphs as graphs_module
 from penstock.engine.device_engine import DeviceEngine, engine_for
 from penstock.engine.engine import Engine
 from penstock.engine.loader import load_model
-from penstock.engine.ops.kernels import Segments
+from penstock.engine.ops import kernels as interface
+from penstock.engine.ops.kernels import Segments, kernels_for
 from penstock.engine.ops.portable import PortableKernels
 from penstock.engine.staging import Staging
 from penstock.errors import ProtocolError
@@ -226,6 +228,29 @@ def test_graphs_are_made_ahead_and_found_again(model):
     _, reasons, _ = serve(device, requests())
     assert {reason[0] for reason in reasons.values()} == {"stop", "length"}
     assert len(device._graphs) == made
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["Triton is not installed", "the GPU is too old"])
+def test_without_triton_kernels_the_portable_ones_serve_and_say_why_once(monkeypatch, caplog, missing):
+    monkeypatch.setattr(interface, "_warned", False)
+    if missing:
+        monkeypatch.setitem(sys.modules, "penstock.engine.ops.triton.kernels", None)
+    else:
+        triton = pytest.importorskip("penstock.engine.ops.triton.kernels", reason="Triton is not installed")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert triton.unavailable(torch.device("cuda")) == "compute capability 7.5, and 8.0 is needed"
+    for _ in range(2):
+        assert kernels_for(torch.device("cuda")).name == "portable"
+    assert len(caplog.records) == 1
+    assert ("penstock[cuda]" if missing else "compute capability 7.5") in caplog.text
+
+
+def test_graphs_are_made_for_each_number_of_parts(model):
+    kernels = PlacedKernels()
+    kernels.splits = lambda programs, longest: max(1, longest // 32 // programs)
+    device = DeviceEngine(model, blocks=200, block_tokens=BLOCK_TOKENS, max_seqs=4, kernels=kernels, graphs=True)
+    # One, two and four rows of two KV heads, of up to 256 and 512 tokens: 4 and 8 parts, 2 and 4, 1 and 2.
+    assert device.warm_up(longest=512) == 6
 
 
 def test_the_engine_of_a_device():

@@ -59,7 +59,7 @@ class _Read:
     arrived: torch.cuda.Event | None
 
     def here(self) -> bool:
-        return self.arrived is None or bool(self.arrived.query())
+        return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> np.ndarray:
         if self.arrived is not None:
@@ -110,9 +110,13 @@ class DeviceEngine(Engine):
                     self._chunk_of_nobody(rows)
             if self._graphs is None or self._by_length:
                 return 0
-            self._graphs.warm_up(
-                self._filling, most_rows or len(self._slots.sequences), longest or self.max_sequence_tokens
-            )
+            most, longest = most_rows or len(self._slots.sequences), longest or self.max_sequence_tokens
+            # Into how many parts attention cuts a row grows with the longest one, by powers of two.
+            length = min(256, longest)
+            while length < longest:
+                self._graphs.warm_up(self._filling, most, length)
+                length *= 2
+            self._graphs.warm_up(self._filling, most, longest)
         return len(self._graphs)
 
     def begin(self, step: Step) -> None:
