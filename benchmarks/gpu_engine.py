@@ -83,6 +83,7 @@ def kernel_figures(device: torch.device, small: bool, tune: bool) -> dict[str, f
         )
     for chunks, rows in [(1, 20)] if small else [(4, 512), (1, 4096)]:
         found[f"prefill_tflops {chunks} x {rows}"] = gpu_kernels.prefill_rate(kernels, device, chunks=chunks, rows=rows)
+    found |= gpu_kernels.prefix_figures(kernels, device, small)
     found |= gpu_kernels.row_bandwidths(kernels, device, 16 if small else 2048)
     if tune:
         for tiling in TILINGS:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from gpu_model import SHAPES, product_shapes
 from torch import Tensor
 
-from penstock.engine.ops.kernels import Heads, Kernels, QkNorm, Segments
+from penstock.engine.ops.kernels import Heads, Kernels, PlacedPrefixes, QkNorm, Segments, SharedPrefixes
 from penstock.engine.ops.portable import PortableKernels
 from penstock.engine.ops.triton import kernels as triton_kernels
 from penstock.engine.ops.triton.kernels import Tiling, TritonKernels
@@ -170,6 +171,43 @@ def attention_error(
         now = error(got, reference(qkv, heads, pool, 0, segments, 0.1, window, softcap))
         worst = now if now != now else max(worst, now)
     return worst
+
+
+def prefix_case(
+    heads: Heads, *, sequences: int, shared: int, own: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Segments]:  # fmt: skip
+    """Decodes of which all begin with the same `shared` tokens, a multiple of 16, and that are told to."""
+    qkv, pool, plain = case(heads, [shared + own] * sequences, [1] * sequences, 16, dtype, device)
+    tables = plain.tables.clone()
+    tables[1:, : shared // 16] = tables[0, : shared // 16]
+    prefixes = SharedPrefixes(
+        torch.tensor([0, sequences], dtype=torch.int32), torch.arange(sequences, dtype=torch.int32),
+        torch.tensor([shared // 16], dtype=torch.int32),
+    )  # fmt: skip
+    return qkv, pool, replace(plain, tables=tables, prefixes=prefixes, placed=None)
+
+
+def prefix_figures(kernels: TritonKernels, device: torch.device, small: bool) -> dict[str, float]:
+    """Decodes that share 1,024 tokens: error, and time with the shared part once against time without."""
+    heads = Heads(4, 2, 16) if small else Heads(32, 8, 128)
+    sequences, shared, own = (3, 32, 5) if small else (64, 1024, 32)
+    dtype = torch.float32 if small else torch.bfloat16
+    qkv, pool, segments = prefix_case(heads, sequences=sequences, shared=shared, own=own, dtype=dtype, device=device)
+    got = kernels.attention(qkv, heads, pool, 0, segments, 0.1, None)
+    found = {"shared prefix error": error(got, reference(qkv, heads, pool, 0, segments, 0.1, None, None))}
+    plain = triton_kernels.place(segments, device)
+    arrays = kernels.prefix_arrays(
+        segments.prefixes, segments.lengths.numpy(), segments.table_rows.numpy(), heads, dtype, 16, sequences
+    )
+    assert arrays is not None
+    once = replace(
+        plain, prefixes=PlacedPrefixes(**{name: torch.from_numpy(a).to(device) for name, a in arrays.items()})
+    )
+    for name, placed in (("once", once), ("read by each", plain)):
+        at = replace(segments, placed=placed)
+        took = seconds(lambda at=at: kernels.attention(qkv, heads, pool, 0, at, 0.1, None), device)
+        found[f"us, {sequences} x ({shared} shared + {own}), {name}"] = took * 1e6
+    return found
 
 
 def row_errors(kernels: Kernels, dtype: torch.dtype, device: torch.device, small: bool) -> dict[str, float]:
