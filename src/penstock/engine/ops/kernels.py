@@ -1,4 +1,4 @@
-"""The operations behind one interface, with two implementations that tests hold against each other.
+"""The operations behind one interface, with implementations that tests hold against each other.
 
 T rows of the step, D hidden width, N query heads, K KV heads, H head width, P blocks, L layers, B tokens per block,
 S segments (the rows of one sequence in this step), M the most blocks of one sequence, I inner width of an MLP.
