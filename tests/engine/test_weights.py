@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_driver import Driver
+from engine_driver import GREEDY, Driver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from penstock.control.request import Request
 from penstock.control.step import Step
 from penstock.engine.checkpoint import model_footprint
 from penstock.engine.engine import Engine
@@ -20,6 +21,7 @@ from penstock.engine.weights.pack import packing
 from penstock.engine.weights.panels import FloatPanels, Int4Panels, Int8Panels, Int8WeightPanels
 from penstock.engine.weights.plain import PlainInt4, PlainInt8, quantize, quantize4
 from penstock.errors import UnsupportedModel
+from penstock.testing.adapters import tiny_adapter
 
 PRODUCTS = load_products()
 CPU_FORMS = [name for name, form in FORMATS.items() if form.device in ("", "cpu")]
@@ -214,6 +216,24 @@ def test_a_model_answers_in_every_form_and_alike_in_any_batch(form, family, chec
     alone = answers(1)
     assert all(len(one) == 12 for one in alone)
     assert answers(12) == alone
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_adapters_add_to_narrow_products(form, checkpoint, tmp_path):
+    base = checkpoint("llama")
+    engine = Engine(load_model(base, dtype=form), blocks=64, block_tokens=8, max_seqs=4, max_adapters=1)
+    engine.load_adapter("a", tiny_adapter(base, tmp_path / "adapter"))
+    driver, step = Driver(engine, blocks=64, block_tokens=8), Step(0)
+    for name, adapter in (("plain", ""), ("tuned", "a"), ("again", "")):
+        request = Request(id=name, prompt=(5, 9, 200, 17, 33), max_tokens=16, adapter=adapter, sampling=GREEDY)
+        engine.add(request)
+        driver.requests[name], driver.output[name] = request, []
+        driver.prefill(name)
+        driver.join(step, name)
+    driver.decode(step)
+    driver.run(step)
+    driver.decode_until_done()
+    assert driver.output["plain"] == driver.output["again"] != driver.output["tuned"]
 
 
 def test_a_narrow_form_is_refused_where_it_cannot_run(tmp_path):

@@ -172,7 +172,8 @@ def kernels_for(device: torch.device) -> Kernels:
 
     if device.type != "cpu":
         return _gpu_kernels(device)
-    from penstock.engine.ops.native import NativeUnavailable, load_native
+    from penstock.engine.ops.build import NativeUnavailable
+    from penstock.engine.ops.native import load_native
 
     try:
         return load_native()

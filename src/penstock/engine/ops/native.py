@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from penstock.engine.ops.build import NativeUnavailable as NativeUnavailable
 from penstock.engine.ops.build import load_library
 from penstock.engine.ops.kernels import Heads, QkNorm, Segments
 from penstock.engine.weights import Matrix
