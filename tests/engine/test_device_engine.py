@@ -19,6 +19,7 @@ from penstock.engine.loader import load_model
 from penstock.engine.ops import kernels as interface
 from penstock.engine.ops.kernels import Segments, kernels_for
 from penstock.engine.ops.portable import PortableKernels
+from penstock.engine.shared_prefix import PrefixFinder
 from penstock.engine.staging import Staging
 from penstock.errors import ProtocolError
 from penstock.runtime.local import Loop
@@ -216,6 +217,7 @@ def test_what_decodes_have_in_common_is_placed_beside_them(model):
     plain, _ = engines(model)
     kernels = PrefixKernels()
     device = DeviceEngine(model, blocks=BLOCKS, block_tokens=BLOCK_TOKENS, max_seqs=8, kernels=kernels, graphs=True)
+    device._prefixes = PrefixFinder(BLOCK_TOKENS, worth_tokens=128)
     wanted, got = serve(plain, some, budget=40), serve(device, some, budget=40)
     assert got[:2] == wanted[:2]
     assert max(kernels.shared) >= 5
