@@ -37,7 +37,7 @@ types: setup-dev
 	$(BIN)/mypy
 
 unit: setup-dev
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: setup-dev  ## minutes to hours; figures go to benchmarks/RESULTS.md
 	$(BIN)/pytest -m slow

@@ -30,6 +30,7 @@ EXTRAS: Final = {
     "parquet": "ServeGen pools and operator profiles in Parquet",
     "ray": "sweeps on a cluster",
     "otel": "OpenTelemetry spans (server.trace_endpoint)",
+    "cuda": "Triton kernels, where torch for CUDA brings none (docs/gpu.md)",
     "dev": "tests, linters, the type checker that also compiles the hot modules",
 }
 """Extra to what it gives; one that is not listed here is shown by its name alone."""

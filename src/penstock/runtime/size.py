@@ -119,7 +119,8 @@ def _what_fits(deployment: Deployment, footprint: Footprint, left: int) -> str:
         return "a smaller memory.host_bytes"
     served = deployment.model.served_dtype
     halved = served == "float32" and footprint.weight_bytes // 2 + left > 0
-    quartered = served in ("float32", "bfloat16") and deployment.hardware.device == "cpu"
+    saved = {"float32": footprint.weight_bytes * 3 // 4, "bfloat16": footprint.weight_bytes // 2}.get(served, 0)
+    quartered = deployment.hardware.device == "cpu" and saved + left > 0
     return (
         ("model.dtype: bfloat16, which halves the weights, or " if halved else "")
         + ("model.dtype: int8 or int4, which take a quarter of float32 and less, or " if quartered else "")
