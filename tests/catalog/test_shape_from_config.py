@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock.catalog import model_shape
@@ -197,6 +197,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
+@example({"num_experts": 1, "moe_layer_freq": 0.5})
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5))
 def test_no_config_does_worse_than_be_refused(keys: dict[str, Any]) -> None:
     try:

@@ -162,10 +162,12 @@ def sparse_layers(config: Config, layers: int) -> list[bool]:
     frequency = config.get("moe_layer_freq") or 1
     if isinstance(frequency, list):
         return [bool(flag) for flag in frequency]
-    step = int(config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1)
+    # A fraction of a layer would be every 0th.
+    frequency = max(1, int(frequency))
+    step = max(1, int(config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1))
     return [
         (layer in named) if named
-        else layer not in dense and layer >= first and layer % int(frequency) == 0 and (layer + 1) % step == 0
+        else layer not in dense and layer >= first and layer % frequency == 0 and (layer + 1) % step == 0
         for layer in range(layers)
     ]  # fmt: skip
 
