@@ -7,15 +7,12 @@
  * Source: Anatomy of High-Performance Matrix Multiplication, Goto and van de Geijn, 2008.
  */
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#include "vectors.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define LANES 16
 #define PANEL 32
 /* Bytes of activations that stay in the second cache (1 MiB on the CPUs measured) beside a panel. */
 #define ROWS_BYTES (512 << 10)
@@ -24,33 +21,10 @@
 /* Waking a team costs about as much as this many multiply-adds. */
 #define WORTH_A_TEAM (1 << 17)
 
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef lanes ints; /* sums of products of int8 */
 
-INLINE vec load_vec(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
-INLINE void store_vec(float *p, vec v) { memcpy(p, &v, sizeof v); }
 INLINE words load_words(const void *p) { words v; memcpy(&v, p, sizeof v); return v; }
 INLINE vec as_floats(words w) { vec v; memcpy(&v, &w, sizeof v); return v; }
-
-INLINE float widen(uint16_t x) { uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4); return f; }
-
-/* Round to nearest, ties to even; a NaN stays a NaN. */
-INLINE uint16_t narrow(float f) {
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    return f != f ? 0x7fc0 : (uint16_t)rounded;
-}
-
-INLINE float load(const void *p, long i, const int half) {
-    return half ? widen(((const uint16_t *)p)[i]) : ((const float *)p)[i];
-}
-
-INLINE void store(void *p, long i, float x, const int half) {
-    if (half) ((uint16_t *)p)[i] = narrow(x);
-    else ((float *)p)[i] = x;
-}
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE long most(long a, long b) { return a > b ? a : b; }

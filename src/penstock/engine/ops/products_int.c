@@ -65,7 +65,7 @@ INLINE int32_t total(ints v) {
 #endif
 }
 
-INLINE words larger(words a, words b) {
+INLINE words larger_word(words a, words b) {
     words first = (words)(a > b);
     return (a & first) | (b & ~first);
 }
@@ -79,10 +79,10 @@ INLINE float magnitude(const float *x, long n) {
     words a = {0}, b = {0}, sign = 0x7fffffffu - (words){0};
     long i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        a = larger(a, load_words(x + i) & sign);
-        b = larger(b, load_words(x + i + LANES) & sign);
+        a = larger_word(a, load_words(x + i) & sign);
+        b = larger_word(b, load_words(x + i + LANES) & sign);
     }
-    uint32_t high = highest(larger(a, b));
+    uint32_t high = highest(larger_word(a, b));
     for (; i < n; i++) high = magnitude_bits(x[i]) > high ? magnitude_bits(x[i]) : high;
     return as_float(high);
 }
@@ -292,7 +292,7 @@ INLINE float sum_of(vec v) {
 INLINE float quantize4(const float *x, vec *q) {
     static const float levels[] = {-8.0f, -8.5f, -7.5f, -7.0f, -6.5f, 7.0f};
     vec a = load_vec(x), b = load_vec(x + LANES);
-    words sign = 0x7fffffffu - (words){0}, sizes = larger((words)a & sign, (words)b & sign);
+    words sign = 0x7fffffffu - (words){0}, sizes = larger_word((words)a & sign, (words)b & sign);
     float high = as_float(highest(sizes)), extreme = high, best = 0, least_error = INFINITY;
     for (long i = 0; i < GROUP; i++) extreme = x[i] == -high ? -high : extreme;
     for (unsigned long c = 0; c < sizeof levels / sizeof *levels; c++) {
@@ -344,7 +344,7 @@ int penstock_pack_int4(const void *weight, uint8_t *packed, long outputs, long i
 INLINE void quantize_row4(char *tile, const float *x, long groups, long mr, long r) {
     for (long g = 0; g < groups; g++, x += GROUP, tile += mr * ROW_BYTES) {
         words a = load_words(x), b = load_words(x + LANES), sign = 0x7fffffffu - (words){0};
-        float high = as_float(highest(larger(a & sign, b & sign))), inverse = high > 0 ? 127.0f / high : 0.0f;
+        float high = as_float(highest(larger_word(a & sign, b & sign))), inverse = high > 0 ? 127.0f / high : 0.0f;
         float scale = high / 127.0f;
         vec y = as_floats(a) * inverse + MAGIC, z = as_floats(b) * inverse + MAGIC;
         memcpy(&a, &y, sizeof a);
