@@ -1,8 +1,9 @@
 """The requests in the worker's hands: they are sent to it, its news is given to their streams, and its end survived.
 
-When a worker is gone, what it had waits for the next one with the tokens it has so far. A request under which workers
-keep dying before it made another token is a suspect: suspects run one at a time, and fail alone if that worker dies
-too.
+When a worker is gone, what it had waits for the next one with the tokens it has so far. Blamed for its end are requests
+that made no token in it, those that held KV first. The next worker gets the blamed ones alone, and what others there
+are once each of them has proved itself by a token; from the second crash on they are suspects, which come one at a
+time. Only who was all that a worker had can be found guilty and fail: an innocent request is at worst delayed.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 
 OnStep = Callable[[StepReport], None]
 
-SUSPECT_BLAME: Final = 5
-"""More than that much blame since its last token, and a request runs apart from others of that sort."""
-MOST_BLAME: Final = 8
-"""More than that, and it fails: the third worker that crashed with it, or the ninth that was killed."""
 CRASH_BLAME: Final = 3
-"""Of a worker that ended by itself. One that got SIGKILL from elsewhere, which says little about its requests, is 1."""
+"""Of a worker that ended by itself. One that got SIGKILL from elsewhere, which says little about its requests, is 1.
+
+With so much blame since its last token a request comes before all others, which wait until it has made one."""
+SUSPECT_BLAME: Final = 5
+"""With more than that it also comes alone; no end that it had company in gives it more."""
+MOST_BLAME: Final = 8
+"""With more than that, the third crash or the ninth kill, it fails if that worker had nothing else."""
 
 _log = logging.getLogger("penstock.runtime")
 
@@ -60,33 +63,48 @@ class InFlight:
         """Requests that went on in another worker, each counted once per death."""
         self.stopped = asyncio.Event()
         """Set when the service has given up or was closed."""
-        self._suspects_wait = False
+        self._on_trial = False
+        """Some stream is blamed for a crash: what is sent comes by degrees."""
         self._blank_deaths = 0
         """Workers in a row that ended with requests of which they held none."""
 
     def take_out(self, stream: Stream) -> None:
         """Its reader has left."""
         del self.streams[stream.request.id]
-        if self._suspects_wait:
+        if self._on_trial:
             self.submit_all()
 
     def submit(self, stream: Stream) -> None:
-        """Hand a stream to the worker, unless it must wait: for a worker, or as a suspect for another suspect's end."""
-        if not self._ready() or stream.sent or stream.ended:
-            return
-        if stream.blame > SUSPECT_BLAME and any(
-            other.sent and not other.ended and other.blame > SUSPECT_BLAME for other in self.streams.values()
-        ):
-            self._suspects_wait = True
-            return
-        stream.sent = True
-        self._send(wire.Submit(replace(stream.request, output=tuple(stream.output))))
+        """Hand a stream to the worker, unless it must wait: for a worker, or until those that are blamed have a token."""
+        if self._on_trial:
+            self.submit_all()
+        elif self._ready() and not stream.sent and not stream.ended:
+            self._submit(stream)
 
     def submit_all(self) -> None:
-        """Whatever has not been sent, in order of arrival."""
-        self._suspects_wait = False
-        for stream in self.streams.values():
-            self.submit(stream)
+        """Whatever has not been sent and need not wait: the most suspicious first, then in order of arrival."""
+        if not self._ready():
+            return
+        here = [stream for stream in self.streams.values() if not stream.ended]
+        self._on_trial = any(stream.blame >= CRASH_BLAME for stream in here)
+        waiting = [stream for stream in here if not stream.sent]
+        if not self._on_trial:
+            for stream in waiting:
+                self._submit(stream)
+            return
+        unproven = [_suspicion(stream) for stream in here if stream.sent and not stream.proven]
+        for stream in sorted(waiting, key=_suspicion, reverse=True):
+            suspicion = _suspicion(stream)
+            if unproven and max(unproven) > suspicion:
+                return
+            if suspicion > SUSPECT_BLAME and (unproven or self.leaving):
+                return
+            self._submit(stream)
+            unproven.append(suspicion)
+
+    def _submit(self, stream: Stream) -> None:
+        stream.sent, stream.known = True, len(stream.output)
+        self._send(wire.Submit(replace(stream.request, output=tuple(stream.output))))
 
     def cancel(self, stream: Stream) -> None:
         """The worker is to end it, if it has it."""
@@ -112,6 +130,8 @@ class InFlight:
                     field=message.field, value=message.value, why=message.why, remedy=message.remedy, code=message.code
                 ),
             )
+            if self._on_trial:
+                self.submit_all()
             return
         now, streams = time.monotonic(), self.streams
         self.statistics = message.statistics or self.statistics
@@ -142,11 +162,11 @@ class InFlight:
             if message.report.decoding:
                 self._admission.stepped(message.report.seconds, now)
             self._report(message.report)
-        if self._suspects_wait:
+        if self._on_trial:
             self.submit_all()
 
     def worker_ready(self) -> None:
-        """Everything that waits goes to the new worker, in order of arrival."""
+        """What waits goes to the new worker: in order of arrival, unless some of it is blamed for a crash."""
         self.adapters.worker_ready()
         self.submit_all()
 
@@ -155,26 +175,41 @@ class InFlight:
         return self.adapters.to_load()
 
     def worker_gone(self, *, killed: bool) -> tuple[int, int]:
-        """What it had waits for the next one, unless it has died of it too often."""
+        """What it had waits for the next one, unless it is certain that workers die of it."""
+        orphans = [stream for stream in self.streams.values() if stream.sent and not stream.ended]
+        alone = len(orphans) == 1 and not self.leaving
         self.leaving.clear()
         self.statistics = Statistics()
-        orphans = [stream for stream in self.streams.values() if stream.sent and not stream.ended]
         given_up = 0
-        # Who only waited had no part in it. If nobody was held, the worker may have died of taking one in; but only if
-        # that happens again, for a worker can be killed at that moment too.
-        anyone_held = any(stream.held for stream in orphans)
-        self._blank_deaths = self._blank_deaths + 1 if orphans and not anyone_held else 0
-        for stream in orphans:
-            blamed = stream.held or self._blank_deaths > 1
-            stream.sent = stream.held = False
-            stream.deaths += blamed
-            stream.blame += blamed * (1 if killed else CRASH_BLAME)
-            if stream.blame > MOST_BLAME:
+        for stream, blame in self._blamed(orphans, killed=killed):
+            stream.deaths += 1
+            stream.blame += blame
+            if not alone:
+                stream.blame = min(stream.blame, SUSPECT_BLAME + 1)
+            elif stream.blame > MOST_BLAME:
                 given_up += 1
                 why = f"{stream.deaths} workers ended while they computed request {stream.request.id}"
                 stream.fail(RequestFailed(why))
+        for stream in orphans:
+            stream.sent = stream.held = False
+        self._on_trial = any(stream.blame >= CRASH_BLAME and not stream.ended for stream in orphans)
         self.recovered += len(orphans) - given_up
         return len(orphans), given_up
+
+    def _blamed(self, orphans: list[Stream], *, killed: bool) -> list[tuple[Stream, int]]:
+        """Who may be why the worker ended, and how much blame each gets."""
+        unproven = [stream for stream in orphans if not stream.proven]
+        held = [stream for stream in unproven if stream.held]
+        self._blank_deaths = self._blank_deaths + 1 if orphans and not any(one.held for one in orphans) else 0
+        blame = 1 if killed else CRASH_BLAME
+        on_trial = any(stream.blame >= CRASH_BLAME for stream in unproven)
+        if held and not on_trial:
+            return [(stream, blame) for stream in held]
+        if on_trial or self._blank_deaths > 1 or (len(unproven) == 1 and not self._blank_deaths):
+            return [(stream, blame) for stream in unproven]
+        # All that are left only waited, as far as is known here, or the worker died of taking one in. It can be killed
+        # at that moment too, and it can have died of what had made tokens: so little blame at first.
+        return [] if self._blank_deaths else [(stream, 1) for stream in unproven]
 
     def gave_up(self, error: PenstockError) -> None:
         """Nobody will compute what is here."""
@@ -198,6 +233,13 @@ class InFlight:
                 callback(report)
             except Exception:  # noqa: BLE001 - an observer's mistake must not take the worker's connection with it
                 _log.exception("a callback of on_step failed")
+
+
+def _suspicion(stream: Stream) -> int:
+    """Its blame, as far as the order of trial goes: those of one crash are tried together."""
+    if stream.blame > SUSPECT_BLAME:
+        return stream.blame
+    return CRASH_BLAME if stream.blame >= CRASH_BLAME else 0
 
 
 def _error_of(failed: Failed) -> PenstockError:

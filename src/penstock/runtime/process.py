@@ -23,6 +23,10 @@ KILLED: Final = "killed by SIGKILL"
 REAP_S: Final = 2.0
 """A worker whose socket has ended gets this long to end itself."""
 
+_READ_BYTES: Final = 256 * 2**10
+_MOST_READS: Final = 64
+"""More than a socket holds."""
+
 _log = logging.getLogger("penstock.runtime")
 
 
@@ -37,6 +41,8 @@ class WorkerProcess:
         self._child = child
         self._on_message, self._on_lost = on_message, on_lost
         self._transport: asyncio.WriteTransport | None = None
+        self._again: socket.socket | None = None
+        """The same socket, for what is unread when a write finds the other end gone."""
 
     @classmethod
     async def spawn(
@@ -57,6 +63,7 @@ class WorkerProcess:
             ours.close()
             raise
         worker = cls(child, on_message, on_lost)
+        worker._again = ours.dup()
         transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: _Link(worker), sock=ours)
         worker._transport = transport
         return worker
@@ -93,9 +100,24 @@ class WorkerProcess:
     def _received(self, message: wire.FromWorker) -> None:
         self._on_message(message)
 
-    def _lost(self) -> None:
+    def _lost(self, frames: wire.Frames, error: Exception | None) -> None:
+        if self._again is not None:
+            with self._again:
+                if error is not None:
+                    self._read_rest(self._again, frames)
+            self._again = None
         self._on_lost()
         self._reaping = asyncio.create_task(self._reap(), name="penstock worker reaper")
+
+    def _read_rest(self, link: socket.socket, frames: wire.Frames) -> None:
+        """A write failed, and the event loop reads no more: but the last words say what the worker died of."""
+        with contextlib.suppress(OSError, ProtocolError):
+            for _ in range(_MOST_READS):
+                data = link.recv(_READ_BYTES)
+                if not data:
+                    return
+                for message in frames.feed(data):
+                    self._received(message)
 
     async def _reap(self) -> None:
         code = await self._child.reap(REAP_S)
@@ -125,4 +147,4 @@ class _Link(asyncio.Protocol):
             self._worker.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._worker._lost()
+        self._worker._lost(self._frames, exc)

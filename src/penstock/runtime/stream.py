@@ -31,6 +31,8 @@ class Stream:
         """A worker has it."""
         self.held = False
         """That worker has given it KV: until then it only waited there."""
+        self.known = 0
+        """Tokens of the output that this worker was given with it."""
         self.blame = 0
         """For their ends, as InFlight.worker_gone gives it."""
         self.deaths = 0
@@ -60,6 +62,11 @@ class Stream:
     def ended(self) -> bool:
         """Finished or failed; what is left is for the reader to take."""
         return self._finished is not None or self._error is not None
+
+    @property
+    def proven(self) -> bool:
+        """The worker that has it has made a token of it: it is not what workers die of, or not yet."""
+        return len(self.output) > self.known
 
     def admitted(self, cached_tokens: int, now: float) -> None:
         """It got KV blocks; only the first time counts, since what follows is recomputation."""
