@@ -36,8 +36,9 @@ _WAITING: Final = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 def environment() -> dict[str, str]:
     """The worker's: ours, unless the user has said how threads wait."""
-    # NumPy's BLAS would start threads on import, in the process that is forked; nothing here multiplies with it.
-    mine = {"OPENBLAS_NUM_THREADS": "1"} | os.environ
+    # NumPy's BLAS would start threads on import, in the process that is forked; nothing here multiplies with it. And
+    # a malloc arena for each thread that allocates only falls apart by itself: over hours that looks like a leak.
+    mine = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"} | os.environ
     return mine if mine.keys() & _WAITING.keys() else mine | _WAITING
 
 
