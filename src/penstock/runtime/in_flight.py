@@ -75,7 +75,7 @@ class InFlight:
             self.submit_all()
 
     def submit(self, stream: Stream) -> None:
-        """Hand a stream to the worker, unless it must wait: for a worker, or until those that are blamed have a token."""
+        """Hand a stream to the worker, unless it must wait: for a worker, or for the trial of those that are blamed."""
         if self._on_trial:
             self.submit_all()
         elif self._ready() and not stream.sent and not stream.ended:
