@@ -154,7 +154,7 @@ class DeviceEngine(Engine):
         """Whether nothing that a step needs, or does, waits for tokens on the host."""
         if self._demanding or step.evict or step.swap_out or step.swap_in or len(self.adapters) or self._by_length:
             return False
-        return not any(_demands(self._known(admission.id).request) for admission in step.admit)
+        return not any(_demands(self._sequences.known(admission.id).request) for admission in step.admit)
 
     def _launch(self, step: Step) -> _Begun:
         started = perf_counter()
@@ -162,17 +162,17 @@ class DeviceEngine(Engine):
             raise ProtocolError(f"step {step.number} comes after step {self._last_step}")
         self._last_step = step.number
         self._apply(step)
-        rows, slots, ids, _, _ = self._rows(step)
-        positions = self._slots.length[slots]
+        laid = self._rows(step)
+        slots, positions = laid.slots, self._slots.length[laid.slots]
         read: _Read | None = None
-        if rows is not None:
-            hidden = self._hidden(rows)
-            if len(ids):
+        if laid.rows is not None:
+            hidden = self._hidden(laid.rows)
+            if laid.ids:
                 read = self._sample_ahead(self._model.logits(hidden, self._kernels), slots)
         # Known by its place until it is known by its value.
         self._slots.tokens[slots, positions] = -1 - slots
         self._slots.length[slots] = positions + 1
-        return _Begun(step.number, started, ids, slots, positions, self._lives[slots], read)
+        return _Begun(step.number, started, laid.ids, slots, positions, self._lives[slots], read)
 
     def _sample_ahead(self, logits: Tensor, slots: np.ndarray) -> _Read:
         largest, columns = logits.max(dim=1)
@@ -218,7 +218,7 @@ class DeviceEngine(Engine):
     def _apply(self, step: Step) -> None:
         super()._apply(step)
         for request_id in step.grow:
-            slot = self._slot_of(request_id)
+            slot = self._sequences.slot_of(request_id)
             self._changed.setdefault(slot, int(self._slots.blocks_held[slot]) - step.grow.count(request_id))
 
     def _attach(self, sequence: Sequence, blocks: Numbers[int]) -> None:

@@ -1,8 +1,8 @@
 """The engine: `run(step) -> StepResult`, the only way in.
 
 A step is a delta, so the engine keeps what it changes: sequences.py holds the admitted sequences and the decode set
-as arrays, pool.py their KV. A run applies the step's fields in order, lays its rows out (batch.py), puts them through
-the model (models/), samples, and says which sequences are complete.
+as arrays, pool.py their KV. A run applies the step's fields in order, collects its rows (rows.py) and lays them out
+(batch.py), puts them through the model (models/), samples, and says which sequences are complete.
 
 Steps may be planned before the result of the last one is known. So a decode's input is the token this engine sampled
 itself, and a sequence that has ended stays silent, whatever later steps still say of it, until it is released.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from penstock.control.request import Request
-from penstock.control.step import Chunk, Finish, Step, StepResult
+from penstock.control.step import Finish, Step, StepResult
 from penstock.engine.batch import Batch, Rows, make_batch
 from penstock.engine.guide.guides import Guides
 from penstock.engine.loader import LoadedModel, load_model
@@ -30,9 +30,10 @@ from penstock.engine.ops.kernels import Kernels, kernels_for
 from penstock.engine.ops.rope import LayerAngles
 from penstock.engine.pool import KVPool
 from penstock.engine.pooling import PooledRows, Pooler, Pooling
-from penstock.engine.prompt_logprobs import ScoredRows, score, scored_rows
+from penstock.engine.prompt_logprobs import score
+from penstock.engine.rows import StepRows, step_rows
 from penstock.engine.sampling import Sampler
-from penstock.engine.sequences import DecodeSet, Sequence, Slots
+from penstock.engine.sequences import DecodeSet, Sequence, Sequences, Slots
 from penstock.engine.shared_prefix import PrefixFinder
 from penstock.engine.validate import check_kind, check_tokens
 from penstock.errors import InvalidRequest, ProtocolError
@@ -92,7 +93,7 @@ class Engine:
             self.recompute_beyond = original if original < self.max_sequence_tokens else None
         self._by_length = self._rope is not None and self._rope.depends_on_length
         self._max_step_tokens = max_step_tokens
-        self._sequences: dict[str, Sequence] = {}
+        self._sequences = Sequences()
         self._slots = Slots(max_seqs, self.max_sequence_tokens, block_tokens)
         self._decoding = DecodeSet(max_seqs)
         self._prefixes = PrefixFinder(block_tokens)
@@ -140,9 +141,9 @@ class Engine:
         result = StepResult(step.number)
         with torch.inference_mode():
             self._apply(step)
-            rows, slots, ids, scored, pooled = self._rows(step)
-            if rows is not None:
-                self._compute(rows, slots, ids, scored, pooled, result)
+            laid = self._rows(step)
+            if laid.rows is not None:
+                self._compute(laid, laid.rows, result)
         result.seconds = perf_counter() - started
         return result
 
@@ -193,111 +194,46 @@ class Engine:
     def _apply(self, step: Step) -> None:
         """What the step changes, field by field in the order of the class."""
         for request_id in step.release:
-            self._detach(self._known(request_id))
+            self._detach(self._sequences.known(request_id))
             self.guides.release(request_id)
             if self._pooler is not None:
                 self._pooler.forget(request_id)
             del self._sequences[request_id]
         for request_id in step.evict:
-            self._detach(self._known(request_id))
+            self._detach(self._sequences.known(request_id))
         for swap in step.swap_out:
-            sequence = self._known(swap.id)
+            sequence = self._sequences.known(swap.id)
             self._check_blocks(swap.id, swap.device, swap.host)
             self._pool.swap_out(swap)
             self._detach(sequence)
         for swap in step.swap_in:
-            sequence = self._known(swap.id)
+            sequence = self._sequences.known(swap.id)
             self._check_blocks(swap.id, swap.device, swap.host)
             self._pool.swap_in(swap)
             self._attach(sequence, swap.device)
         for admission in step.admit:
-            sequence = self._known(admission.id)
+            sequence = self._sequences.known(admission.id)
             self._check_blocks(admission.id, admission.blocks)
             self._attach(sequence, admission.blocks)
         for request_id in step.pause:
-            self._decoding.leave(self._slot_of(request_id))
+            self._decoding.leave(self._sequences.slot_of(request_id))
         for request_id in step.join:
-            slot = self._slot_of(request_id)
-            if not self._known(request_id).done:
+            slot = self._sequences.slot_of(request_id)
+            if not self._sequences.known(request_id).done:
                 self._decoding.join(slot, request_id)
         for request_id, block in zip(step.grow, step.grow_blocks, strict=True):
             self._check_blocks(request_id, (block,))
-            self._slots.grow(self._slot_of(request_id), block)
+            self._slots.grow(self._sequences.slot_of(request_id), block)
 
-    def _rows(self, step: Step) -> tuple[Rows | None, np.ndarray, list[str], list[ScoredRows], list[PooledRows]]:
-        """The step's rows, with slot and id of each one that yields a token; None when there are no rows.
+    def _rows(self, step: Step) -> StepRows:
+        return step_rows(
+            step, self._sequences, self._slots, self._decoding, self._pooler, most=self._max_step_tokens,
+            whole_length=self.recompute_beyond is not None,
+        )  # fmt: skip
 
-        `logit_rows` are first those that yield a token, then those of the prompts whose log-probabilities are wanted,
-        then those of the prompts that are embedded.
-        """
-        slots = self._slots
-        decoding = len(self._decoding) if step.decoding else 0
-        mine = self._decoding.slots.copy() if decoding else np.zeros(0, np.int64)
-        ids = self._decoding.ids.copy() if decoding else []
-        length = slots.length[mine]
-        positions = length - 1
-        token_ids = slots.tokens[mine, positions].astype(np.int64)
-        counts = np.ones(decoding, np.int64)
-        chunks = [chunk for chunk in step.chunks if not self._known(chunk.id).done] if step.chunks else []
-        logit_rows: np.ndarray | None = None
-        scored: list[ScoredRows] = []
-        pooled: list[PooledRows] = []
-        yielding = mine
-        if chunks:
-            row = decoding
-            chunk_slots, last_rows, last_slots = [], list(range(decoding)), []
-            for chunk in chunks:
-                slot = self._check_chunk(chunk)
-                chunk_slots.append(slot)
-                row += chunk.tokens
-                if chunk.last and not self._sequences[chunk.id].request.sampling.embed:
-                    last_rows.append(row - 1)
-                    last_slots.append(slot)
-                    ids.append(chunk.id)
-            starts_and_ends = [(chunk.start, chunk.start + chunk.tokens) for chunk in chunks]
-            token_ids = np.concatenate(
-                [token_ids, *(slots.tokens[s, a:b] for s, (a, b) in zip(chunk_slots, starts_and_ends, strict=True))]
-            ).astype(np.int64)
-            positions = np.concatenate([positions, *(np.arange(a, b) for a, b in starts_and_ends)])
-            mine = np.concatenate([mine, np.array(chunk_slots, np.int64)])
-            counts = np.concatenate([counts, np.array([chunk.tokens for chunk in chunks], np.int64)])
-            length = np.concatenate([length, np.array([b for _, b in starts_and_ends], np.int64)])
-            yielding = np.concatenate([yielding, np.array(last_slots, np.int64)])
-            scored = scored_rows(chunks, self._sequences, slots, decoding)
-            if self._pooler is not None:
-                pooled = self._pooler.rows(chunks, self._sequences, decoding)
-            logit_rows = np.concatenate(
-                [np.array(last_rows, np.int64), *(one.rows for one in scored), *(one.rows for one in pooled)]
-            )
-        if not len(token_ids):
-            return None, yielding, ids, scored, pooled
-        if self._max_step_tokens is not None and len(token_ids) > self._max_step_tokens:
-            raise ProtocolError(f"step of {len(token_ids)} rows; {self._max_step_tokens} were agreed")
-        if (length > slots.blocks_held[mine] * self._pool.block_tokens).any():
-            late = int(mine[np.argmax(length > slots.blocks_held[mine] * self._pool.block_tokens)])
-            sequence = slots.sequences[late]
-            raise ProtocolError(f"{sequence.request.id if sequence else late} has no block for its next token")
-        rows = Rows(
-            token_ids=token_ids,
-            positions=positions,
-            slots=mine,
-            counts=counts,
-            lengths=length,
-            rope_floors=(slots.prompt_length if self.recompute_beyond is None else slots.length)[mine],
-            logit_rows=logit_rows,
-        )
-        return rows, yielding, ids, scored, pooled
-
-    def _compute(
-        self,
-        rows: Rows,
-        slots: np.ndarray,
-        ids: list[str],
-        scored: list[ScoredRows],
-        pooled: list[PooledRows],
-        result: StepResult,
-    ) -> None:
+    def _compute(self, laid: StepRows, rows: Rows, result: StepResult) -> None:
         """Model, sampling, and what ends with it."""
+        slots, ids, scored, pooled = laid.slots, laid.ids, laid.scored, laid.pooled
         hidden = self._hidden(rows)
         if scored:
             result.prompt_logprobs = score(
@@ -397,18 +333,6 @@ class Engine:
         if sequence.slot is not None:
             self._decoding.leave(sequence.slot)
 
-    def _known(self, request_id: str) -> Sequence:
-        sequence = self._sequences.get(request_id)
-        if sequence is None:
-            raise ProtocolError(f"a step names {request_id}, which nobody added or which was released")
-        return sequence
-
-    def _slot_of(self, request_id: str) -> int:
-        slot = self._known(request_id).slot
-        if slot is None:
-            raise ProtocolError(f"a step needs {request_id} to hold blocks, and it holds none")
-        return slot
-
     def _check_blocks(self, request_id: str, device: Numbers[int], host: Numbers[int] | None = None) -> None:
         bad = [block for block in device if not 0 <= block < self._pool.blocks]
         if host is not None:
@@ -417,13 +341,6 @@ class Engine:
                 raise ProtocolError(f"{request_id} swaps {len(device)} device blocks with {len(host)} host blocks")
         if bad:
             raise ProtocolError(f"{request_id} gets block {bad[0]}, which the pool does not have")
-
-    def _check_chunk(self, chunk: Chunk) -> int:
-        slot = self._slot_of(chunk.id)
-        end, length = chunk.start + chunk.tokens, int(self._slots.length[slot])
-        if chunk.start < 0 or chunk.tokens < 1 or end > length or chunk.last != (end == length):
-            raise ProtocolError(f"{chunk} does not fit {chunk.id}, which has {length} tokens")
-        return slot
 
     def _validate(self, request: Request) -> None:
         if request.id in self._sequences:

@@ -32,12 +32,30 @@ class Sequence:
     """Finished or failed: it yields nothing more, whatever steps planned before that was known still say of it."""
 
 
+class Sequences(dict[str, Sequence]):
+    """All that were added and not released, by the id of their request."""
+
+    def known(self, request_id: str) -> Sequence:
+        """Raises ProtocolError: there is none of that id."""
+        sequence = self.get(request_id)
+        if sequence is None:
+            raise ProtocolError(f"a step names {request_id}, which nobody added or which was released")
+        return sequence
+
+    def slot_of(self, request_id: str) -> int:
+        """Raises ProtocolError: there is none of that id, or it has no slot."""
+        slot = self.known(request_id).slot
+        if slot is None:
+            raise ProtocolError(f"a step needs {request_id} to hold blocks, and it holds none")
+        return slot
+
+
 class Slots:
     """Arrays by slot. Slots are handed out lowest free first, so that equal steps give equal batches."""
 
     def __init__(self, max_seqs: int, max_tokens: int, block_tokens: int) -> None:
         """`max_tokens`: the most tokens of one sequence whose KV is held; one more may be sampled."""
-        self._block_tokens = block_tokens
+        self.block_tokens = block_tokens
         # calloc'ed: a page of tokens costs memory only once a sequence is long enough to touch it.
         self.tokens = np.zeros((max_seqs, max_tokens + 1), np.int32)
         """[slot, position] prompt, then output."""
