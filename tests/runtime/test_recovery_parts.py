@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from penstock.control.request import Request
-from penstock.runtime.launch import Forks
+from penstock.runtime import wire
+from penstock.runtime.launch import Child, Forks, OnMark
 from penstock.runtime.liveness import Liveness
+from penstock.runtime.process import WorkerProcess
 from penstock.runtime.service import Service
 from penstock.testing import expected_output
 
@@ -115,6 +118,44 @@ def test_a_program_that_cannot_fork_is_an_error_that_says_so() -> None:
         await forks.close()
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_a_worker_said_before_its_end_is_heard_although_a_write_to_it_fails(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Its last words say what it died of."""
+
+    class Gone:
+        """It has said two things and is gone before this process looks."""
+
+        pid = 0
+
+        async def launch(self, link: socket.socket, on_mark: OnMark) -> Child:
+            link.sendall(wire.encode(wire.Admitted(["a"])) + wire.encode(wire.Admitted(["b"])))
+            link.shutdown(socket.SHUT_RDWR)
+            return self
+
+        async def close(self) -> None:
+            """Nothing to close."""
+
+        def signal(self, number: signal.Signals) -> None:
+            """Nobody to signal."""
+
+        async def reap(self, grace_s: float) -> int:
+            return 0
+
+    async def body() -> tuple[str, list[wire.FromWorker]]:
+        heard: list[wire.FromWorker] = []
+        worker = await WorkerProcess.spawn(Gone(), heard.append, lambda: None, lambda *_: None)
+        worker.send(wire.Cancel("a"))
+        async with asyncio.timeout(10):
+            return await worker.exited, heard
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        ending, heard = runner.run(body())
+    assert ending == "exit code 0"
+    assert heard == [wire.Admitted(["a"]), wire.Admitted(["b"])]
 
 
 def test_a_full_disk_ends_the_recording_and_nothing_else(

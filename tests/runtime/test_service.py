@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 def run(body: Coroutine[Any, Any, T]) -> T:
     async def bounded() -> T:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):  # a worker starts in a second, or in ten beside other work
             return await body
 
     return asyncio.run(bounded())
