@@ -20,8 +20,11 @@ from penstock.engine.batch import Batch
 from penstock.engine.checkpoint import Checkpoint
 from penstock.engine.lora.step import LayerAdapters
 from penstock.engine.ops.kernels import Heads, Kernels, QkNorm
-from penstock.engine.ops.rope import LayerAngles
+from penstock.engine.ops.layers import MOST_KINDS, LayerParts, NativeLayers
+from penstock.engine.ops.native import NativeKernels
+from penstock.engine.ops.rope import Angles, LayerAngles
 from penstock.engine.weights import Matrix, Pack
+from penstock.engine.weights.panels import Panels
 
 
 class Mlp(Protocol):
@@ -81,6 +84,23 @@ class Layer:
     def packed(self, how: Pack) -> Self:
         return replace(self, qkv=packed(self.qkv, how), out=packed(self.out, how), mlp=self.mlp.packed(how))
 
+    def parts(self) -> LayerParts | None:
+        """For NativeLayers; None where they have no code for it."""
+        mlp = self.mlp
+        if not isinstance(mlp, DenseMlp) or mlp.activation is not None:
+            return None
+        matrices = (
+            (self.qkv, self.qkv_bias), (self.out, self.out_bias),
+            (mlp.gate_up, mlp.gate_up_bias), (mlp.down, mlp.down_bias),
+        )  # fmt: skip
+        panels = [(matrix, bias) for matrix, bias in matrices if isinstance(matrix, Panels)]
+        if len(panels) < len(matrices):
+            return None
+        return LayerParts(
+            self.attention_norm, self.mlp_norm, self.attention_output_norm, self.mlp_output_norm, self.qk_norm, panels,
+            self.scale, self.window,
+        )  # fmt: skip
+
 
 class Decoder:
     """Weights and the forward pass. Stateless between steps: KV is the caller's."""
@@ -93,6 +113,8 @@ class Decoder:
         self._embedding, self._layers, self._norm = embedding, layers, norm
         self._head: Matrix = head
         self._heads = Heads(architecture.heads, architecture.kv_heads, architecture.head_dim)
+        self._whole: NativeLayers | None = None
+        self._looked = False
         self._scale: float | None = None
         if architecture.embedding_scale is not None:
             # As precise as the embeddings are: models are trained with the rounded factor.
@@ -103,6 +125,7 @@ class Decoder:
 
         Embeddings, norms and routers stay as they are. `tied`: whether a tied head becomes a matrix of its own.
         """
+        self._whole, self._looked = None, False
         for number, layer in enumerate(self._layers):
             self._layers[number] = layer.packed(how)
         if tied or self._head is not self._embedding:
@@ -111,11 +134,38 @@ class Decoder:
     def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: LayerAngles | None) -> Tensor:
         """The normed last hidden state [R, D] of the rows that yield a token; writes this step's KV to `pool`."""
         assert rope is not None
-        eps, heads, softcap = self.architecture.norm_eps, self._heads, self.architecture.attention_softcap
         angles, windowed = rope(batch.positions, batch.rope_lengths)
         x = self._embedding.index_select(0, batch.token_ids)
         if self._scale is not None:
             x *= self._scale
+        whole = self.whole(kernels) if batch.adapters is None else None
+        if whole is not None:
+            delta: Tensor | None = whole.run(x, batch, pool, angles, windowed)
+        else:
+            delta = self._layer_by_layer(x, batch, pool, kernels, angles, windowed)
+        if batch.logit_rows is not None:
+            x = x.index_select(0, batch.logit_rows)
+            delta = delta.index_select(0, batch.logit_rows) if delta is not None else None
+        return kernels.add_rms_norm(x, delta, self._norm, self.architecture.norm_eps)
+
+    def whole(self, kernels: Kernels) -> NativeLayers | None:
+        """All layers as one call of `kernels`; None: they or the layers have no such thing."""
+        if not isinstance(kernels, NativeKernels):
+            return None
+        if not self._looked:
+            self._looked = True
+            parts = [part for part in (layer.parts() for layer in self._layers) if part is not None]
+            fits = len(parts) == len(self._layers) and len({part.window for part in parts}) <= MOST_KINDS
+            if fits:
+                a = self.architecture
+                self._whole = NativeLayers(parts, self._heads, a.norm_eps, a.attention_softcap)
+        return self._whole
+
+    def _layer_by_layer(
+        self, x: Tensor, batch: Batch, pool: Tensor, kernels: Kernels, angles: Angles, windowed: Angles
+    ) -> Tensor | None:
+        """x [T, D] through all layers, in place, but for the last sum, which is returned."""
+        eps, heads, softcap = self.architecture.norm_eps, self._heads, self.architecture.attention_softcap
         adapters: LayerAdapters | None = None
         delta: Tensor | None = None
         for number, layer in enumerate(self._layers):
@@ -137,10 +187,7 @@ class Decoder:
             delta = layer.mlp(h, kernels, adapters)
             if layer.mlp_output_norm is not None:
                 delta = kernels.add_rms_norm(delta, None, layer.mlp_output_norm, eps)
-        if batch.logit_rows is not None:
-            x = x.index_select(0, batch.logit_rows)
-            delta = delta.index_select(0, batch.logit_rows) if delta is not None else None
-        return kernels.add_rms_norm(x, delta, self._norm, eps)
+        return delta
 
     def logits(self, hidden: Tensor, kernels: Kernels) -> Tensor:
         """[R, D] to [R, V], in float32."""

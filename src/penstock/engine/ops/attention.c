@@ -9,10 +9,8 @@
  * leaves its output, the largest score and the sum of its weights; the parts of a query are then weighed by both
  * (log-sum-exp). Where parts begin depends on the sequence alone, so the number of threads changes no bit.
  */
-#include <omp.h>
-#include <stdlib.h>
-
 #include "attention.h"
+#include "team.h"
 
 /* One query's parts, weighed by what each saw. */
 INLINE void merge(const Attention *a, int segment, int kv_head, int number, float *sum, const int half) {
@@ -85,63 +83,104 @@ static size_t lay_out(Scratch *w, float *base, int width) {
     return sum;
 }
 
+struct AttentionPlan {
+    Attention a;
+    Item *items;
+    float *memory; /* scratch of each thread, then parts */
+    long count, floats, half;
+    size_t each;
+};
+
+void penstock_free_plan(AttentionPlan *plan) {
+    if (!plan) return;
+    free(plan->memory);
+    free(plan->items);
+    free(plan->a.parts_of);
+    free(plan->a.parts_at);
+    free(plan);
+}
+
+AttentionPlan *penstock_plan_attention(const Sequences *s, long window, double softcap, long half, long threads) {
+    AttentionPlan *p = calloc(1, sizeof *p);
+    int32_t *own = calloc(s->segments, sizeof(int32_t));
+    if (!p || !own) return free(p), free(own), NULL;
+    Attention *a = &p->a;
+    *a = (Attention){
+        .first_row = s->first_row, .lengths = s->lengths, .table_rows = s->table_rows, .tables = s->tables,
+        .group_first = s->group_first, .members = s->members, .shared = s->shared, .qkv_stride = s->qkv_stride,
+        .block_stride = s->block_stride, .table_stride = s->table_stride, .segments = (int)s->segments,
+        .groups = window ? 0 : (int)s->groups, /* a window hides the beginning, and from each row another part of it */
+        .heads = (int)s->heads, .kv_heads = (int)s->kv_heads, .head = (int)s->head,
+        .block_tokens = (int)s->block_tokens, .window = (int)window, .softcap = (float)softcap};
+    a->parts_of = calloc(s->segments, sizeof(int32_t));
+    a->parts_at = calloc(s->segments, sizeof(long));
+    p->half = half;
+    p->each = lay_out(NULL, NULL, width_of(a));
+    if (a->parts_of && a->parts_at) {
+        for (int g = 0; g < a->groups; g++)
+            for (int m = a->group_first[g]; m < a->group_first[g + 1]; m++)
+                own[a->members[m]] = a->shared[g] * a->block_tokens;
+        p->count = plan(a, own, NULL, &p->floats);
+        p->items = malloc(sizeof(Item) * p->count);
+        p->memory = malloc(sizeof(float) * (p->each * threads + p->floats));
+    }
+    if (!p->items || !p->memory) {
+        free(own);
+        return penstock_free_plan(p), NULL;
+    }
+    a->parts = p->memory + p->each * threads;
+    plan(a, own, p->items, &p->floats);
+    free(own);
+    return p;
+}
+
+void penstock_attend(Team *team, const AttentionPlan *p, const void *qkv, const void *pool, void *out, double scale) {
+    Attention a = p->a;
+    Scratch w = {.softcap = a.softcap};
+    int half = (int)p->half, group = a.heads / a.kv_heads;
+    a.qkv = qkv;
+    a.pool = pool;
+    a.out = out;
+    a.scale = (float)scale;
+    lay_out(&w, p->memory + p->each * team->me, width_of(&a));
+    #pragma omp for schedule(dynamic, 1)
+    for (long i = 0; i < p->count; i++) {
+        const Item *item = p->items + i;
+        begin(&a, &w, item);
+        int few = item->group < 0 && item->to - item->from <= FEW;
+        if (few) penstock_attend_rows(&a, &w, item, half);
+        else penstock_attend_tile(&a, &w, item, half);
+    }
+    if (!p->floats) return;
+    #pragma omp for schedule(static)
+    for (int s = 0; s < a.segments; s++) {
+        int queries = rows_of(&a, s) * group;
+        for (int q = 0; a.parts_of[s] > 1 && q < a.kv_heads * queries; q++) {
+            if (half) merge(&a, s, q / queries, q % queries, w.rows, 1);
+            else merge(&a, s, q / queries, q % queries, w.rows, 0);
+        }
+    }
+}
+
 /* Returns 0, or 1 when memory ran out. */
 int penstock_attention(
     const void *qkv, const void *pool, void *out, const int32_t *first_row, const int32_t *lengths,
     const int32_t *table_rows, const int32_t *tables, const int32_t *group_first, const int32_t *members,
     const int32_t *shared, long qkv_stride, long block_stride, long table_stride, long segments, long groups, long heads,
     long kv_heads, long head, long block_tokens, long window, double scale, double softcap, long half, long threads) {
-    Attention a = {qkv, pool, out, first_row, lengths, table_rows, tables, group_first, members, shared, qkv_stride,
-                   block_stride, table_stride, (int)segments, (int)groups, (int)heads, (int)kv_heads, (int)head,
-                   (int)block_tokens, (int)window, (float)scale, (float)softcap, NULL, NULL, NULL};
-    int group = a.heads / a.kv_heads;
-    long tokens = 0, floats;
-    int32_t *own = calloc(segments, 2 * sizeof(int32_t) + sizeof(long));
-    if (!own) return 1;
-    a.parts_of = own + segments;
-    a.parts_at = (long *)(own + 2 * segments);
-    for (int g = 0; g < a.groups; g++)
-        for (int m = group_first[g]; m < group_first[g + 1]; m++) own[members[m]] = shared[g] * a.block_tokens;
-    for (int s = 0; s < a.segments; s++) tokens += (long)lengths[s] * rows_of(&a, s);
+    Sequences s = {first_row, lengths, table_rows, tables, group_first, members, shared, qkv_stride, block_stride,
+                   table_stride, segments, groups, heads, kv_heads, head, block_tokens};
+    long tokens = 0;
+    for (int i = 0; i < segments; i++) tokens += (long)lengths[i] * (first_row[i + 1] - first_row[i]);
     /* Waking a team costs about as much as this many multiply-adds. */
     if (tokens * heads * head < 1 << 17) threads = 1;
-    long count = plan(&a, own, NULL, &floats);
-    size_t each = lay_out(NULL, NULL, width_of(&a));
-    Item *items = malloc(sizeof(Item) * count);
-    float *memory = malloc(sizeof(float) * (each * threads + floats));
-    if (!items || !memory) {
-        free(items);
-        free(memory);
-        free(own);
-        return 1;
-    }
-    a.parts = memory + each * threads;
-    plan(&a, own, items, &floats);
+    AttentionPlan *p = penstock_plan_attention(&s, window, softcap, half, threads);
+    if (!p) return 1;
     #pragma omp parallel num_threads((int)threads) if (threads > 1)
     {
-        Scratch w = {.softcap = a.softcap};
-        lay_out(&w, memory + each * omp_get_thread_num(), width_of(&a));
-        #pragma omp for schedule(dynamic, 1)
-        for (long i = 0; i < count; i++) {
-            const Item *item = items + i;
-            begin(&a, &w, item);
-            int few = item->group < 0 && item->to - item->from <= FEW;
-            if (few) penstock_attend_rows(&a, &w, item, (int)half);
-            else penstock_attend_tile(&a, &w, item, (int)half);
-        }
-        if (floats) {
-            #pragma omp for schedule(static)
-            for (int s = 0; s < a.segments; s++) {
-                int queries = rows_of(&a, s) * group;
-                for (int q = 0; a.parts_of[s] > 1 && q < a.kv_heads * queries; q++) {
-                    if (half) merge(&a, s, q / queries, q % queries, w.rows, 1);
-                    else merge(&a, s, q / queries, q % queries, w.rows, 0);
-                }
-            }
-        }
+        Team team = penstock_team(NULL);
+        penstock_attend(&team, p, qkv, pool, out, scale);
     }
-    free(memory);
-    free(items);
-    free(own);
+    penstock_free_plan(p);
     return 0;
 }

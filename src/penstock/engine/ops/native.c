@@ -3,9 +3,7 @@
  * Each is the C twin of a method of kernels.py, which says what it computes and names the dimensions. Elements are
  * float or bfloat16 (`half`), arithmetic is always float.
  */
-#include <omp.h>
-#include <stdlib.h>
-
+#include "team.h"
 #include "vectors.h"
 
 INLINE float rms(const void *x, long n, float eps, const int half) {
@@ -28,41 +26,66 @@ INLINE void norm_row(void *x, const void *delta, const void *weight, void *out, 
     for (long i = 0; i < n; i++) store(out, i, load(weight, i, half) * (load(x, i, half) * r), half);
 }
 
-void penstock_add_rms_norm(
-    void *x, const void *delta, const void *weight, void *out, long rows, long n, double eps, long half, long threads) {
-    if (rows * n < 1 << 16) threads = 1;
-    #pragma omp parallel for num_threads((int)threads) if (threads > 1)
-    for (long t = 0; t < rows; t++) {
+/* The stretch of `count` items that is this thread's. */
+#define MINE(i, count) \
+    for (long i = (count) * team->me / team->threads, end_ = (count) * (team->me + 1) / team->threads; i < end_; i++)
+
+void penstock_norm_rows(Team *team, void *x, const void *delta, const void *weight, void *out, long rows, long n,
+                        double eps, long half) {
+    MINE(t, rows) {
         void *row = (void *)at(x, t * n, half), *to = (void *)at(out, t * n, half);
         const void *add = delta ? at(delta, t * n, half) : NULL;
         if (half) norm_row(row, add, weight, to, n, (float)eps, 1);
         else norm_row(row, add, weight, to, n, (float)eps, 0);
     }
+    penstock_barrier(team);
+}
+
+/* One of these operations as a call of its own; below `worth` elements one thread is faster than a team. */
+#define ALONE(elements, worth, call)                                  \
+    if ((elements) < (worth)) threads = 1;                            \
+    _Pragma("omp parallel num_threads((int)threads) if (threads > 1)") \
+    {                                                                 \
+        Team mine = penstock_team(NULL), *team = &mine;               \
+        call;                                                         \
+    }
+
+void penstock_add_rms_norm(
+    void *x, const void *delta, const void *weight, void *out, long rows, long n, double eps, long half, long threads) {
+    ALONE(rows * n, 1 << 16, penstock_norm_rows(team, x, delta, weight, out, rows, n, eps, half))
 }
 
 INLINE vec silu_times(vec gate, vec up) { return gate / (1.0f + exponential(-gate)) * up; }
 
-INLINE void silu_row(const void *gate_up, void *out, long n, const int half) {
+/* Columns [from, to) of a row; `from` is a multiple of LANES. */
+INLINE void silu_row(const void *gate_up, void *out, long n, long from, long to, const int half) {
     const void *up = at(gate_up, n, half);
-    long i = 0;
-    for (; i + LANES <= n; i += LANES)
+    long i = from;
+    for (; i + LANES <= to; i += LANES)
         store_lanes(out, i, silu_times(load_lanes(gate_up, i, half), load_lanes(up, i, half)), half);
     float left[LANES] = {0}, right[LANES] = {0};
-    for (long k = i; k < n; k++) {
+    for (long k = i; k < to; k++) {
         left[k - i] = load(gate_up, k, half);
         right[k - i] = load(up, k, half);
     }
     vec last = silu_times(load_vec(left), load_vec(right));
-    for (long k = i; k < n; k++) store(out, k, last[k - i], half);
+    for (long k = i; k < to; k++) store(out, k, last[k - i], half);
+}
+
+#define SILU_COLUMNS 512 /* at a time, so that a single row is work for a team */
+
+void penstock_silu_rows(Team *team, const void *gate_up, void *out, long rows, long n, long half) {
+    long pieces = (n + SILU_COLUMNS - 1) / SILU_COLUMNS;
+    MINE(i, rows * pieces) {
+        long t = i / pieces, from = i % pieces * SILU_COLUMNS, to = from + SILU_COLUMNS < n ? from + SILU_COLUMNS : n;
+        if (half) silu_row(at(gate_up, 2 * t * n, 1), (void *)at(out, t * n, 1), n, from, to, 1);
+        else silu_row(at(gate_up, 2 * t * n, 0), (void *)at(out, t * n, 0), n, from, to, 0);
+    }
+    penstock_barrier(team);
 }
 
 void penstock_silu_mul(const void *gate_up, void *out, long rows, long n, long half, long threads) {
-    if (rows * n < 1 << 15) threads = 1;
-    #pragma omp parallel for num_threads((int)threads) if (threads > 1)
-    for (long t = 0; t < rows; t++) {
-        if (half) silu_row(at(gate_up, 2 * t * n, 1), (void *)at(out, t * n, 1), n, 1);
-        else silu_row(at(gate_up, 2 * t * n, 0), (void *)at(out, t * n, 0), n, 0);
-    }
+    ALONE(rows * n, 1 << 15, penstock_silu_rows(team, gate_up, out, rows, n, half))
 }
 
 /* One head: norm (weight NULL: none), rotation of its first `turned` elements, from `from` to `to`, which may be the
@@ -101,26 +124,31 @@ INLINE void rotate_row(void *row, void *keys, void *values, const float *cosine,
     }
 }
 
+void penstock_rotate_rows(Team *team, const Rotation *r) {
+    long width = (r->heads + 2 * r->kv_heads) * r->head, head_stride = r->block_tokens * r->head, half = r->half;
+    MINE(t, r->rows) {
+        long block = r->kv_index[t] / r->block_tokens, offset = r->kv_index[t] % r->block_tokens, angle = t * (r->turned / 2);
+        void *row = (void *)at(r->qkv, t * width, half);
+        void *keys = (void *)at(r->pool, block * r->block_stride + offset * r->head, half);
+        void *values = (void *)at(keys, r->kv_heads * head_stride, half);
+        const float *c = r->cosine ? r->cosine + angle : NULL, *s = r->sine ? r->sine + angle : NULL;
+        if (half)
+            rotate_row(row, keys, values, c, s, r->query_weight, r->key_weight, (float)r->eps, r->heads, r->kv_heads,
+                       r->head, r->turned, head_stride, 1);
+        else
+            rotate_row(row, keys, values, c, s, r->query_weight, r->key_weight, (float)r->eps, r->heads, r->kv_heads,
+                       r->head, r->turned, head_stride, 0);
+    }
+    penstock_barrier(team);
+}
+
 void penstock_rotate_and_store(
     void *qkv, void *pool, const float *cosine, const float *sine, const void *query_weight, const void *key_weight,
     const int64_t *kv_index, long rows, long heads, long kv_heads, long head, long turned, long block_tokens,
     long block_stride, double eps, long half, long threads) {
-    long width = (heads + 2 * kv_heads) * head, head_stride = block_tokens * head;
-    if (rows * width < 1 << 16) threads = 1;
-    #pragma omp parallel for num_threads((int)threads) if (threads > 1)
-    for (long t = 0; t < rows; t++) {
-        long block = kv_index[t] / block_tokens, offset = kv_index[t] % block_tokens;
-        void *row = (void *)at(qkv, t * width, half);
-        void *keys = (void *)at(pool, block * block_stride + offset * head, half);
-        void *values = (void *)at(keys, kv_heads * head_stride, half);
-        const float *c = cosine ? cosine + t * (turned / 2) : NULL, *s = sine ? sine + t * (turned / 2) : NULL;
-        if (half)
-            rotate_row(row, keys, values, c, s, query_weight, key_weight, (float)eps, heads, kv_heads, head,
-                       turned, head_stride, 1);
-        else
-            rotate_row(row, keys, values, c, s, query_weight, key_weight, (float)eps, heads, kv_heads, head,
-                       turned, head_stride, 0);
-    }
+    Rotation r = {qkv, pool, cosine, sine, query_weight, key_weight, kv_index, rows, heads, kv_heads, head, turned,
+                  block_tokens, block_stride, eps, half};
+    ALONE(rows * (heads + 2 * kv_heads) * head, 1 << 16, penstock_rotate_rows(team, &r))
 }
 
 /* ---- few rows times a matrix ---- */

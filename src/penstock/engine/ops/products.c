@@ -13,9 +13,8 @@
 #define TILE 4
 #endif
 #define DEPTH 768 /* k at a time: a piece of a panel (96 KiB in float) and of the rows fit the second cache */
+#define WIDE_DEPTH (DEPTH / 4) /* of narrow weights: what was widened stays in the first */
 #define BLOCK_ROWS (12 * TILE)
-
-enum { FLOAT32, BFLOAT16, INT8 };
 
 /* x [mr, depth] times a piece of a panel [depth, 32]: added to `sums` [mr, 32] if `more`, else in their place. From
  * `ahead`, `step` bytes for every four k are fetched for the piece after this one. */
@@ -122,39 +121,106 @@ INLINE void widen_int8(float *to, const int8_t *panel, long k, long depth) {
 }
 
 typedef struct {
+    const Matrix *m;
     const float *x; /* [rows, inputs], `stride` elements apart */
-    const char *packed;
-    const float *scales; /* of INT8: [outputs] */
-    const void *bias;
     void *out;
     float *partial; /* [panels, rows of a block, 32]: sums between pieces of k, where there are several */
-    long stride, rows, inputs, outputs, depth, panel_bytes;
-    int kind, half;
+    long stride, depth, panel_bytes, half;
 } Product;
 
 /* All rows of a block against one piece of a panel. */
 INLINE void block(const Product *p, long panel, long row, long count, long k, float *own, float *wide) {
-    long depth = least(p->depth, p->inputs - k), tiles = divide_up(count, TILE), last = k + depth == p->inputs;
-    const char *at = p->packed + panel * p->panel_bytes;
+    const Matrix *m = p->m;
+    long depth = least(p->depth, m->inputs - k), tiles = divide_up(count, TILE), last = k + depth == m->inputs;
+    const char *at = (const char *)m->packed + panel * p->panel_bytes;
     const float *w = (const float *)at + k * PANEL;
     /* The piece after this one: of the next panel, where k is cut. */
     const char *ahead = (const char *)w + (tiles == 1 ? AHEAD : p->panel_bytes);
     long step = 4 * PANEL * 4 / tiles;
-    if (p->kind == BFLOAT16) widen_bfloat16(wide, (const uint16_t *)at, k, depth);
-    if (p->kind == INT8) widen_int8(wide, (const int8_t *)at, k, depth);
-    if (p->kind != FLOAT32) w = wide, step = 0;
+    if (m->kind == BFLOAT16) widen_bfloat16(wide, (const uint16_t *)at, k, depth);
+    if (m->kind == INT8_WEIGHTS) widen_int8(wide, (const int8_t *)at, k, depth);
+    if (m->kind != FLOAT32) w = wide, step = 0;
     for (long t = 0; t < tiles; t++) {
         long from = part_start(count, tiles, t), mr = part_start(count, tiles, t + 1) - from;
         float *sums = p->partial ? p->partial + (panel * count + from) * PANEL : own;
         TILES[mr](p->x + (row + from) * p->stride + k, p->stride, w, depth, sums, k > 0, ahead + t * (depth / 4) * step,
                   step);
         if (!last) continue;
-        long o = panel * PANEL, n = least(PANEL, p->outputs - o);
-        if (p->kind == INT8)
+        long o = panel * PANEL, n = least(PANEL, m->outputs - o);
+        if (m->kind == INT8_WEIGHTS)
             for (long r = 0; r < mr; r++)
-                for (long i = 0; i < n; i++) sums[r * PANEL + i] *= p->scales[o + i];
-        if (p->half) finish(p->out, row + from, p->outputs, o, n, sums, mr, p->bias, 1);
-        else finish(p->out, row + from, p->outputs, o, n, sums, mr, p->bias, 0);
+                for (long i = 0; i < n; i++) sums[r * PANEL + i] *= m->scales[o + i];
+        if (p->half) finish(p->out, row + from, m->outputs, o, n, sums, mr, m->bias, 1);
+        else finish(p->out, row + from, m->outputs, o, n, sums, mr, m->bias, 0);
+    }
+}
+
+/* How the work is cut: elements between rows, and k at a time. */
+INLINE Product shape(const Matrix *m, long rows, long half) {
+    long inputs = m->inputs, wanted = apart(inputs * 4) / 4, panel_elements = PANEL * inputs;
+    Product p = {.m = m, .stride = inputs, .depth = inputs, .half = half};
+    if (m->kind == FLOAT32) p.panel_bytes = panel_elements * 4;
+    else if (m->kind == BFLOAT16) p.panel_bytes = panel_elements * 2;
+    else p.panel_bytes = PANEL * round_up(inputs, 4);
+    if (m->kind != FLOAT32) p.depth = least(inputs, WIDE_DEPTH);
+    else if (rows > TILE) p.depth = round_up(divide_up(inputs, divide_up(inputs, DEPTH)), 4);
+    if (half || (wanted != inputs && rows > 4)) p.stride = wanted;
+    return p;
+}
+
+INLINE int copies(const Product *p) { return p->half || p->stride != p->m->inputs; }
+INLINE long copy_bytes(const Product *p, long rows) { return copies(p) ? round_up(rows * p->stride * 4, 64) : 0; }
+
+/* A panel's pieces follow each other where one block is all there is: then its sums wait on the stack. */
+INLINE long partial_bytes(const Product *p, long rows) {
+    if (p->depth >= p->m->inputs || rows <= TILE) return 0;
+    return divide_up(p->m->outputs, PANEL) * PANEL * divide_up(rows, divide_up(rows, BLOCK_ROWS)) * 4;
+}
+
+size_t penstock_room(const Matrix *m, long rows, long half) {
+    if (m->kind >= INT8) return penstock_room_int(m, rows);
+    Product p = shape(m, rows, half);
+    return (size_t)(copy_bytes(&p, rows) + partial_bytes(&p, rows));
+}
+
+void penstock_multiply(Team *team, const Matrix *m, const void *x, void *out, long rows, long half, void *room) {
+    if (m->kind >= INT8) {
+        penstock_multiply_int(team, m, x, out, rows, room);
+        return;
+    }
+    Product p = shape(m, rows, half);
+    long panels = divide_up(m->outputs, PANEL), blocks = divide_up(rows, BLOCK_ROWS), inputs = m->inputs;
+    long chunk = share(panels, team->threads), got;
+    float own[TILE * PANEL] __attribute__((aligned(64))), wide[WIDE_DEPTH * PANEL] __attribute__((aligned(64)));
+    p.x = x;
+    p.out = out;
+    if (copies(&p)) {
+        float *copy = room;
+        for (long r = team->me; r < rows; r += team->threads) {
+            float *to = copy + r * p.stride;
+            if (half) for (long i = 0; i < inputs; i++) to[i] = load(x, r * inputs + i, 1);
+            else memcpy(to, (const float *)x + r * inputs, sizeof(float) * inputs);
+        }
+        p.x = copy;
+        penstock_barrier(team);
+    }
+    if (partial_bytes(&p, rows)) p.partial = (float *)((char *)room + copy_bytes(&p, rows));
+    if (rows <= TILE) {
+        penstock_deal(team);
+        for (long first; (first = penstock_take(team, panels, chunk, &got)) >= 0;)
+            for (long panel = first; panel < first + got; panel++)
+                for (long k = 0; k < inputs; k += p.depth) block(&p, panel, 0, rows, k, own, wide);
+        penstock_barrier(team);
+        return;
+    }
+    for (long b = 0; b < blocks; b++) {
+        long row = part_start(rows, blocks, b), count = part_start(rows, blocks, b + 1) - row;
+        for (long k = 0; k < inputs; k += p.depth) {
+            penstock_deal(team);
+            for (long first; (first = penstock_take(team, panels, chunk, &got)) >= 0;)
+                for (long panel = first; panel < first + got; panel++) block(&p, panel, row, count, k, own, wide);
+            penstock_barrier(team);
+        }
     }
 }
 
@@ -162,56 +228,6 @@ INLINE void block(const Product *p, long panel, long row, long count, long k, fl
  * memory ran out. */
 int penstock_product(const void *x, const void *packed, const float *scales, const void *bias, void *out, long rows,
                      long inputs, long outputs, long kind, long half, long threads) {
-    long panels = divide_up(outputs, PANEL), blocks = divide_up(rows, BLOCK_ROWS);
-    Product p = {x, packed, scales, bias, out, NULL, inputs, rows, inputs, outputs, inputs, 0, (int)kind, (int)half};
-    p.panel_bytes = PANEL * (kind == FLOAT32 ? inputs * 4 : kind == BFLOAT16 ? inputs * 2 : round_up(inputs, 4));
-    if (kind != FLOAT32) p.depth = least(inputs, DEPTH / 4); /* what was widened stays in the first cache */
-    else if (rows > TILE) p.depth = round_up(divide_up(inputs, divide_up(inputs, DEPTH)), 4);
-    long wanted = apart(inputs * 4) / 4;
-    float *copy = NULL;
-    if (half || (wanted != inputs && rows > 4)) {
-        copy = cache_lines(rows * wanted * 4);
-        if (!copy) return 1;
-        p.x = copy;
-        p.stride = wanted;
-    }
-    /* A panel's pieces follow each other where one block is all there is: then its sums wait in `own`. */
-    int panel_first = rows <= TILE;
-    if (p.depth < inputs && !panel_first) {
-        p.partial = cache_lines(panels * PANEL * divide_up(rows, blocks) * 4);
-        if (!p.partial) return free(copy), 1;
-    }
-    if (inputs * outputs < WORTH_A_TEAM) threads = 1;
-    int chunk = share(panels, threads), failed = 0;
-    #pragma omp parallel num_threads((int)threads) reduction(| : failed) if (threads > 1)
-    {
-        float own[TILE * PANEL] __attribute__((aligned(64)));
-        float *wide = kind == FLOAT32 ? NULL : cache_lines(p.depth * PANEL * 4);
-        failed |= kind != FLOAT32 && !wide;
-        if (copy) {
-            #pragma omp for schedule(static)
-            for (long r = 0; r < rows; r++) {
-                float *to = copy + r * p.stride;
-                if (half) for (long i = 0; i < inputs; i++) to[i] = load(x, r * inputs + i, 1);
-                else memcpy(to, (const float *)x + r * inputs, sizeof(float) * inputs);
-            }
-        }
-        if (panel_first) {
-            #pragma omp for schedule(dynamic, chunk)
-            for (long panel = 0; panel < panels; panel++)
-                for (long k = 0; k < inputs && !failed; k += p.depth) block(&p, panel, 0, rows, k, own, wide);
-        } else
-            for (long b = 0; b < blocks; b++) {
-                long row = part_start(rows, blocks, b), count = part_start(rows, blocks, b + 1) - row;
-                for (long k = 0; k < inputs; k += p.depth) {
-                    #pragma omp for schedule(dynamic, chunk)
-                    for (long panel = 0; panel < panels; panel++)
-                        if (!failed) block(&p, panel, row, count, k, own, wide);
-                }
-            }
-        free(wide);
-    }
-    free(p.partial);
-    free(copy);
-    return failed;
+    Matrix m = {packed, bias, scales, NULL, outputs, inputs, kind};
+    PRODUCT_ALONE(m, penstock_room(&m, rows, half), penstock_multiply(&team, &m, x, out, rows, half, room))
 }

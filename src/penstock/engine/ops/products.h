@@ -6,11 +6,10 @@
  * result does not depend on the rows beside it.
  * Source: Anatomy of High-Performance Matrix Multiplication, Goto and van de Geijn, 2008.
  */
-#include <omp.h>
-#include <stdlib.h>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#include "team.h"
 #include "vectors.h"
 
 #define PANEL 32
@@ -45,7 +44,25 @@ INLINE long part_of(long rows, long parts, long row) {
 INLINE long apart(long bytes) { return bytes % 1024 ? bytes : bytes + 64; }
 
 /* Panels taken at a time by a thread: eight times per thread, so that a late one does not keep the others waiting. */
-INLINE int share(long panels, long threads) { return (int)most(1, panels / (8 * threads)); }
+INLINE long share(long panels, long threads) { return most(1, panels / (8 * threads)); }
+
+/* Threads for a product on its own. */
+INLINE long team_for(const Matrix *m, long threads) { return m->inputs * m->outputs < WORTH_A_TEAM ? 1 : threads; }
+
+/* One product as a call of its own. Returns 0, or 1 when memory ran out. */
+#define PRODUCT_ALONE(m, room_bytes, multiply)                                                     \
+    long team_size = team_for(&m, threads), lines = (long)penstock_team_bytes(team_size);          \
+    char *memory = cache_lines(lines + (long)(room_bytes));                                        \
+    if (!memory) return 1;                                                                         \
+    memset(memory, 0, lines);                                                                      \
+    _Pragma("omp parallel num_threads((int)team_size) if (team_size > 1)")                         \
+    {                                                                                              \
+        Team team = penstock_team(memory);                                                         \
+        void *room = memory + lines;                                                               \
+        multiply;                                                                                  \
+    }                                                                                              \
+    free(memory);                                                                                  \
+    return 0;
 
 /* Pages of 2 MiB for memory that is about to be written: a stream through 4 KiB pages is a fifth slower. */
 INLINE void ask_for_large_pages(void *memory, long bytes) {

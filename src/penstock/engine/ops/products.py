@@ -16,8 +16,8 @@ from penstock.engine.ops.build import load_library
 
 PANEL: Final = 32
 """Outputs side by side; the last panel is filled up with zeros."""
-KINDS: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-"""How products.c numbers the types of packed weights."""
+KINDS: Final = {"float32": 0, "bfloat16": 1, "int8_weights": 2, "int8": 3, "int4": 4}
+"""How team.h numbers the forms of packed weights."""
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
@@ -42,15 +42,17 @@ class Products:
         self._pack(weight.data_ptr(), packed.data_ptr(), outputs, inputs, half, torch.get_num_threads())
         return packed
 
-    def product(self, x: Tensor, packed: Tensor, scales: Tensor | None, bias: Tensor | None, outputs: int) -> Tensor:
-        """x [T, I] times panels of any kind; `scales` [O] go with those of int8, and x is float32 then."""
+    def product(
+        self, x: Tensor, packed: Tensor, scales: Tensor | None, bias: Tensor | None, outputs: int, kind: int
+    ) -> Tensor:
+        """x [T, I] times panels of one of the first three KINDS; `scales` [O] go with int8, and x is float32 then."""
         rows, inputs = x.shape
         x = x.contiguous()
         out = x.new_empty(rows, outputs)
         _check(
             self._product(
                 x.data_ptr(), packed.data_ptr(), _address(scales), _address(bias), out.data_ptr(), rows, inputs,
-                outputs, KINDS[packed.dtype], x.dtype is torch.bfloat16, torch.get_num_threads(),
+                outputs, kind, x.dtype is torch.bfloat16, torch.get_num_threads(),
             )
         )  # fmt: skip
         return out

@@ -24,8 +24,6 @@
 #define TILE4 1
 #endif
 #define GROUP 32
-/* Activations that one thread quantizes sooner than two would meet. */
-#define FEW (1 << 13)
 #define GROUP_BYTES (PANEL * GROUP / 2 + PANEL * 2)
 
 /* sums += the four products of each word's bytes: `a` unsigned, `b` signed. */
@@ -215,38 +213,30 @@ static tile8_of *const TILES8[TILE + 1] = {
 #endif
 };
 
-/* x [rows, inputs] float times int8 panels, plus bias, to out [rows, outputs] float. Returns 0, or 1 when memory ran
- * out. */
-int penstock_product_int8(const float *x, const uint8_t *packed, const float *scales, const int32_t *weight_sums,
-                          const float *bias, float *out, long rows, long inputs, long outputs, long threads) {
-    long panels = divide_up(outputs, PANEL), deep = divide_up(inputs, 4), stride = apart(round_up(inputs, 64));
-    uint8_t *bytes = cache_lines(rows * stride + rows * 4);
-    if (!bytes) return 1;
+/* What rows become: bytes, `stride` apart, then the scale of each. */
+INLINE long stride8(long inputs) { return apart(round_up(inputs, 64)); }
+
+static void multiply8(Team *team, const Matrix *m, const float *x, float *out, long rows, uint8_t *bytes) {
+    long inputs = m->inputs, panels = divide_up(m->outputs, PANEL), deep = divide_up(inputs, 4), stride = stride8(inputs);
+    long blocks = divide_up(rows, most(TILE, ROWS_BYTES / stride)), chunk = share(panels, team->threads), got;
     float *row_scales = (float *)(bytes + rows * stride);
-    long blocks = divide_up(rows, most(TILE, ROWS_BYTES / stride));
-    if (inputs * outputs < WORTH_A_TEAM) threads = 1;
-    int chunk = share(panels, threads), few = rows * inputs < FEW;
-    if (few)
-        for (long r = 0; r < rows; r++) row_scales[r] = quantize(x + r * inputs, inputs, bytes + r * stride, 128);
-    #pragma omp parallel num_threads((int)threads) if (threads > 1)
-    {
-        int32_t sums[TILE * PANEL] __attribute__((aligned(64)));
-        float real[TILE * PANEL] __attribute__((aligned(64)));
-        if (!few) {
-            #pragma omp for schedule(static)
-            for (long r = 0; r < rows; r++) row_scales[r] = quantize(x + r * inputs, inputs, bytes + r * stride, 128);
-        }
-        for (long b = 0; b < blocks; b++) {
-            long row = part_start(rows, blocks, b), count = part_start(rows, blocks, b + 1) - row;
-            long tiles = divide_up(count, TILE), step = 4 * PANEL * 4 / tiles;
-            #pragma omp for schedule(dynamic, chunk) nowait
-            for (long panel = 0; panel < panels; panel++) {
-                const uint8_t *w = packed + panel * deep * PANEL * 4;
-                long o = panel * PANEL, n = least(PANEL, outputs - o);
+    int32_t sums[TILE * PANEL] __attribute__((aligned(64)));
+    float real[TILE * PANEL] __attribute__((aligned(64)));
+    for (long r = team->me; r < rows; r += team->threads)
+        row_scales[r] = quantize(x + r * inputs, inputs, bytes + r * stride, 128);
+    penstock_barrier(team);
+    for (long b = 0; b < blocks; b++) {
+        long row = part_start(rows, blocks, b), count = part_start(rows, blocks, b + 1) - row;
+        long tiles = divide_up(count, TILE), step = 4 * PANEL * 4 / tiles;
+        penstock_deal(team);
+        for (long first; (first = penstock_take(team, panels, chunk, &got)) >= 0;)
+            for (long panel = first; panel < first + got; panel++) {
+                const uint8_t *w = (const uint8_t *)m->packed + panel * deep * PANEL * 4;
+                long o = panel * PANEL, n = least(PANEL, m->outputs - o);
                 float scale[PANEL] = {0};
                 int32_t shift[PANEL] = {0};
-                memcpy(scale, scales + o, n * 4);
-                memcpy(shift, weight_sums + o, n * 4);
+                memcpy(scale, m->scales + o, n * 4);
+                memcpy(shift, m->sums + o, n * 4);
                 for (long t = 0; t < tiles; t++) {
                     long from = row + part_start(count, tiles, t), mr = row + part_start(count, tiles, t + 1) - from;
                     const char *ahead = (const char *)w + (tiles == 1 ? AHEAD : deep * PANEL * 4 + t * (deep / 4) * step);
@@ -257,13 +247,11 @@ int penstock_product_int8(const float *x, const uint8_t *packed, const float *sc
                             real[r * PANEL + i] =
                                 (float)(sums[r * PANEL + i] - shift[i]) * scale[i] * row_scales[from + r];
                     }
-                    finish(out, from, outputs, o, n, real, mr, bias, 0);
+                    finish(out, from, m->outputs, o, n, real, mr, m->bias, 0);
                 }
             }
-        }
+        penstock_barrier(team);
     }
-    free(bytes);
-    return 0;
 }
 
 /* ---- int4 ---- */
@@ -413,35 +401,53 @@ static tile4_of *const TILES4[TILE4 + 1] = {
 #endif
 };
 
-/* x [rows, inputs] float times int4 panels, plus bias, to out [rows, outputs] float. Returns 0, or 1 when memory ran
+static void multiply4(Team *team, const Matrix *m, const float *x, float *out, long rows, char *quantized) {
+    long panels = divide_up(m->outputs, PANEL), groups = m->inputs / GROUP, tiles = divide_up(rows, TILE4);
+    long row_bytes = groups * ROW_BYTES, tiles_at_once = most(1, ROWS_BYTES / (row_bytes * TILE4));
+    long chunk = share(panels, team->threads), got;
+    float sums[TILE4 * PANEL] __attribute__((aligned(64)));
+    for (long r = team->me; r < rows; r += team->threads) {
+        long t = part_of(rows, tiles, r), first = part_start(rows, tiles, t), mr = part_start(rows, tiles, t + 1) - first;
+        quantize_row4(quantized + first * row_bytes, x + r * m->inputs, groups, mr, r - first);
+    }
+    penstock_barrier(team);
+    for (long first_tile = 0; first_tile < tiles; first_tile += tiles_at_once) {
+        long last_tile = least(tiles, first_tile + tiles_at_once);
+        penstock_deal(team);
+        for (long first; (first = penstock_take(team, panels, chunk, &got)) >= 0;)
+            for (long panel = first; panel < first + got; panel++)
+                for (long t = first_tile; t < last_tile; t++) {
+                    long row = part_start(rows, tiles, t), mr = part_start(rows, tiles, t + 1) - row;
+                    TILES4[mr](quantized + row * row_bytes, groups,
+                               (const uint8_t *)m->packed + panel * groups * GROUP_BYTES, sums);
+                    finish(out, row, m->outputs, panel * PANEL, least(PANEL, m->outputs - panel * PANEL), sums, mr,
+                           m->bias, 0);
+                }
+        penstock_barrier(team);
+    }
+}
+
+size_t penstock_room_int(const Matrix *m, long rows) {
+    if (m->kind == INT8) return (size_t)(rows * stride8(m->inputs) + rows * 4);
+    return (size_t)(rows * (m->inputs / GROUP) * ROW_BYTES);
+}
+
+void penstock_multiply_int(Team *team, const Matrix *m, const float *x, float *out, long rows, void *room) {
+    if (m->kind == INT8) multiply8(team, m, x, out, rows, room);
+    else multiply4(team, m, x, out, rows, room);
+}
+
+/* x [rows, inputs] float times int8 panels, plus bias, to out [rows, outputs] float. Returns 0, or 1 when memory ran
  * out. */
+int penstock_product_int8(const float *x, const uint8_t *packed, const float *scales, const int32_t *weight_sums,
+                          const float *bias, float *out, long rows, long inputs, long outputs, long threads) {
+    Matrix m = {packed, bias, scales, weight_sums, outputs, inputs, INT8};
+    PRODUCT_ALONE(m, penstock_room_int(&m, rows), penstock_multiply_int(&team, &m, x, out, rows, room))
+}
+
+/* The same with int4 panels. */
 int penstock_product_int4(const float *x, const uint8_t *packed, const float *bias, float *out, long rows, long inputs,
                           long outputs, long threads) {
-    long panels = divide_up(outputs, PANEL), groups = inputs / GROUP, tiles = divide_up(rows, TILE4);
-    long row_bytes = groups * ROW_BYTES, tiles_at_once = most(1, ROWS_BYTES / (row_bytes * TILE4));
-    char *quantized = cache_lines(rows * row_bytes);
-    if (!quantized) return 1;
-    if (inputs * outputs < WORTH_A_TEAM) threads = 1;
-    int chunk = share(panels, threads), team = threads > 1 && rows * inputs >= FEW;
-    #pragma omp parallel for num_threads((int)threads) schedule(static) if (team)
-    for (long r = 0; r < rows; r++) {
-        long t = part_of(rows, tiles, r), first = part_start(rows, tiles, t), mr = part_start(rows, tiles, t + 1) - first;
-        quantize_row4(quantized + first * row_bytes, x + r * inputs, groups, mr, r - first);
-    }
-    #pragma omp parallel num_threads((int)threads) if (threads > 1)
-    {
-        float sums[TILE4 * PANEL] __attribute__((aligned(64)));
-        for (long first = 0; first < tiles; first += tiles_at_once) {
-            long last = least(tiles, first + tiles_at_once);
-            #pragma omp for schedule(dynamic, chunk) nowait
-            for (long panel = 0; panel < panels; panel++)
-                for (long t = first; t < last; t++) {
-                    long row = part_start(rows, tiles, t), mr = part_start(rows, tiles, t + 1) - row;
-                    TILES4[mr](quantized + row * row_bytes, groups, packed + panel * groups * GROUP_BYTES, sums);
-                    finish(out, row, outputs, panel * PANEL, least(PANEL, outputs - panel * PANEL), sums, mr, bias, 0);
-                }
-        }
-    }
-    free(quantized);
-    return 0;
+    Matrix m = {packed, bias, NULL, NULL, outputs, inputs, INT4};
+    PRODUCT_ALONE(m, penstock_room_int(&m, rows), penstock_multiply_int(&team, &m, x, out, rows, room))
 }

@@ -8,90 +8,76 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor
 
-from penstock.engine.ops.products import Products
+from penstock.engine.ops.products import KINDS, Products
 
 
 @dataclass(frozen=True, slots=True)
-class FloatPanels:
+class Panels:
+    """What the forms have in common: `packed`, and where the form has them scales and sums of each output."""
+
+    packed: Tensor
+    scales: Tensor | None
+    sums: Tensor | None
+    shape: tuple[int, int]
+    products: Products
+    kind: int
+    """As ops/team.h numbers the forms."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(one.nbytes for one in (self.packed, self.scales, self.sums) if one is not None)
+
+
+class FloatPanels(Panels):
     """float32 or bfloat16 as they are; sums in float32, up the inputs in one chain."""
 
-    packed: Tensor
-    shape: tuple[int, int]
-    products: Products
-
     @classmethod
     def of(cls, weight: Tensor, products: Products) -> Self:
-        return cls(products.pack(weight.contiguous()), (weight.shape[0], weight.shape[1]), products)
-
-    @property
-    def nbytes(self) -> int:
-        return self.packed.nbytes
+        kind = KINDS["bfloat16" if weight.dtype is torch.bfloat16 else "float32"]
+        return cls(products.pack(weight.contiguous()), None, None, _shape(weight), products, kind)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self.products.product(x, self.packed, None, bias, self.shape[0])
+        return self.products.product(x, self.packed, None, bias, self.shape[0], self.kind)
 
 
-@dataclass(frozen=True, slots=True)
-class Int8Panels:
+class Int8Panels(Panels):
     """int8 with a scale for each output. Activations become int8 with a scale for each row; sums are exact."""
 
-    packed: Tensor
-    scales: Tensor
-    sums: Tensor
-    shape: tuple[int, int]
-    products: Products
-
     @classmethod
     def of(cls, weight: Tensor, products: Products) -> Self:
-        return cls(*products.pack_int8(weight.contiguous()), (weight.shape[0], weight.shape[1]), products)
-
-    @property
-    def nbytes(self) -> int:
-        return self.packed.nbytes + self.scales.nbytes + self.sums.nbytes
+        return cls(*products.pack_int8(weight.contiguous()), _shape(weight), products, KINDS["int8"])
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        assert self.scales is not None
+        assert self.sums is not None
         return self.products.product_int8(x, self.packed, self.scales, self.sums, bias)
 
 
-@dataclass(frozen=True, slots=True)
-class Int8WeightPanels:
+class Int8WeightPanels(Panels):
     """The same int8 weights; activations and sums stay float32."""
-
-    packed: Tensor
-    scales: Tensor
-    shape: tuple[int, int]
-    products: Products
 
     @classmethod
     def of(cls, weight: Tensor, products: Products) -> Self:
         packed, scales, _ = products.pack_int8(weight.contiguous())
-        return cls(packed, scales, (weight.shape[0], weight.shape[1]), products)
-
-    @property
-    def nbytes(self) -> int:
-        return self.packed.nbytes + self.scales.nbytes
+        return cls(packed, scales, None, _shape(weight), products, KINDS["int8_weights"])
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self.products.product(x, self.packed, self.scales, bias, self.shape[0])
+        return self.products.product(x, self.packed, self.scales, bias, self.shape[0], self.kind)
 
 
-@dataclass(frozen=True, slots=True)
-class Int4Panels:
+class Int4Panels(Panels):
     """int4 in groups of 32 with a scale each. Activations become int8 in the same groups; sums are exact in a group."""
-
-    packed: Tensor
-    shape: tuple[int, int]
-    products: Products
 
     @classmethod
     def of(cls, weight: Tensor, products: Products) -> Self:
-        return cls(products.pack_int4(weight.contiguous()), (weight.shape[0], weight.shape[1]), products)
-
-    @property
-    def nbytes(self) -> int:
-        return self.packed.nbytes
+        return cls(products.pack_int4(weight.contiguous()), None, None, _shape(weight), products, KINDS["int4"])
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self.products.product_int4(x, self.packed, bias, self.shape[0])
+
+
+def _shape(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[0], weight.shape[1]
