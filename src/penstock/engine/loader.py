@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
+from penstock.engine import process_memory
 from penstock.engine.architecture import Architecture, read_architecture
 from penstock.engine.batch import Batch
 from penstock.engine.checkpoint import Checkpoint
@@ -72,17 +71,9 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
     family = re.sub("(ForCausalLM|LMHeadModel|TextModel|Model)$", "", architecture.name)
     # Embedding models are published without the prefix, as the inner model of transformers saves itself.
     prefix = gpt2.PREFIX if family == "GPT2" else "model."
-    with torch.inference_mode():
+    with process_memory.loading(), torch.inference_mode():
         checkpoint = Checkpoint(path, number_type, place, prefix=prefix)
         model = _LOADERS.get(family, llama.load)(architecture, checkpoint, pack)
         if pack is not None:
             model.pack(pack, tied=form.narrow)
-    _give_back()
     return LoadedModel(model, architecture, number_type, place)
-
-
-def _give_back() -> None:
-    """Return to the system what loading has freed, which glibc otherwise keeps for this process."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)

@@ -26,6 +26,7 @@ from penstock.runtime.worker_adapters import AdapterHost
 from penstock.units import format_bytes
 
 if TYPE_CHECKING:
+    from penstock.engine.engine import Engine
     from penstock.engine.loader import LoadedModel
     from penstock.engine.pooling import Pooling
 
@@ -49,8 +50,10 @@ class Built:
     """Tokens beyond which a sequence is computed anew (legs.py); None: none is."""
 
 
-def build(deployment: Deployment, on_phase: OnPhase) -> Built:
+def build(deployment: Deployment, on_phase: OnPhase, *, grammars: bool = True) -> Built:
     """Load the engine and build its replica.
+
+    `grammars`: read what they need of the tokenizer now, rather than when the first one comes.
 
     Raises:
         InvalidDeployment: the model is not there, does not fit, or a setting contradicts it.
@@ -92,13 +95,8 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
             f"{size.blocks} blocks of {memory.block_tokens} tokens, {format_bytes(memory.pool_bytes)}"
             + (f"; host {size.host_blocks} blocks" if size.host_blocks else "")
         )
-    with _phase("read vocabulary", on_phase) as say:
-        # Not with the first grammar: for a large vocabulary it holds the interpreter for a second.
-        try:
-            engine.guides.load()
-            say(f"for grammars: {size.vocab_size} tokens")
-        except InvalidRequest as error:
-            say(f"no grammars: {error.why}")
+    if grammars:
+        _read_vocabulary(engine, on_phase, size.vocab_size)
     with _phase("warm up", on_phase) as say:
         say(f"a decode step of one sequence takes {_warm_up(model, deployment, pooling) * 1e3:.2f} ms")
         if isinstance(engine, DeviceEngine):
@@ -115,6 +113,19 @@ def build(deployment: Deployment, on_phase: OnPhase) -> Built:
         replica, engine, info, policy.plan_ahead, size.host_blocks, engine.guides.prepare,
         adapters=engine if deployment.model.adapter_room else None, recompute_beyond=engine.recompute_beyond,
     )  # fmt: skip
+
+
+def _read_vocabulary(engine: Engine, on_phase: OnPhase, vocab_size: int) -> None:
+    """Not with the first grammar: for a large vocabulary it holds the interpreter for a second."""
+    from penstock.engine.process_memory import loading
+
+    with _phase("read vocabulary", on_phase) as say:
+        try:
+            with loading():
+                engine.guides.load()
+            say(f"for grammars: {vocab_size} tokens")
+        except InvalidRequest as error:
+            say(f"no grammars: {error.why}")
 
 
 def replica_for(deployment: Deployment, *, blocks: int, max_sequence_tokens: int, host_blocks: int = 0) -> Replica:

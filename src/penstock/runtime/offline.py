@@ -64,7 +64,7 @@ def offline_deployment(
 
 def load(deployment: Deployment) -> Built:
     """The engine and control plane of a deployment, in this process. Raises as runtime/build.py."""
-    return build(deployment, lambda name, seconds, detail: None)
+    return build(deployment, lambda name, seconds, detail: None, grammars=False)
 
 
 def generate(deployment: Deployment, requests: Iterable[Request]) -> list[Result]:

@@ -1,0 +1,65 @@
+"""What loading leaves behind in a process, kept small: glibc's free memory, and the program text it ran through once.
+
+Tensors that are read and packed come and go between those that stay. In glibc's heap they leave holes as large as they
+were, which later steps fill with their working memory, page by page. So while a model loads, every large tensor gets
+pages of its own, which leave with it; afterwards working memory comes from the heap, which gives no page back between
+two steps. Importing torch and packing weights touch 100 MB of program text that no step needs again: those pages belong
+to files, and come back by themselves when they are wanted.
+
+On systems other than Linux with glibc nothing is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGE_BYTES: Final = 1 << 20
+_LARGEST_BYTES: Final = 32 << 20
+"""The most that glibc accepts as the limit between its heap and pages of a block's own."""
+_DONTNEED: Final = 4  # mman.h
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """While the block runs, large tensors have pages of their own; after it, what was freed goes back to the system."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+    try:
+        yield
+    finally:
+        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_BYTES)
+        libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_BYTES)
+        libc.malloc_trim(0)
+        _drop_text(libc)
+
+
+def _drop_text(libc: ctypes.CDLL) -> None:
+    """Unmap the pages of program text, unless something was written to them (by a debugger, say)."""
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    with contextlib.suppress(OSError):
+        for first, size in text_mappings(Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")):
+            libc.madvise(first, size, _DONTNEED)
+
+
+def text_mappings(smaps: str) -> list[tuple[int, int]]:
+    """Address and bytes of each mapping in /proc/PID/smaps that is private text of a file, as the file has it."""
+    found: list[tuple[int, int]] = []
+    text: tuple[int, int] | None = None
+    for line in smaps.splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            first, last = (int(address, 16) for address in words[0].split("-"))
+            is_text = words[1] == "r-xp" and len(words) > 5 and words[5].startswith("/")
+            text = (first, last - first) if is_text else None
+        elif words[0] == "Anonymous:" and text is not None and words[1] == "0":
+            found.append(text)
+    return found

@@ -1,0 +1,58 @@
+"""Loading leaves neither holes in the heap nor program text in memory."""
+
+import subprocess
+import sys
+
+import pytest
+
+from penstock.engine.process_memory import text_mappings
+
+SMAPS = """\
+7f0000000000-7f0000003000 r-xp 00001000 fe:00 1234    /usr/lib/libone.so
+Rss:                  12 kB
+Anonymous:             0 kB
+VmFlags: rd ex mr mw me
+7f0000003000-7f0000005000 r-xp 00001000 fe:00 1235    /usr/lib/libpatched.so
+Anonymous:             4 kB
+7f0000005000-7f0000006000 r--p 00001000 fe:00 1235    /usr/lib/libone.so
+Anonymous:             0 kB
+7f0000006000-7f0000007000 rw-p 00000000 00:00 0
+Anonymous:             0 kB
+7ffc00000000-7ffc00002000 r-xp 00000000 00:00 0       [vdso]
+Anonymous:             0 kB
+7f0000007000-7f0000009000 r-xp 00000000 fe:00 1236    /opt/a folder/lib.so
+Anonymous:             0 kB
+"""
+
+PROGRAM = """
+import torch
+from penstock.engine.process_memory import loading
+
+def held():
+    with open("/proc/self/smaps_rollup") as rollup:
+        sizes = {words[0]: int(words[1]) / 1024 for words in map(str.split, rollup) if words[0].endswith(":")}
+    return sizes["Anonymous:"], sizes["Rss:"] - sizes["Anonymous:"]
+
+anonymous, files = held()
+with loading():
+    kept = []
+    for _ in range(20):
+        read = torch.ones(1 << 20)
+        kept.append(read + 1)
+        del read
+after, files_after = held()
+assert sum(int(one.sum()) for one in kept) == 20 * 2 << 20
+print(after - anonymous, files, files_after)
+"""
+
+
+def test_only_text_that_is_as_its_file_has_it_is_dropped() -> None:
+    assert text_mappings(SMAPS) == [(0x7F0000000000, 0x3000), (0x7F0000007000, 0x2000)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only done on Linux")
+def test_what_loading_frees_is_given_back_and_what_it_keeps_is_whole() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    grown, files_before, files_after = (float(word) for word in done.stdout.split())
+    assert grown < 80 + 8  # MiB: what is kept, without the 4 MiB that were read before each
+    assert files_after < files_before / 2
