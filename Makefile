@@ -70,10 +70,10 @@ bench-guide: setup-dev  ## grammars: compilation, masks, and what a batch pays f
 bench-stack: setup-dev  ## throughput over HTTP against the bare engine at batch 64, and the front end's CPU per token
 	$(BIN)/python benchmarks/stack.py
 
-bench-engine: setup-dev  ## this engine beside others on this CPU, in turn; FLAGS="--sizes S --peers openvino"; peers in build/peers
+bench-engine: setup-dev  ## this engine beside others on this CPU, in turn; FLAGS="--sizes S,M,L --peers openvino"; peers in build/peers
 	$(BIN)/python benchmarks/engine.py $(FLAGS)
 
-bench-engine-serving: setup-dev  ## S over HTTP at 2, 8 and 90 %-of-capacity requests/s, beside other servers; half an hour
+bench-engine-serving: setup-dev  ## S over HTTP at 2, 8 and 90 %-of-capacity requests/s, beside other servers; a quarter of an hour
 	$(BIN)/python benchmarks/engine_serving.py $(FLAGS)
 
 bench-products: setup-dev  ## matrix products of packed weights beside torch; FLAGS="--models S M L --rows 1 64"

@@ -7,14 +7,15 @@
 Each contestant runs in a process of its own per round (A B A B ...), in its own virtual environment, with the same
 prompts. Reported: tokens/s of prompt and output together (decode: output alone), best and median of the rounds; the
 share of optimal as NanoFlow counts it (tokens/s x 2 x parameters / peak of fp32 matrix products, measured in the same
-run); seconds from the start of the process to a loaded model; the largest memory of its processes. In float32 the first
-tokens must be those of transformers.
+run); seconds from the start of the process to a loaded model, with its files in memory and, first, without; the largest
+memory of its processes. In float32 the first tokens must be those of transformers.
 Source of the share: NanoFlow, Zhu et al., OSDI 2025, 3.
 
 Prediction, written before the first run: what the plan of the step leaves to products is 0.8 of its time, and a product
 at 512 rows runs at 0.9 of the peak: a share of 0.72 for M in float32, 1.05 times OpenVINO.
 
     python benchmarks/engine.py --sizes S,M --dtypes float32,int8 --peers openvino,vllm       the last line is JSON
+    python benchmarks/engine.py --sizes L --dtypes int8 --kinds offline,decode --peers openvino --rounds 1
 """
 
 from __future__ import annotations
@@ -182,12 +183,16 @@ def main() -> None:
     parser.add_argument("--decode-repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--budget", type=int, help="tokens of one of our steps, to try others than the default")
-    parser.add_argument("--cold", action="store_true", help="the first round starts with nothing of it in memory")
+    parser.add_argument(
+        "--cold", action=argparse.BooleanOptionalAction,
+        help="the first round starts with no file of it in memory; default: where there are several rounds",
+    )  # fmt: skip
     parser.add_argument("--no-check", dest="check", action="store_false", help="do not compare with transformers")
     parser.add_argument("--limit", type=float, default=1200, help="seconds that one process may take")
     parser.add_argument("--models", type=Path, default=ROOT / "build" / "engine", help="checkpoints are kept here")
     parser.add_argument("--venvs", type=Path, default=ROOT / "build" / "peers", help="environments of the peers")
     asked = parser.parse_args()
+    asked.cold = asked.rounds > 1 if asked.cold is None else asked.cold
     end_on_sigterm()
     places = Places(asked.models.resolve(), asked.venvs.absolute())
     places.models.mkdir(parents=True, exist_ok=True)
