@@ -29,7 +29,7 @@ from penstock.serve.edge import Edge
 from penstock.serve.embeddings import embeddings
 from penstock.serve.errors import Refusal, retry_headers, wire
 from penstock.serve.front import Front
-from penstock.serve.messages import messages
+from penstock.serve.messages import count_tokens, messages
 from penstock.serve.metrics import CONTENT_TYPE, Metrics
 from penstock.serve.replies import json_reply
 from penstock.serve.responses import responses
@@ -44,6 +44,7 @@ _ANSWERS: Final[dict[str, _Answering]] = {
     "/v1/chat/completions": chat_completions,
     "/v1/completions": completions,
     "/v1/messages": messages,
+    "/v1/messages/count_tokens": count_tokens,
     "/v1/responses": responses,
     "/v1/embeddings": embeddings,
 }

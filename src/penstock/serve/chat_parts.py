@@ -10,7 +10,7 @@ from penstock.serve.chat_format import ChatFormat
 from penstock.serve.choice import Choice, Piece
 from penstock.serve.events import ChunkFrame, json_bytes, json_text
 from penstock.serve.reading import Reader
-from penstock.serve.tools.parts import CallArguments, CallBegin, Part, Reasoning, Text
+from penstock.serve.tools.parts import CallArguments, CallBegin, Part, Reasoning, Text, joined
 
 
 class ChatPartsFormat(ChatFormat):
@@ -33,7 +33,7 @@ class ChatPartsFormat(ChatFormat):
 
     def piece(self, choice: Choice, piece: Piece) -> bytes:
         events: list[bytes] = []
-        for part in _joined(piece.parts):
+        for part in joined(piece.parts):
             events.append(self._event(choice, self._delta(choice, part), None if events else piece))
         if not events and not self._only_text and piece.tokens:
             events.append(self._event(choice, b"{}", piece))
@@ -83,18 +83,6 @@ class ChatPartsFormat(ChatFormat):
                 for call in reader.calls
             ]  # fmt: skip
         return message | {"refusal": None}
-
-
-def _joined(parts: Sequence[Part]) -> list[Part]:
-    """Neighbours of one kind as one: fewer events where several tokens came at once."""
-    joined: list[Part] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if isinstance(part, CallBegin) or isinstance(last, CallBegin) or last is None or type(part) is not type(last):
-            joined.append(part)
-        else:
-            joined[-1] = type(part)(last.text + part.text)
-    return joined
 
 
 def _reader(choice: Choice) -> Reader:

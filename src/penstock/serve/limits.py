@@ -56,9 +56,12 @@ def field_bytes(limits: Limits) -> dict[str, int]:
     """
     schema = 4 * limits.schema_bytes
     return {"tools": limits.tools_bytes, "tool_choice": 4096, "chat_template_kwargs": 4096} | dict.fromkeys(
-        ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+        (
+            "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+            "text", "output_config",
+        ),
         schema,
-    )
+    )  # fmt: skip
 
 
 def check_limits(body: object, limits: Limits) -> None:

@@ -59,6 +59,8 @@ class Reader:
         self.calls: list[Call] = []
         self.words: list[str] = []
         self.thoughts: list[str] = []
+        self.parts: list[Part] = []
+        """All of them, in the order in which they came."""
         self.reasoning = plan.reasoning is not None and plan.begun is not Begun.CLOSED
         """The text has not come to the answer yet."""
         self.reasoning_tokens = 0
@@ -89,6 +91,7 @@ class Reader:
         if self._space and not self.calls:
             parts.append(Text(self._space))
             self.words.append(self._space)
+            self.parts.append(parts[-1])
         self._space = ""
         return parts
 
@@ -144,3 +147,4 @@ class Reader:
                     part = Text(kept)
                 self.words.append(part.text)
         parts.append(part)
+        self.parts.append(part)

@@ -12,8 +12,8 @@ import msgspec.inspect as types
 from penstock.deployment.limits import Limits
 from penstock.serve.embeddings import EmbeddingBody
 from penstock.serve.limits import CHECKS
-from penstock.serve.messages import MessagesBody
-from penstock.serve.responses import ResponsesBody
+from penstock.serve.messages_body import CountBody, MessagesBody
+from penstock.serve.responses_body import ResponsesBody
 from penstock.serve.schema import ChatBody, CompletionBody
 from penstock.serve.text import DetokenizeBody, TokenizeBody
 from penstock.serve.unsupported import UNSUPPORTED
@@ -23,6 +23,7 @@ BODIES: Final[dict[str, type]] = {
     "POST /v1/completions": CompletionBody,
     "POST /v1/responses": ResponsesBody,
     "POST /v1/messages": MessagesBody,
+    "POST /v1/messages/count_tokens": CountBody,
     "POST /v1/embeddings": EmbeddingBody,
     "POST /tokenize": TokenizeBody,
     "POST /detokenize": DetokenizeBody,
@@ -31,9 +32,11 @@ BODIES: Final[dict[str, type]] = {
 MEANING: Final[dict[str, str]] = {
     "model": "Name of the model or of an adapter of `GET /v1/models`. Left out: the model that is served.",
     "messages": "The conversation. `content` is a string or a list of text parts; a `tool` message names its "
-    "`tool_call_id`.",
-    "prompt": "A text, token ids, or a list of either. Choice j of prompt i has `index` i·n + j.",
-    "input": "A text, token ids, or a list of either.",
+    "`tool_call_id`; of /v1/messages, it may hold `text`, `thinking`, `tool_use` and `tool_result` blocks.",
+    "prompt": "A text, token ids, or a list of either. Choice j of prompt i has `index` i·n + j. /v1/responses refuses "
+    "it: no prompts are stored.",
+    "input": "A text, token ids, or a list of either; of /v1/responses, a text or a list of items: `message`, "
+    "`reasoning`, `function_call`, `function_call_output`.",
     "tokens": "Token ids; control tokens are shown in the text.",
     "stream": "Server-sent events instead of one body.",
     "stream_options": "`include_usage`: one more chunk with the usage and no choices. Streams only.",
@@ -77,18 +80,25 @@ MEANING: Final[dict[str, str]] = {
     "instructions": "A system message before the input.",
     "system": "A system message before the others.",
     "stop_sequences": "As `stop` of chat; `stop_sequence` names the one.",
-    "thinking": '`{"type": "disabled"}`, or left out.',
+    "thinking": "Whether the model thinks before it answers ([how](tools.md#reasoning)). `budget_tokens` has to be "
+    "below `max_tokens`, and is not enforced beyond that.",
+    "output_config": "`format`: a JSON schema that the text is held to. `effort`: as `reasoning_effort` of chat, where "
+    "the model's template reads it.",
+    "mcp_servers": "Refused, unless empty.",
     "reasoning": "`effort`, as `reasoning_effort` of chat. A `summary` is refused.",
     "service_tier": "Accepted, and without effect.",
-    "text": '`{"format": {"type": "text"}}`, or left out.',
+    "text": "`format`: `text`, `json_object`, or `json_schema` with a schema that the text is then held to.",
+    "conversation": "Refused: nothing is stored. The whole conversation goes into `input`.",
+    "include": "Accepted; the reasoning is always there. `message.output_text.logprobs` is refused.",
     "previous_response_id": "Refused: nothing is stored. The whole conversation goes into `input`.",
     "truncation": "`disabled`, or left out: nothing is ever cut silently.",
     "store": "Accepted; nothing is stored, and the answer says so.",
     "background": "false, or left out.",
     "encoding_format": "`base64`: of little-endian float32.",
     "dimensions": "The first so many numbers, brought to length 1. Up to the model's own.",
-    "tools": "Functions that the model may call. Not in /v1/responses and /v1/messages, which refuse them.",
-    "tool_choice": "`none`, `auto`, `required`, or one function. Default: auto with tools, else none.",
+    "tools": "Functions that the model may call, in the form of each API. Tools that a server runs are refused.",
+    "tool_choice": "`none`, `auto`, `required` (`any` in /v1/messages), or one function. Default: auto with tools, "
+    "else none.",
     "parallel_tool_calls": "false: one call at most.",
     "response_format": "`text`, `json_object`, or `json_schema` with a schema that the text is then held to.",
     "guided_json": "A JSON schema, as in `response_format`.",

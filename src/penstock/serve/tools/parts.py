@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -34,3 +35,15 @@ class CallArguments:
 
 
 Part = Text | Reasoning | CallBegin | CallArguments
+
+
+def joined(parts: Iterable[Part]) -> list[Part]:
+    """Neighbours of one kind as one: fewer events where several tokens came at once."""
+    found: list[Part] = []
+    for part in parts:
+        last = found[-1] if found else None
+        if isinstance(part, CallBegin) or isinstance(last, CallBegin) or last is None or type(part) is not type(last):
+            found.append(part)
+        else:
+            found[-1] = type(part)(last.text + part.text)
+    return found
