@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import yaml
 from fastapi import FastAPI
 
 from penstock.deployment import Deployment
 from penstock.errors import InvalidDeployment
+from penstock.runtime.adapters import Adapter
 from penstock.serve.auth import KeyRing, keys_of
 from penstock.serve.errors import Refusal
 
@@ -88,6 +90,56 @@ def test_the_tenant_weight_and_group_of_a_request_are_the_keys_and_not_what_the_
     first, second = service.calls
     assert (first.tenant, first.weight, first.prefix_group) == ("house", 3.0, "group:family")
     assert (second.tenant, second.weight, second.prefix_group) == ("b", 1.0, "")
+
+
+def test_a_key_uses_and_sees_the_models_it_names(serve: Any) -> None:
+    keys = [
+        entry("all"), entry("base", models=["scripted"]), entry("sql", models=["sql", "later"], tenant="house"),
+        entry("both", models=["scripted", "sql"], tenant="house"), entry("none", models=["later"]),
+    ]  # fmt: skip
+    service, _, url = serve({"keys": keys})
+    service.adapters._loaded["a-1"] = Adapter("sql", "a-1", "/nowhere")
+
+    def seen(name: str) -> list[str]:
+        return [one["id"] for one in asking(url, name).get("/v1/models").json()["data"]]
+
+    assert {name: seen(name) for name in ("all", "base", "sql", "both", "none")} == {
+        "all": ["scripted", "sql"], "base": ["scripted"], "sql": ["sql"], "both": ["scripted", "sql"], "none": [],
+    }  # fmt: skip
+    turn = {"messages": [{"role": "user", "content": "hi"}]}
+    posts: dict[str, dict[str, Any]] = {
+        "/v1/completions": {"prompt": "hi"}, "/v1/chat/completions": turn, "/v1/responses": {"input": "hi"},
+        "/v1/messages": turn | {"max_tokens": 9}, "/v1/messages/count_tokens": turn, "/tokenize": {"prompt": "hi"},
+        "/detokenize": {"tokens": [1]}, "/v1/embeddings": {"input": "hi"},
+    }  # fmt: skip
+    for path, body in posts.items():
+        for name, model in (("base", "sql"), ("sql", "scripted"), ("sql", None), ("none", "later"), ("none", None)):
+            reply = asking(url, name).post(path, json=body | ({} if model is None else {"model": model}))
+            error = reply.json()["error"]
+            assert (reply.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+            assert error["type"] == "invalid_request_error"
+            hidden = {"base": "sql", "sql": "scripted", "none": "scripted"}[name]
+            assert hidden not in error["message"].replace(f"'{model}'", "")
+    service.calls.clear()
+    for name, model in (("base", None), ("sql", "sql"), ("both", "scripted"), ("both", "sql"), ("all", "sql")):
+        body = posts["/v1/completions"] | ({} if model is None else {"model": model})
+        assert asking(url, name).post("/v1/completions", json=body).status_code == 200
+    assert [call.adapter for call in service.calls] == ["", "a-1", "", "a-1", "a-1"]
+    assert asking(url, "base").get("/v1/models/scripted").json()["parent"] is None
+    assert asking(url, "sql").get("/v1/models/sql").json()["parent"] == "scripted"
+    assert asking(url, "base").get("/v1/models/sql").status_code == 404
+    with pytest.raises(openai.NotFoundError, match="one of: scripted"):
+        openai.OpenAI(base_url=f"{url}/v1", api_key="key-of-base", max_retries=0).models.retrieve("sql")
+
+
+def test_an_adapter_named_in_another_format_is_the_one_that_answers(serve: Any) -> None:
+    service, _, url = serve({"keys": [entry("all")]})
+    service.adapters._loaded["a-1"] = Adapter("sql", "a-1", "/nowhere")
+    client = asking(url, "all")
+    turn = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+    for path, body in (("/v1/responses", {"input": "hi"}), ("/v1/messages", turn), ("/v1/chat/completions", turn)):
+        assert client.post(path, json=body | {"model": "sql"}).json()["model"] == "sql"
+    assert [call.adapter for call in service.calls] == ["a-1"] * 3
 
 
 def test_a_key_that_leaves_the_file_is_refused_and_a_new_one_comes_in_without_a_restart(

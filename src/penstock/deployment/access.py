@@ -19,6 +19,7 @@ from penstock.units import Count
 
 Scope = Literal["inference", "admin", "metrics"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 KeyHash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 _OF_A_TENANT: Final = (
@@ -39,6 +40,9 @@ class Key(Section):
     max_concurrent: Count | None = Field(None, gt=0, description="Requests of the tenant at the same time.")
     requests_per_minute: Count | None = Field(None, gt=0, description="Requests that the tenant may begin.")
     tokens_per_minute: Count | None = Field(None, gt=0, description="Prompt and output tokens together.")
+    models: tuple[ModelName, ...] | None = Field(
+        None, min_length=1, description="Of GET /v1/models, those that the key may use and see; default: all."
+    )
     kv_share: float | None = Field(
         None, gt=0, le=1, description="Share of the KV memory that the tenant's requests in flight may come to hold."
     )

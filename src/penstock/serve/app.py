@@ -20,7 +20,7 @@ from penstock.deployment import Deployment, is_loopback
 from penstock.errors import PenstockError
 from penstock.observe.request_log import write_refusal
 from penstock.observe.tracing import Tracer
-from penstock.serve.auth import KeyRing, keys_of
+from penstock.serve.auth import MODELS, KeyRing, keys_of
 from penstock.serve.chat import chat_completions
 from penstock.serve.completions import completions
 from penstock.serve.cors import Cors
@@ -112,13 +112,15 @@ def _inference(front: Front, keys: KeyRing) -> APIRouter:
         router.post(path)(_route(front, keys, answer))
 
     @router.get("/v1/models", dependencies=[Depends(keys.tenant)])
-    async def models() -> Response:
-        adapters = [_model(front, started, one.name) for one in front.service.adapters.listed()]
-        return json_reply({"object": "list", "data": [_model(front, started), *adapters]})
+    async def models(request: Request) -> Response:
+        allowed = request.scope.get(MODELS)
+        shown = [name for name in front.names() if allowed is None or name in allowed]
+        return json_reply({"object": "list", "data": [_model(front, started, name) for name in shown]})
 
     @router.get("/v1/models/{name:path}", dependencies=[Depends(keys.tenant)])
-    async def model(name: str) -> Response:
-        return json_reply(_model(front, started, name if front.adapter(name) else None))
+    async def model(name: str, request: Request) -> Response:
+        front.check_model(name, request.scope.get(MODELS))
+        return json_reply(_model(front, started, name))
 
     return router
 
@@ -159,16 +161,16 @@ def _open(service: Service, deployment: Deployment) -> APIRouter:
     return router
 
 
-def _model(front: Front, started: int, adapter: str | None = None) -> dict[str, Any]:
+def _model(front: Front, started: int, name: str) -> dict[str, Any]:
     """The model, or one of its adapters, whose parent it is."""
     info = front.service.info
     return {
-        "id": adapter or info.name,
+        "id": name,
         "object": "model",
         "created": started,
         "owned_by": "penstock",
         "root": info.name,
-        "parent": info.name if adapter else None,
+        "parent": None if name == info.name else info.name,
         "max_model_len": info.max_sequence_tokens,
         "vocab_size": info.vocab_size,
     }

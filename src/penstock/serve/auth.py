@@ -26,6 +26,9 @@ from penstock.serve.quota import Quota, has_limits
 OPEN: Final = Key(name="open", hash="sha256:" + "0" * 64, scopes=("inference", "admin", "metrics"))
 """Stands for everyone where no keys are configured; nothing hashes to it that is ever looked up."""
 
+MODELS: Final = "penstock.models"
+"""In a request's scope: the names its key may use, where it may not use all."""
+
 _log = logging.getLogger("penstock.serve")
 
 
@@ -91,6 +94,8 @@ class KeyRing:
         key = self._require(request, "inference")
         if key is OPEN:
             return ""
+        if key.models is not None:
+            request.scope[MODELS] = key.models
         if has_limits(key):
             request.scope["penstock.headers"] = partial(self.quota.headers, key.owner)
         return key.owner

@@ -18,7 +18,7 @@ from penstock.runtime import Detokenizer
 from penstock.runtime.admission import NO_BOUNDS
 from penstock.runtime.facts import TimeBounds
 from penstock.runtime.grammar_check import GrammarCheck
-from penstock.serve.auth import KeyRing
+from penstock.serve.auth import MODELS, KeyRing
 from penstock.serve.body import BodyRoom, parse_body, read_body
 from penstock.serve.choice import Choice
 from penstock.serve.errors import Refusal
@@ -84,12 +84,22 @@ class Front:
                 field="stream_options", value={}, why="only a stream has them", remedy="stream: true, or leave them out"
             )
         check_limits(body, self.deployment.server.limits)
-        self.check_model(body.model)
+        self.check_model(body.model, request.scope.get(MODELS))
         return body, len(raw)
 
-    def check_model(self, name: str | None) -> None:
-        """Raises Refusal 404 unless `name` is the model served here or one of its adapters; None means the model."""
-        self.adapter(name)
+    def check_model(self, name: str | None, allowed: Sequence[str] | None = None) -> None:
+        """Raises Refusal 404 unless `name` is the model served here or one of its adapters; None means the model.
+
+        `allowed`: those the key may use. Of others it does not learn whether they are here.
+        """
+        if allowed is None:
+            self.adapter(name)
+        elif (name or self.service.info.name) not in (seen := [one for one in self.names() if one in allowed]):
+            raise self._no_model(name, seen)
+
+    def names(self) -> list[str]:
+        """Of the model, and of the adapters that are loaded."""
+        return [self.service.info.name, *(one.name for one in self.service.adapters.listed())]
 
     def adapter(self, name: str | None) -> str:
         """What a request that names `name` carries as its adapter: '' for the model itself. Raises Refusal 404."""
@@ -98,11 +108,13 @@ class Front:
             return ""
         handle = self.service.adapters.handle(name)
         if handle is None:
-            names = ", ".join([served, *(one.name for one in self.service.adapters.listed())])
-            raise Refusal(
-                404, "model_not_found", f"no model {name[:120]!r} here. Remedy: one of: {names}", param="model"
-            )
+            raise self._no_model(name, self.names())
         return handle
+
+    def _no_model(self, name: str | None, others: Sequence[str]) -> Refusal:
+        names = ", ".join(others) or "none is loaded that your key may use"
+        wrong = "no model was named" if name is None else f"no model {name[:120]!r} here"
+        return Refusal(404, "model_not_found", f"{wrong}. Remedy: one of: {names}", param="model")
 
     def frame(
         self, call: Call, id_prefix: str, kind: str, *, usage: bool, model: str | None = None
