@@ -99,8 +99,8 @@ soak: setup-dev  ## an hour of load with cancellations: memory, descriptors, stu
 setup-measured: setup-dev  ## operator databases of GPUs, 200 MB
 	$(PIP) --editable '.[measured]'
 
-bench-overload: setup-dev  ## two tenants, one of which floods: throughput, the other's TTFT, the times that are told; 8 minutes
-	$(BIN)/python benchmarks/overload.py
+bench-overload: setup-dev  ## two tenants, one of which floods: throughput, the other's TTFT, the times that are told; 9 minutes; FLAGS=...
+	$(BIN)/python benchmarks/overload.py $(FLAGS)
 
 bench-twin: setup-dev  ## compiles the hot modules, then: simulated requests per second: one replica, sixteen, a million requests
 	$(BIN)/python -m penstock.compiled.build
