@@ -73,6 +73,7 @@ MODULES: Final = (
     "penstock.runtime.lockstep",
     "penstock.runtime.token_ids",
     "penstock.runtime.virtual",
+    "penstock.twin.attention_price",
     "penstock.twin.known",
     "penstock.twin.load",
     "penstock.twin.step_price",

@@ -9,7 +9,7 @@ context          the sum of the members' KV lengths: what a step's attention rea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 from penstock.control.calendar import NEVER, Calendar
 from penstock.control.memory.blocks import Memory, expect
@@ -110,13 +110,10 @@ class DecodeSet:
 
 def grow(tables: dict[str, list[int]], memory: Memory) -> list[int]:
     """One more block for each block table. Returns the blocks, in order."""
-    count = len(tables)
-    blocks = memory.take(count)
-    if count == 1:
-        for table in tables.values():
-            table += blocks
-        return blocks
-    for at, table in enumerate(tables.values()):
-        # A slice moves the number itself: compiled, an item would be taken out and made anew.
-        table += blocks[at : at + 1]
+    blocks = memory.take(len(tables))
+    # Compiled, a number of a list[int] would be taken out and made anew: `block_numbers` says why that must not be.
+    numbers: list[Any] = blocks
+    growing = cast("dict[str, list[Any]]", tables)
+    for at, table in enumerate(growing.values()):
+        table.append(numbers[at])
     return blocks

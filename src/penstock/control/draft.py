@@ -31,9 +31,20 @@ class Draft:
             self._pause_next = []
         return step
 
-    def skip(self, steps: int) -> None:
-        """So many steps were taken that said nothing."""
+    @property
+    def only_joins(self) -> bool:
+        """Nothing but who joins in the step after this one is announced, if anything is. Between plans only."""
+        step = self.step
+        return not (self._pause_next or step.release or step.join or step.pause)
+
+    def skip(self, steps: int) -> list[str]:
+        """So many steps were taken, at least one, and said nothing but who joins in the first; these are returned."""
         self.step.number += steps
+        joined = self._join_next
+        if joined:
+            self._join_next = []
+        self.said = False
+        return joined
 
     def take(self) -> Step:
         """The planned step; a new draft begins."""

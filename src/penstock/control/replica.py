@@ -9,6 +9,8 @@ Planning costs O(changes) (Contract 2): a sequence that merely decodes on is not
 
 from __future__ import annotations
 
+from typing import Final
+
 from penstock.control.compose.fill import Compose, Fill, View
 from penstock.control.evict.evict import Evict
 from penstock.control.lifecycle import ENDING, HOLDS_BLOCKS, LAST_TOKEN, PROMPT_DONE, SWAPPED
@@ -22,6 +24,8 @@ from penstock.control.sequence import Sequence
 from penstock.control.statistics import Statistics
 from penstock.control.step import Chunk, Failed, Finish, Finished, NewTokens, Step, StepResult, Update, added
 from penstock.errors import ProtocolError
+
+_NOBODY: Final[dict[str, str]] = {}
 
 
 class Replica(Residents):
@@ -53,12 +57,12 @@ class Replica(Residents):
 
     def submit(self, request: Request, now: float) -> None:
         """Take a request. Raises InvalidRequest if it could never run here, ProtocolError for an id in use."""
-        if request.id in self._live:
-            raise ProtocolError(f"request id {request.id!r} is in use")
-        refuse_impossible(request, self._memory)
+        sequence = Sequence(request, self._numbers + 1, now)
+        if sequence.id in self._live:
+            raise ProtocolError(f"request id {sequence.id!r} is in use")
+        refuse_impossible(sequence, self._memory)
         self._numbers += 1
-        sequence = Sequence(request, self._numbers, now)
-        self._live[request.id] = sequence
+        self._live[sequence.id] = sequence
         self._waiting_tokens += sequence.prefill_tokens
         self._order.push(sequence, self._decode_set.clock)
         self._totals.submitted += 1
@@ -82,11 +86,8 @@ class Replica(Residents):
             raise ProtocolError(f"result {result.number} for step {step.number} is out of order")
         del self._in_flight[0]
         number = step.number
-        for chunk in step.chunks:
-            sequence = self._live.get(chunk.id)
-            if sequence is not None and sequence.state in HOLDS_BLOCKS and chunk.id not in result.failed:
-                self._memory.publish(sequence, chunk.start + chunk.tokens)
-                self._refused = None
+        if step.chunks:
+            self._publish(step, result.failed)
         if self._gone:
             for request_id in self._gone:
                 result.tokens.pop(request_id, None)
@@ -151,20 +152,26 @@ class Replica(Residents):
         return step
 
     def quiet(self) -> int:
-        """How many of the next steps are sure to be plain decodes, up to one that ends somebody if nothing comes.
+        """How many of the next steps are sure to be decodes alone, up to one that ends somebody if nothing comes. In
+        the first of them those join whose prompts the step under way completes; otherwise nothing changes.
 
         O(1), and on the safe side: 0 says nothing. Whoever knows what steps cost may then `coast` instead of planning
         and committing each of them. The oldest step under way is taken to be running.
         """
         decode_set = self._decode_set
-        if self._prefilling or self._draft.said or self._stalled or self._updates or len(decode_set) == 0:
+        if self._prefilling or self._stalled or self._updates or len(decode_set) == 0:
             return 0
-        if self._compose.every_step:
+        joins = self._draft.said
+        if self._compose.every_step or (joins and not self._draft.only_joins):
             return 0
         running = None
         for step in self._in_flight:
             # What the running one announced is known already; only its chunks still have a commit to come.
-            if step.chunks or not step.decoding or not (running is None or step.plain):
+            if step.chunks:
+                # Nobody is left to prefill, so all of them are last: who is not done with them is who joins.
+                if len(self._in_flight) > 1 or step.swap_in or step.number in self._ending:
+                    return 0
+            elif joins or not step.decoding or not (running is None or step.plain):
                 return 0
             running = step
         if len(self._running) < self._max_seqs and len(self._order) > 0:
@@ -179,14 +186,28 @@ class Replica(Residents):
         Steps under way stay under way: they are as many later. Costs O(steps + blocks they add), not O(batch).
         """
         decode_set = self._decode_set
-        self._totals.decode_tokens += steps * len(decode_set)
+        members = len(decode_set)
+        self._totals.decode_tokens += steps * members
+        joined = self._draft.skip(steps)
         for step in self._in_flight:
+            if step.chunks:
+                self._publish(step, _NOBODY)
+                step.forget_chunks(members, decode_set.context - members)
             step.repeat(steps)
-        self._draft.skip(steps)
+            if joined and steps == 1:
+                step.join = joined
         self._planned += steps
         due = decode_set.coast(steps, self._memory)
         if due is not None:
             self._reach_max_tokens(due, self._planned)
+
+    def _publish(self, step: Step, failed: dict[str, str]) -> None:
+        """The KV of its chunks is valid now."""
+        for chunk in step.chunks:
+            sequence = self._live.get(chunk.id)
+            if sequence is not None and sequence.state in HOLDS_BLOCKS and chunk.id not in failed:
+                self._memory.publish(sequence, chunk.start + chunk.tokens)
+                self._refused = None
 
     def _fills(self) -> tuple[Fill, ...]:
         fixed = self._compose.fixed

@@ -63,6 +63,10 @@ class Sampling(Struct, frozen=True, kw_only=True):
         return self.prompt_logprobs is not None or self.embed
 
 
+PLAIN: Final = Sampling()
+"""What a request has that asks for nothing."""
+
+
 class Request(Struct, frozen=True, kw_only=True):
     """One prompt to continue. `n` > 1 is that many requests."""
 
@@ -85,7 +89,7 @@ class Request(Struct, frozen=True, kw_only=True):
     """Name of the adapter it runs with, unique per load; empty: the model itself. KV of one is of no use to another."""
     priority: int = 0
     """Lower goes first."""
-    sampling: Sampling = Sampling()
+    sampling: Sampling = PLAIN
 
     @property
     def prefill_tokens(self) -> int:

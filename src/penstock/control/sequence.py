@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from penstock.control.calendar import Dated
 from penstock.control.lifecycle import Event, State, move
 from penstock.control.request import Request
 
 Tokens = tuple[int, ...] | range
-_KEPT: Final = (tuple, range)
 
 
 class Sequence(Dated):
@@ -34,7 +31,7 @@ class Sequence(Dated):
         self.arrival = arrival
         self.state = State.WAITING
         prompt = request.prompt
-        self.prompt: Tokens = prompt if isinstance(prompt, _KEPT) else tuple(prompt)
+        self.prompt: Tokens = prompt if type(prompt) is range or type(prompt) is tuple else tuple(prompt)
         """Slices of it can be compared: a list would equal no tuple."""
         self.prompt_tokens = len(prompt)
         self.max_tokens = request.max_tokens

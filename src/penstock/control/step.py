@@ -150,6 +150,13 @@ class Step(Record):
         """Rows that go through the model."""
         return self.decoding + sum([chunk.tokens for chunk in self.chunks])
 
+    def forget_chunks(self, decoding: int, decode_context: int) -> None:
+        """Become a step of decodes alone, of so many over so much KV: those it completed the prompts of included."""
+        self.admit = _NO_ADMISSIONS
+        self.chunks = _NO_CHUNKS
+        self.decoding = decoding
+        self.decode_context = decode_context
+
     def repeat(self, steps: int) -> None:
         """Become the step that comes `steps` later, if all of them only decode: what this one announced is done."""
         self.release = self.evict = self.pause = self.join = self.grow = _NO_IDS

@@ -1,7 +1,8 @@
-"""What a simulation remembers: columns by request, and a bounded number of samples over time.
+"""What a simulation remembers: a row for each request, and a bounded number of samples over time.
 
-A million requests are a few arrays. Samples are taken at even virtual time, per replica; when there are too many, every
-other one goes and the distance doubles, so memory is bounded whatever the length of the run.
+A row is one small object, written field by field as things happen; columns are made of them at the end. Samples are
+taken at even virtual time, per replica; when there are too many, every other one goes and the distance doubles, so
+their memory is bounded whatever the length of the run.
 """
 
 from __future__ import annotations
@@ -45,6 +46,20 @@ class Sample:
         """Of the replica until then."""
 
 
+class Seen:
+    """One request, seen from outside. What has not happened is NEVER or 0."""
+
+    __slots__ = (
+        "arrival_s", "cached_tokens", "finish_s", "first_s", "outcome", "output_tokens", "preemptions", "prompt_tokens",
+        "replica",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.arrival_s = self.first_s = self.finish_s = NEVER
+        self.prompt_tokens = self.output_tokens = self.cached_tokens = self.preemptions = self.replica = 0
+        self.outcome = UNFINISHED
+
+
 class Lane:
     """What one instance has done so far."""
 
@@ -73,10 +88,8 @@ class Collector:
     """
 
     def __init__(self, replicas: int, on_step: OnStep | None = None) -> None:
-        # One row a request, by its index; there may be more rows than requests, whose arrival is NEVER.
-        self.arrival_s, self.first_s, self.finish_s = array("d"), array("d"), array("d")
-        self.prompt_tokens, self.output_tokens, self.cached_tokens = array("q"), array("q"), array("q")
-        self.preemptions, self.replica, self.outcome = array("l"), array("l"), array("b")
+        self._rows: list[Seen] = []
+        """By index of the request; some may never have arrived."""
         self.lanes = [Lane() for _ in range(replicas)]
         self.ended_count = 0
         self.last_s = 0.0
@@ -95,45 +108,86 @@ class Collector:
 
     def arrived(self, index: int, now: float, prompt_tokens: int, output_tokens: int, replica: int) -> None:
         """A request was sent to a replica. `output_tokens`: what it will make if nothing stops it."""
-        if index >= len(self.arrival_s):
-            self._extend(index + 1)
-        self.arrival_s[index] = now
-        self.prompt_tokens[index] = prompt_tokens
-        self.output_tokens[index] = output_tokens
-        self.replica[index] = replica
-
-    def _extend(self, count: int) -> None:
-        """Room for `count` requests and some more: rows that never arrive stay at NEVER."""
-        more = count - len(self.arrival_s) + 1024 + count // 8
-        for times in (self.arrival_s, self.first_s, self.finish_s):
-            times.extend(array("d", [NEVER]) * more)
-        for counts in (self.prompt_tokens, self.output_tokens, self.cached_tokens):
-            counts.extend(array("q", [0]) * more)
-        for counts in (self.preemptions, self.replica):
-            counts.extend(array("l", [0]) * more)
-        self.outcome.extend(array("b", [UNFINISHED]) * more)
+        rows = self._rows
+        while index >= len(rows):
+            rows.append(Seen())
+        row = rows[index]
+        row.arrival_s = now
+        row.prompt_tokens = prompt_tokens
+        row.output_tokens = output_tokens
+        row.replica = replica
 
     def first_token(self, index: int, now: float) -> None:
         """A prompt is done. Only the first time counts: an evicted request computes its prompt again."""
-        before = self.first_s[index]
-        if before != before:
-            self.first_s[index] = now
+        row = self._rows[index]
+        if row.first_s != row.first_s:
+            row.first_s = now
+
+    def made(self, index: int, output_tokens: int) -> None:
+        """The run is over, and an unfinished request has made so many tokens."""
+        self._rows[index].output_tokens = output_tokens
 
     def ended(self, index: int, now: float, outcome: Outcome, output_tokens: int, cached: int, evicted: int) -> None:
         """A request ended at `now` with so many tokens made."""
-        self.finish_s[index] = self.last_s = now
-        self.outcome[index] = _CODES[outcome]
-        self.output_tokens[index] = output_tokens
-        if cached:
-            self.cached_tokens[index] = cached
-        if evicted:
-            self.preemptions[index] = evicted
+        row = self._rows[index]
+        row.finish_s = self.last_s = now
+        row.outcome = _CODES[outcome]
+        row.output_tokens = output_tokens
+        row.cached_tokens = cached
+        row.preemptions = evicted
         self.ended_count += 1
 
     def refused(self, index: int, now: float, why: str) -> None:
         """A replica cannot ever run it."""
         self.ended(index, now, "rejected", 0, 0, 0)
         self.reasons[why] = self.reasons.get(why, 0) + 1
+
+    # -- columns, by index; each is made when it is asked for -------------------------------------------------------
+
+    @property
+    def arrival_s(self) -> array[float]:
+        """NEVER where a request never arrived."""
+        return array("d", [row.arrival_s for row in self._rows])
+
+    @property
+    def first_s(self) -> array[float]:
+        """Of the first token."""
+        return array("d", [row.first_s for row in self._rows])
+
+    @property
+    def finish_s(self) -> array[float]:
+        """Of whatever end."""
+        return array("d", [row.finish_s for row in self._rows])
+
+    @property
+    def prompt_tokens(self) -> array[int]:
+        """Of all that arrived."""
+        return array("q", [row.prompt_tokens for row in self._rows])
+
+    @property
+    def output_tokens(self) -> array[int]:
+        """Made so far, or to be made."""
+        return array("q", [row.output_tokens for row in self._rows])
+
+    @property
+    def cached_tokens(self) -> array[int]:
+        """Prompt tokens found in the prefix cache."""
+        return array("q", [row.cached_tokens for row in self._rows])
+
+    @property
+    def preemptions(self) -> array[int]:
+        """How often each gave way."""
+        return array("l", [row.preemptions for row in self._rows])
+
+    @property
+    def replica(self) -> array[int]:
+        """Who served it."""
+        return array("l", [row.replica for row in self._rows])
+
+    @property
+    def outcome(self) -> array[int]:
+        """As places in OUTCOMES."""
+        return array("b", [row.outcome for row in self._rows])
 
     # -- steps ------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,10 @@ class Driven(Target):
         """No request comes before this time: stretches need not be computed beyond it."""
         self.place = -1
         """Where it stands among the alarms."""
+        self._end = 0.0
+        """When the running step ends."""
+        self._ends: list[float] = []
+        """When the plain steps after it end, as far as they are computed."""
 
     def lanes(self) -> list[Instance]:
         """The schedulers inside, in order."""
@@ -51,6 +56,21 @@ class Driven(Target):
 
     def halt(self, now: float) -> None:
         """The run ends at `now`: what has begun by then has happened."""
+        if self._ends:
+            self._interrupt(now)
+
+    def _interrupt(self, now: float) -> None:
+        """Something comes during a stretch: the steps that have begun before `now` happen, the others do not."""
+        ends = self._ends
+        if now <= self._end:
+            self._ends = []
+        else:
+            del ends[min(bisect_left(ends, now) + 1, len(ends)) :]
+            self._skip()
+        self.wake = self._end
+
+    def _skip(self) -> None:
+        """The stretch is over but for its last step, which runs."""
         raise NotImplementedError
 
 

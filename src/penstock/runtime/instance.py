@@ -7,7 +7,6 @@ once, at the end of the stretch or when a request comes in the middle of it (as 
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -32,7 +31,8 @@ class Observer:
         raise NotImplementedError
 
     def coasted(self, instance: Instance, started: float, ends: list[float]) -> None:
-        """Further plain decode steps, the first begun at `started`, ended at these times."""
+        """Further steps of decodes alone, the first begun at `started`, ended at these times. Those whose first token
+        came with the step before decode in them too."""
         raise NotImplementedError
 
     def first_token(self, row: Row, now: float) -> None:
@@ -60,17 +60,12 @@ class Instance(Driven):
         self.replica, self.twin = replica, twin
         self._observer = observer
         self._plan_ahead, self._coasts = plan_ahead, coast
-        self._rows: dict[str, Row] = {}
         self.running: Step | None = None
         """The step under way, until the next one follows."""
         self._next: Step | None = None
         self._result: StepResult | None = None
         self._firsts: list[Row] = []
         self._started = 0.0
-        self._end = 0.0
-        """When the running step ends."""
-        self._ends: list[float] = []
-        """When the plain steps after it end."""
         self.peers: list[Instance] = []
         """The ranks that step together with this one, itself included; empty: it steps alone."""
 
@@ -91,8 +86,7 @@ class Instance(Driven):
         if self._ends:
             self._interrupt(now)
         self.replica.submit(request, now)
-        row = self.twin.add(request, output_tokens, index=index, output=output)
-        self._rows[request.id] = row
+        self.twin.add(request, output_tokens, index=index, output=output)
         self.outstanding += 1
 
     def cancel(self, request_id: str, now: float) -> None:
@@ -128,13 +122,9 @@ class Instance(Driven):
         if self._coasts:
             self._stretch()
 
-    def halt(self, now: float) -> None:
-        if self._ends:
-            self._interrupt(now)
-
     def unfinished(self) -> Iterable[Row]:
         """Requests that have not ended."""
-        return self._rows.values()
+        return self.twin.unfinished()
 
     # -- piece by piece, for ranks that step together (lockstep.py) -----------------------------------------------
 
@@ -144,11 +134,7 @@ class Instance(Driven):
         assert step is not None, "a step was launched"
         assert result is not None
         updates = self.replica.commit(step, result, now)
-        self._observer.stepped(self, step, self._started, now)
-        if self._firsts:
-            for row in self._firsts:
-                self._observer.first_token(row, now)
-            self._firsts = []
+        self._tell_step(step, now)
         if updates:
             self._take(updates, now)
 
@@ -175,7 +161,7 @@ class Instance(Driven):
             self._next = self.replica.plan(now)
 
     def quiet(self) -> int:
-        """How many of the next steps are sure to be plain decodes."""
+        """How many of the next steps are sure to be decodes alone."""
         if self._result is None or self._result.finished or (self._plan_ahead and self._next is None):
             return 0
         most = self.replica.quiet()
@@ -184,7 +170,7 @@ class Instance(Driven):
     def tell_step(self) -> None:
         """The running step has ended, and plain ones follow."""
         assert self.running is not None
-        self._observer.stepped(self, self.running, self._started, self._end)
+        self._tell_step(self.running, self._end)
 
     def coast(self, steps: int) -> None:
         """Through that many steps, the running one included: the one after them runs."""
@@ -202,6 +188,13 @@ class Instance(Driven):
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    def _tell_step(self, step: Step, now: float) -> None:
+        self._observer.stepped(self, step, self._started, now)
+        if self._firsts:
+            for row in self._firsts:
+                self._observer.first_token(row, now)
+            self._firsts = []
+
     def _launch(self, step: Step, now: float) -> None:
         twin = self.twin
         result = twin.run(step)
@@ -217,16 +210,6 @@ class Instance(Driven):
                 self._ends = self.twin.ends(self._end, most, self.horizon)
                 self.wake = self._ends[-1]
 
-    def _interrupt(self, now: float) -> None:
-        """A request comes during a stretch: the steps that have begun before `now` happen, the others do not."""
-        ends = self._ends
-        if now <= self._end:
-            self._ends = []
-        else:
-            del ends[min(bisect_left(ends, now) + 1, len(ends)) :]
-            self._skip()
-        self.wake = self._end
-
     def _skip(self) -> None:
         """The stretch is over but for its last step, which runs."""
         ends, self._ends = self._ends, []
@@ -237,8 +220,6 @@ class Instance(Driven):
     def _take(self, updates: list[Update], now: float) -> None:
         for update in updates:
             if type(update) is not NewTokens:
-                request_id = update.id
-                row = self._rows[request_id]
-                del self._rows[request_id]
+                row = self.twin.end(update.id)
                 self.outstanding -= 1
                 self._observer.ended(row, update, now)

@@ -7,7 +7,6 @@ shared out once, when they come. Stretches in which all ranks merely decode on a
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 
 from penstock.control.cluster.router import Router, Target
@@ -53,10 +52,6 @@ class Lockstep(Driven):
         self._price, self._router = price, router
         self._plan_ahead, self._coast = plan_ahead, coast
         self._chosen = self._ranks[0]
-        self._end = 0.0
-        """When the running step ends."""
-        self._ends: list[float] = []
-        """When the plain steps after it end."""
         for rank in self._ranks:
             rank.peers = self._ranks
 
@@ -103,10 +98,6 @@ class Lockstep(Driven):
         if self._coast:
             self._stretch()
 
-    def halt(self, now: float) -> None:
-        if self._ends:
-            self._interrupt(now)
-
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _launch(self, now: float) -> None:
@@ -144,16 +135,6 @@ class Lockstep(Driven):
         loads = [rank.twin.next_load() for rank in self._ranks]
         self._ends = self._price.lockstep_ends(loads, self._end, most, self.horizon)
         self.wake = self._ends[-1]
-
-    def _interrupt(self, now: float) -> None:
-        """A request comes during a stretch: the steps that have begun before `now` happen, the others do not."""
-        ends = self._ends
-        if now <= self._end:
-            self._ends = []
-        else:
-            del ends[min(bisect_left(ends, now) + 1, len(ends)) :]
-            self._skip()
-        self.wake = self._end
 
     def _skip(self) -> None:
         """The stretch is over but for its last step, which runs. An observer sees all ranks at one step."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from typing import Final, Literal
 
@@ -56,6 +56,8 @@ class Cluster(Observer):
         self._router, self._source, self._collector = router, source, collector
         self._max_sequence_tokens = max_sequence_tokens
         self._block_tokens = source.block_tokens
+        self._follows = bool(getattr(source, "follows", True))
+        """Whether an end may bring about a request."""
         self._max_tokens, self._limits, self._on_progress = max_tokens, limits or Limits(), on_progress
         self._later: list[tuple[float, int, TimedRequest]] = []
         """Heap of requests that ends have brought about."""
@@ -82,7 +84,8 @@ class Cluster(Observer):
             cached = update.cached_tokens
             outcome = "cancelled" if 0 < request.cancel_tokens < request.output_tokens else "completed"
         self._collector.ended(index, now, outcome, row.total, cached, row.preemptions)
-        self._follow(request, now)
+        if self._follows:
+            self._follow(request, now)
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -106,7 +109,7 @@ class Cluster(Observer):
         limits, instances = self._limits, self.instances
         self._targets = list(instances)
         arrivals = self._source.initial()
-        request = next(arrivals, None)
+        request = _next(arrivals)
         following = IDLE if request is None else request.arrival_s
         """When `request` arrives."""
         alarms = Alarms(instances)
@@ -150,7 +153,7 @@ class Cluster(Observer):
                         instance = self._submit(heappop(self._later)[2], now)
                     elif request is not None and following == now:
                         instance = self._submit(request, now)
-                        request = next(arrivals, None)
+                        request = _next(arrivals)
                         following = IDLE if request is None else request.arrival_s
                     else:
                         break
@@ -187,7 +190,7 @@ class Cluster(Observer):
         """After a run that was cut off: note what the unfinished requests have made so far."""
         for instance in self.lanes():
             for row in instance.unfinished():
-                self._collector.output_tokens[row.index] = row.made(instance.twin.clock)
+                self._collector.made(row.index, row.made(instance.twin.clock))
 
     def lanes(self) -> list[Instance]:
         """All schedulers, in order of their numbers."""
@@ -235,3 +238,10 @@ class Cluster(Observer):
         caused = self._source.after(request, now)
         if caused is not None:
             heappush(self._later, (caused.arrival_s, caused.index, caused))
+
+
+def _next(arrivals: Iterator[TimedRequest]) -> TimedRequest | None:
+    # Compiled, a loop asks the iterator itself, and `next` would be looked up and called.
+    for request in arrivals:
+        return request
+    return None

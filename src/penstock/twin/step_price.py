@@ -1,36 +1,27 @@
 """The seconds of a step from its graph and a price of operators, in O(chunks) and mostly from memory (Contract 5).
 
-Each part of the graph is priced once per value it depends on: rows by token count, the head by sampled rows, decode
-attention by sequences and a grid of contexts (straight lines between), prefill attention by chunk. So a million steps
-cost a few thousand prices. Where the price knows what decode attention takes in one call with a prompt chunk
-(`beside_chunk`), that counts in mixed steps, kept over a grid of chunks and contexts too.
+Each part of the graph is priced once per value it depends on: rows by token count, the head by sampled rows, attention
+as attention_price.py says. So a million steps cost a few thousand prices.
 `explain` prices the same step operator by operator, uncached, with what each rests on.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Sequence
-from math import log2
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
+from penstock.twin.attention_price import SPREAD_GRAIN, AttentionPrice
 from penstock.twin.host import HostTime
-from penstock.twin.known import NO_LINE, UNKNOWN, ByCount, Line, Lines, around
+from penstock.twin.known import NO_LINE, UNKNOWN, ByCount
 from penstock.twin.load import StepLoad
-from penstock.twin.operators import DecodeAttention, Elementwise, Operator, Work
+from penstock.twin.operators import Elementwise, Work
 from penstock.twin.price import Estimate, OperatorPrice
 from penstock.twin.step_estimate import StepEstimate
 from penstock.twin.step_graph import Placed, StepGraph
-from penstock.twin.twin import Pricing
 
 CUDA_GRAPH_SIZES: Final = (1, 2, 4, *range(8, 513, 8))
 """Batch sizes for which engines capture CUDA graphs (vLLM's default list); a decode batch is padded up to the next."""
-PREFILL_GRAIN: Final = 16
-"""Longer chunks are priced in tiles of so many tokens, as attention kernels compute them; below FINE_TOKENS exactly."""
-FINE_TOKENS: Final = 64
-SPREAD_GRAIN: Final = 0.1
-_MEMORY: Final = 200_000
-"""Priced chunks kept before the oldest half is forgotten."""
 
 
 class Power(Protocol):
@@ -40,7 +31,7 @@ class Power(Protocol):
         """While it does `work` in `seconds`, idle power included."""
 
 
-class StepPrice(Pricing):
+class StepPrice(AttentionPrice):
     """Prices steps of one replica.
 
     Args:
@@ -56,29 +47,20 @@ class StepPrice(Pricing):
         self, graph: StepGraph, price: OperatorPrice, host: HostTime, *, swap_block_bytes: float = 0.0,
         graph_sizes: Iterable[int] = (), power: Power | None = None,
     ) -> None:  # fmt: skip
-        self.graph, self.price, self.host, self.power = graph, price, host, power
+        super().__init__(graph, price)
+        self.host, self.power = host, power
         self._step_s, self._request_s, self._token_s = host.step_s, host.request_s, host.token_s
         self._overlapped = host.overlapped
         self._swap_block_bytes = swap_block_bytes
         sizes = sorted(graph_sizes)
         self._pad = [sizes[bisect.bisect_left(sizes, count)] for count in range(sizes[-1] + 1)] if sizes else []
         """Decoding sequences to rows of the graph that is run."""
-        self._micro_batches = graph.layout.pipeline_parallel
         self._groups = graph.layout.attention_dp
-        self._uses_spread = bool(getattr(price, "uses_spread", False))
-        self._beside: Callable[[DecodeAttention, int], float | None] | None = getattr(price, "beside_chunk", None)
         self._rows = ByCount()
         """By tokens of the step; with attention groups, by those of the group that has most."""
         self._joint = ByCount()
         """With attention groups: what they do together, by tokens of the step."""
         self._head = ByCount()
-        self._lines: dict[tuple[int, int], Lines] = {}
-        self._lines_now: dict[int, Line] = {}
-        """By decoding sequences: the line used last, contexts all alike."""
-        self._chunks: dict[tuple[int, int], float] = {}
-        self._mixed: dict[tuple[int, int, float], Line] = {}
-        """By decoding sequences, size of the chunk and start of the context's line: what decode attention takes more
-        in one call with such a chunk."""
 
     # -- fast -------------------------------------------------------------------------------------------------------
 
@@ -224,28 +206,6 @@ class StepPrice(Pricing):
             seconds = self._head.put(sampled, self._sum(self.graph.head(self._micro(sampled))))
         return seconds
 
-    def line(self, decoding: int, context: int, bucket: int = 0) -> Line:
-        """Seconds of decode attention near `context` (this step's tokens included)."""
-        lines = self._lines.get((decoding, bucket))
-        if lines is None:
-            lines = self._lines[decoding, bucket] = Lines()
-        found = lines.find(context)
-        if found is not None:
-            if not bucket:
-                self._lines_now[decoding] = found
-            return found
-        low, high = around(context / decoding)
-        first, last = decoding * low, decoding * high
-        spread = bucket * SPREAD_GRAIN
-        below, above = (self._decode(decoding, round(end), spread) for end in (first, last))
-        if context < first:  # a context below one token per sequence: priced as one token
-            return Line(0.0, first, below, 0.0)
-        line = Line(first, last, below, (above - below) / (last - first))
-        lines.add(line)
-        if not bucket:
-            self._lines_now[decoding] = line
-        return line
-
     # -- slow, and explained ----------------------------------------------------------------------------------------
 
     def explain(self, load: StepLoad) -> StepEstimate:
@@ -303,11 +263,6 @@ class StepPrice(Pricing):
             estimate.joules = self.graph.layout.devices * self.power.joules(total, estimate.work)
         return estimate
 
-    @property
-    def uses_spread(self) -> bool:
-        """Whether it wants to know how uneven contexts are."""
-        return self._uses_spread
-
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _grouped(self, decoding: int, prompt: int, most: int) -> tuple[int, int]:
@@ -332,73 +287,8 @@ class StepPrice(Pricing):
             joint = self._joint.put(tokens, self._sum(self.graph.joint_rows(self._micro(tokens))))
         return rows + joint
 
-    def _more_beside(self, decoding: int, context: int, chunk: int) -> float:
-        """What decode attention takes more because it shares its call with a chunk."""
-        size = round(2.0 * log2(chunk))
-        low, high = around(context / decoding)
-        line = self._mixed.get((decoding, size, low))
-        if line is None:
-            first, last = decoding * low, decoding * high
-            below, above = (self._more(decoding, round(end), round(2.0 ** (size / 2))) for end in (first, last))
-            line = self._mixed[decoding, size, low] = Line(first, last, below, (above - below) / (last - first))
-        return line.at(context)
-
-    def _more(self, decoding: int, context: int, chunk: int) -> float:
-        chunk = self._micro(chunk)
-        placed = self.graph.decode(self._micro(decoding), self._micro(context))
-        return sum(
-            times * (self._estimate(operator, chunk).seconds - self.price.price(operator).seconds)
-            for operator, times in placed
-        )
-
-    def _estimate(self, operator: Operator, chunk: int) -> Estimate:
-        """Of an operator in a step with so many prompt tokens."""
-        alone = self.price.price(operator)
-        if not chunk or self._beside is None or not isinstance(operator, DecodeAttention):
-            return alone
-        beside = self._beside(operator, chunk)
-        return alone if beside is None else Estimate(beside, alone.model, alone.basis)
-
-    def _sum(self, placed: list[Placed]) -> float:
-        return sum(self.price.price(operator).seconds * times for operator, times in placed)
-
-    def _micro(self, count: int) -> int:
-        """A pipeline keeps as many micro-batches under way as it has stages: a step takes as long as one of them takes
-        through all stages, since in the steady state the others fill them meanwhile."""
-        return -(-count // self._micro_batches)
-
-    def _piece(self, past: int, tokens: int) -> tuple[int, int]:
-        """The mean piece of a chunk that a pipeline's micro-batches share: later ones see what earlier ones made, so
-        that all together have the query-key pairs of the whole."""
-        piece = self._micro(tokens)
-        return past + (tokens - piece) // 2, piece
-
     def _padded(self, decoding: int) -> int:
         return self._pad[decoding] if decoding < len(self._pad) else decoding
-
-    def _bucket(self, decoding: int, context: int, squares: int) -> int:
-        """How uneven the contexts are, in tenths of their mean; only where the price looks at it."""
-        if not self._uses_spread or decoding < 2:
-            return 0
-        mean = context / decoding
-        variance = squares / decoding - mean * mean
-        return round(max(0.0, variance) ** 0.5 / mean / SPREAD_GRAIN) if mean else 0
-
-    def _decode(self, decoding: int, context: int, spread: float) -> float:
-        return self._sum(self.graph.decode(self._micro(decoding), self._micro(context), spread))
-
-    def _chunk(self, past: int, tokens: int) -> float:
-        if tokens > FINE_TOKENS:
-            tokens = -(-tokens // PREFILL_GRAIN) * PREFILL_GRAIN
-        if past > FINE_TOKENS:
-            past = -(-past // PREFILL_GRAIN) * PREFILL_GRAIN
-        seconds = self._chunks.get((past, tokens))
-        if seconds is None:
-            if len(self._chunks) >= _MEMORY:
-                for key in list(self._chunks)[: _MEMORY // 2]:
-                    del self._chunks[key]
-            seconds = self._chunks[past, tokens] = self._sum(self.graph.prefill((self._piece(past, tokens),)))
-        return seconds
 
     def _swap(self, load: StepLoad) -> float:
         return self.price.price(self._copy(load.swap_in_blocks + load.swap_out_blocks)).seconds

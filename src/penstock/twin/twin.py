@@ -53,6 +53,7 @@ class Row(Dated):
 
     __slots__ = (
         "decoding",
+        "ended",
         "id",
         "index",
         "join_clock",
@@ -65,8 +66,11 @@ class Row(Dated):
         "total",
     )
 
-    def __init__(self, request: Request, output_tokens: int, index: int, output: Sequence[int]) -> None:
+    def __init__(self, request: Request, output_tokens: int | None, index: int, output: Sequence[int]) -> None:
         super().__init__()
+        most = request.max_tokens
+        if output_tokens is None or output_tokens > most:
+            output_tokens = most
         self.id = request.id
         self.index = index
         """The caller's own number for it."""
@@ -77,11 +81,13 @@ class Row(Dated):
         self.preemptions = 0
         self.left = output_tokens - self.outputs
         """Tokens to come until it ends."""
-        self.stops = output_tokens < request.max_tokens
+        self.stops = output_tokens < most
         """It ends by itself and not at max_tokens."""
         self.output = output
         """Ids of its output, for the prefix cache; empty: it leaves nothing there."""
         self.decoding = False
+        self.ended = False
+        """Its end was told; control may still have to release it."""
         self.join_clock = 0
 
     def made(self, clock: int) -> int:
@@ -122,9 +128,19 @@ class Twin:
     ) -> Row:
         """Make a request known. `output_tokens` is how many it will make, what `request.output` holds included; None:
         max_tokens. The policy never sees it."""
-        tokens = request.max_tokens if output_tokens is None else min(output_tokens, request.max_tokens)
-        row = self._rows[request.id] = Row(request, tokens, index, output)
+        row = Row(request, output_tokens, index, output)
+        self._rows[row.id] = row
         return row
+
+    def end(self, request_id: str) -> Row:
+        """Its end is told: it counts no more, though a step has yet to release it. Returns what is known of it."""
+        row = self._rows[request_id]
+        row.ended = True
+        return row
+
+    def unfinished(self) -> list[Row]:
+        """Requests whose end was not told."""
+        return [row for row in self._rows.values() if not row.ended]
 
     def close(self) -> None:
         """Forget everything."""
@@ -211,17 +227,27 @@ class Twin:
         return cast("list[Row] | None", self._due.take(self.clock))
 
     def quiet(self) -> int:
-        """Ticks up to the one at which somebody makes a last token; large when nobody decodes."""
+        """Decode steps up to the one in which somebody makes a last token; large when nobody decodes."""
         first = self._due.first()
-        return first - self.clock if first < NEVER else NEVER
+        ticks = first - self.clock if first < NEVER else NEVER
+        for row in self.firsts:
+            ticks = min(ticks, row.left)
+        return ticks
 
     def ends(self, now: float, most: int, until: float) -> list[float]:
         """When the next plain decode steps would end, the first of them beginning at `now`: at most `most`, and no
         more than one that ends at or after `until`."""
-        return self.price.decode_ends(self.decoding, self.context, self.squares, now, most, until)
+        if not self.firsts:
+            return self.price.decode_ends(self.decoding, self.context, self.squares, now, most, until)
+        load = self.next_load()
+        return self.price.decode_ends(load.decoding, load.decode_context, load.decode_context_squares, now, most, until)
 
     def coast(self, steps: int, result: StepResult) -> None:
-        """As that many plain decode steps, at most `quiet()`: `result` of the step before becomes that of the last."""
+        """As that many decode steps, at most `quiet()`: `result` of the step before becomes that of the last. Whose
+        prompt the step before completed joins in the first."""
+        for row in self.firsts:
+            self._enter(row)
+        self.firsts = _NO_ROWS
         result.number += steps
         due = self.tick(steps)
         if due is not None:
@@ -231,10 +257,17 @@ class Twin:
     def rest(self) -> None:
         """There is no step for it while others have one (ranks in lockstep)."""
         self.load = StepLoad()
+        self.firsts = _NO_ROWS
 
     def next_load(self) -> StepLoad:
-        """Of the next step, if it is a plain decode."""
-        return StepLoad(self.decoding, self.context, self.squares, (), self.decoding)
+        """Of the next step, if it is one of decodes alone: of those that decode, and those whose prompt is done."""
+        decoding, context, squares = self.decoding, self.context, self.squares
+        for row in self.firsts:
+            decoding += 1
+            context += row.kv
+            if self._keep_squares:
+                squares += row.kv * row.kv
+        return StepLoad(decoding, context, squares, (), decoding)
 
     @property
     def live(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, repeat, takewhile, tee
 from itertools import count as counting
 from operator import itemgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class OpenLoop:
     count: int | None = None
     duration_s: float | None = None
     notes: tuple[str, ...] = ()
+    follows: ClassVar[bool] = False
 
     @property
     def block_tokens(self) -> int:

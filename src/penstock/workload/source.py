@@ -62,6 +62,8 @@ class Source(Protocol):
         """What was done to the original, in words, for the report."""
         ...
 
+    # A source may also say `follows = False`: `after` is None whatever is asked, so nobody need ask.
+
     def initial(self) -> Iterator[TimedRequest]:
         """Requests that do not depend on any answer, ascending in `arrival_s`; starts the source anew.
 

@@ -105,9 +105,12 @@ class Watch(Observer):
         self.decoding: dict[str, int] = {}
         """Who decodes, and since which pass."""
         self.evictions: list[tuple[int, int]] = []
+        self.joining: list[str] = []
+        """Whose prompt the step told last completed."""
 
     def stepped(self, instance: Instance, step: Step, started: float, ended: float) -> None:
         at = len(self.ends)
+        self.joining = []
         self.evictions += [(at, int(name)) for name in step.evict]
         for name in (*step.release, *step.evict, *step.pause):
             since = self.decoding.pop(name, None)
@@ -122,6 +125,9 @@ class Watch(Observer):
             self._note(started, ended, step.tokens, step.decoding + len(step.chunks))
 
     def coasted(self, instance: Instance, started: float, ends: Sequence[float]) -> None:
+        for name in self.joining:
+            self.decoding[name] = len(self.ends)
+        self.joining = []
         for end in ends:
             self._note(started, end, len(self.decoding), len(self.decoding))
             started = end
@@ -129,6 +135,7 @@ class Watch(Observer):
     def first_token(self, row: Row, now: float) -> None:
         if math.isnan(self.first[row.index]):  # again after an eviction
             self.first[row.index] = now
+        self.joining.append(row.id)
 
     def ended(self, row: Row, update: Update, now: float) -> None:
         self.completed[row.index] = now

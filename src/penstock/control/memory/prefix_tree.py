@@ -30,6 +30,7 @@ from penstock.control.memory.blocks import (
 )
 from penstock.control.memory.idle_leaves import IdleLeaves
 from penstock.control.memory.prefix_node import BlockKey, Border, Node
+from penstock.control.request import PLAIN, Sampling
 from penstock.control.sequence import Sequence, Tokens
 
 _FORGOTTEN: Final = "\0forgotten"
@@ -67,7 +68,7 @@ class PrefixTree(Memory):
         missed: BlockKey | None = None
         path: list[Node] = []
         if node is not None:
-            if node.children and (sequence.outputs or not sequence.request.sampling.reads_prompt):
+            if node.children and (sequence.outputs or not _reads_prompt(sequence.request.sampling)):
                 node, matched, missed = self._match(node, sequence.prompt, tokens - 1)
             path = _path(node)
             for step in path:
@@ -344,6 +345,10 @@ class PrefixTree(Memory):
         expect(sum(1 for node in self._nodes() if node.parent) == self._count, "nodes were miscounted")
         expect(cached == self._cached, f"{cached} blocks are idle in the tree, {self._cached} were counted")
         expect(sorted(own + in_tree + self._free) == list(range(self.total)), "a block is lost, or has two owners")
+
+
+def _reads_prompt(sampling: Sampling) -> bool:
+    return sampling is not PLAIN and sampling.reads_prompt
 
 
 def _equal(a: Tokens, b: Tokens) -> bool:
