@@ -10,16 +10,16 @@ Starts `penstock serve` with two keys and fair share, then runs stages against i
                they were told, until they are served; one in ten comes too early, at 60 % of the time it was told.
                The first 8 seconds, in which they all come at once, are not counted
 
-Peak and flood take turns, peak first and last, without a pause between them: a machine's pace drifts by more than the
-5 % that are asked about, and what is compared is each flood with the two peaks around it. The requests per second of
-all floods over the best of all peaks are printed as well, and the work per second of the worker's CPU time, which
-other programs that take its core do not change.
+Peak and flood take turns, peak first and last; in between the queue runs empty, and who was told to come back gives up.
+A machine's pace drifts by more than the 5 % that are asked about, so each flood is compared with the two peaks around
+it. The requests per second of all floods over the best of all peaks are printed as well, and the work per second of
+the worker's CPU time, which other programs that take its core do not change.
 
 Checked: throughput of the floods is within 5 % of the peaks around them (mean over the turns); in `flood` and `crowd`
 the quiet tenant's p99 TTFT is within 2x of what it is alone, nothing of the quiet tenant is refused, and 90 % of the
 refused for whom a place was kept were told a time that was right within 30 %: come back then, they were let in. Who
 comes too early must be refused again, or the time was too long. Beyond 60 s no place is kept; the rows count those as
-well. Of a flood's last 15 seconds no time that was told is judged: it would come true in the peak that follows.
+well. Of a flood's last 15 seconds no time that was told is judged, nor what would come true after its end.
 
 Work is counted in mean requests of the flood: half for prompt tokens read, half for output tokens written. The quiet
 tenant's prompts are long beside a step, so that its own work and not the step under way is most of its TTFT.
@@ -154,10 +154,8 @@ class Tenants:
              "stream": True, "stream_options": {"include_usage": True}}
         ).encode()  # fmt: skip
 
-    async def ask_flood(
-        self, stage: Stage, *, comes_back: bool, tries: int, at_most_s: float = float("inf")
-    ) -> Answer:  # fmt: skip
-        """One request of the flood, and its returns: when it was told, but never later than `at_most_s` after."""
+    async def ask_flood(self, stage: Stage, *, comes_back: bool, tries: int) -> Answer:
+        """One request of the flood, and its returns."""
         body = self.body(FLOOD_PROMPT, FLOOD_OUTPUT)
         told: Refusal | None = None
         first = 0.0
@@ -176,7 +174,6 @@ class Tenants:
                     stage.refusals.append(told)
                 if early:
                     wait_s *= EARLY_AT
-            wait_s = min(wait_s, at_most_s)
             if not comes_back or attempt == tries - 1:
                 return answer
             try:
@@ -221,7 +218,6 @@ async def in_turn(until: float, ask: Callable[[], Awaitable[Any]]) -> None:
 async def run_stage(
     tenants: Tenants, pid: int, name: str, seconds: float, *, quiet_rate: float, flood_rate: float = 0.0,
     clients: int = 0, comes_back: float = 0.0, warm_s: float = WARM_S, unjudged_s: float = 0.0,
-    at_most_s: float = float("inf"),
 ) -> Stage:  # fmt: skip
     """Both tenants for so long; the first seconds are not counted. Requests under way at its end are left to go on."""
     stage = Stage(name, unjudged_s=unjudged_s)
@@ -234,7 +230,7 @@ async def run_stage(
         await tenants.ask_flood(stage, comes_back=back, tries=TRIES)
 
     async def one() -> None:
-        await tenants.ask_flood(stage, comes_back=True, tries=1000, at_most_s=at_most_s)
+        await tenants.ask_flood(stage, comes_back=True, tries=1000)
 
     if quiet_rate:
         tenants.start(at_random(tenants, quiet_rate, stage.end, quiet_rng, lambda: tenants.ask_quiet(stage)))
@@ -275,9 +271,7 @@ async def stages(url: str, pid: int, arguments: argparse.Namespace, console: Con
     await tenants.settle()
     done = [await run("alone", arguments.alone)]
     await tenants.settle()
-    # After a flood the line is full, and its own clients must not be away when places are free.
-    peak: dict[str, Any] = {"clients": CROWDED, "at_most_s": 0.25, "unjudged_s": arguments.stage}
-    done.append(await run("peak 0", arguments.stage, **peak))
+    done.append(await run("peak 0", arguments.stage, clients=CROWDED))
     rate = arguments.times * done[-1].throughput()
     console.print(f"a flood is {rate:.1f} requests/s")
     for turn in range(1, arguments.turns + 1):
@@ -288,10 +282,11 @@ async def stages(url: str, pid: int, arguments: argparse.Namespace, console: Con
             "unjudged_s": min(TOLD_END_S, seconds / 4),
         }
         done.append(await run(f"flood {turn}", seconds, **flood))
-        done.append(await run(f"peak {turn}", arguments.stage, **peak))
-    tenants.closing.set()
+        tenants.closing.set()
+        await tenants.settle()
+        tenants.closing.clear()
+        done.append(await run(f"peak {turn}", arguments.stage, clients=CROWDED))
     await tenants.settle()
-    tenants.closing.clear()
     crowd = round(arguments.times * (PLACES + QUEUE * 0.8))
     done.append(await run(f"crowd of {crowd}", arguments.crowd_seconds, clients=crowd, warm_s=8.0))
     await tenants.settle()
@@ -397,7 +392,7 @@ def served(arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=300.0, help="length of all floods together")
-    parser.add_argument("--turns", type=int, default=5, help="floods, each between two peaks")
+    parser.add_argument("--turns", type=int, default=4, help="floods, each between two peaks")
     parser.add_argument("--crowd-seconds", type=float, default=20.0)
     parser.add_argument("--alone", type=float, default=45.0, help="seconds of the quiet tenant by itself")
     parser.add_argument("--stage", type=float, default=15.0, help="length of each peak stage")
