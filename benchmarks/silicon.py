@@ -2,11 +2,11 @@
 
 Each row is simulated as it was measured: a closed loop of its concurrency over its engine's scheduler (or two pools of
 workers, where prefill and decode are apart), with operator prices of its GPU (penstock.twin.measured). Eight constants
-per engine and system (silicon_fit.py) are fitted on the training half of the configurations, split by a hash of the
-configuration, and scored on the other. Beside it, with `--peer-python`, AIConfigurator's own estimate of aggregated
-rows among them.
+per engine and system (silicon_fit.py) are fitted on the training half of the configurations and scored on the other: no
+configuration is in both, and each model is in each where it has two. Beside it, with `--peer-python`, AIConfigurator's
+own estimate of aggregated rows among them.
 
-    .venv/bin/python benchmarks/silicon.py                                   # all rows; minutes on two cores
+    .venv/bin/python benchmarks/silicon.py                                   # all rows; an hour of CPU
     .venv/bin/python benchmarks/silicon.py --sample 300 --peer-python PATH   # an even subset, with the peer
     .venv/bin/python benchmarks/silicon.py --backends vllm --dump vllm.json  # in pieces; --pieces shows them together
 
@@ -34,7 +34,7 @@ from silicon_fit import START, fit, spread_out, training_sample
 from silicon_knee import knee_errors
 from silicon_loop import Costs
 from silicon_model import InvalidDeployment, Outcome, simulate, system_spec
-from silicon_rows import Point, contradicted, needs_more_than_peak, read_points, shape_of
+from silicon_rows import Point, contradicted, needs_more_than_peak, read_points, shape_of, test_half
 
 from penstock.catalog.demand import matrix_flop
 from penstock.twin.measured.database import installed_folder
@@ -85,7 +85,8 @@ def _measure(
     """Predicted rows of the test half, the peer's, the fitted constants, and how many rows do not fit in memory."""
     if options.sample:
         points = spread_out(points, options.sample)
-    test = [point for point in points if point.half(options.seed)]
+    scored = test_half(points, options.seed)
+    test = [point for point in points if point.id in scored]
     asked = spread_out([point for point in test if point.decode is None], options.peer_rows)
     if options.systems:
         points, asked = (
@@ -101,9 +102,9 @@ def _measure(
     with Workers(options.processes) as spread:
         for backend in backends:
             mine = [point for point in points if point.backend == backend]
-            train = [point for point in mine if not point.half(options.seed) and point.id not in unclear]
+            train = [point for point in mine if point.id not in scored and point.id not in unclear]
             costs = fit(training_sample(train, options.fit_rows), spread)
-            ask = [(point, costs.get(point.system, START)) for point in mine if point.half(options.seed)]
+            ask = [(point, costs.get(point.system, START)) for point in mine if point.id in scored]
             for point, outcome in spread(_outcome, ask):
                 if outcome is None:
                     skipped += 1
