@@ -6,25 +6,26 @@ its limit.
 
 Random Llama checkpoints S (25 M parameters) and M (110 M), float32. Decode steps of 1, 16 and 64 sequences of about
 300 tokens, a step that computes a prompt of 1,024, and decode steps of 64 sequences that share 1,024 tokens and have 48
-of their own. Every kernel call is timed by a wrapper around the kernels; `host` is what is left of `Engine.run`: numpy,
-Python and the wrapper's own 0.3 us a call.
+of their own. The layers, one call, tell what their parts took; every other kernel call is timed by a wrapper, 0.3 us each.
+`host` is what is left of `Engine.run`: numpy, Python, and the start of that one call.
 
 Limits, from what this process measures first: FLOP over the rate of one large product, bytes over the rate at which
 memory is read, whichever is later. Bytes are weights for products, keys and values for attention (of a shared prefix
 once), the logits for sampling, activations read and written for the rest (which lie in a cache, so that a kernel can be
 faster than its limit). Each figure is the fastest of `--repeat` steps, part by part, since other work on the machine
-only adds. `--threads 1` counts CPU time of that one thread: what to use on a machine that others use, too.
+only adds: barriers wait for a thread that other work has stopped, so that only a quiet machine tells parts apart.
 Last line: JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from time import perf_counter, thread_time
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from penstock.control.step import Admission, Chunk, Step
 from penstock.engine.engine import Engine
 from penstock.engine.loader import LoadedModel, load_model
 from penstock.engine.ops.kernels import kernels_for
+from penstock.engine.ops.layers import PARTS as LAYER_PARTS
 from penstock.testing import tiny_checkpoint
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -45,30 +47,28 @@ SHAPES: dict[str, dict[str, int]] = {
 BLOCK, CONTEXT, PROMPT, SHARED, OWN = 16, 300, 1024, 1024, 48
 STEPS = ("decode-1", "decode-16", "decode-64", "prefill-1024", "shared-64")
 PARTS = ("products", "attention", "around", "sampling", "host")
-clock = perf_counter
 _PART_OF = {"linear": "products", "attention": "attention"}
 
 
 class Timed:
-    """Kernels whose calls are timed: seconds by part and by name."""
+    """Kernels whose calls are timed where they are: seconds by part and by name."""
 
     def __init__(self, kernels: Any) -> None:
-        self.name = kernels.name
         self.seconds: defaultdict[str, float] = defaultdict(float)
         for name in dir(kernels):
             if not name.startswith("_") and callable(getattr(kernels, name)):
-                setattr(self, name, self.timed(name, getattr(kernels, name)))
+                setattr(kernels, name, self.timed(name, getattr(kernels, name)))
 
     def timed(self, name: str, call: Any) -> Any:
         """`call`, its time counted under `name`."""
         seconds = self.seconds
 
         def wrapper(*arguments: Any, **options: Any) -> Any:
-            began = clock()
+            began = perf_counter()
             try:
                 return call(*arguments, **options)
             finally:
-                seconds[name] += clock() - began
+                seconds[name] += perf_counter() - began
 
         return wrapper
 
@@ -78,9 +78,9 @@ def best(call: Any, times: int = 8) -> float:
     call()
     seconds = []
     for _ in range(times):
-        began = clock()
+        began = perf_counter()
         call()
-        seconds.append(clock() - began)
+        seconds.append(perf_counter() - began)
     return min(seconds)
 
 
@@ -127,12 +127,17 @@ class Bench:
     """One engine, and the steps it is asked for."""
 
     def __init__(self, model: LoadedModel, repeat: int) -> None:
-        self.kernels = Timed(kernels_for(model.device))
+        kernels: Any = kernels_for(model.device)
+        self.kernels = Timed(kernels)
+        whole = getattr(model.model, "whole", lambda kernels: None)(kernels)
+        self.layers = (ctypes.c_double * len(LAYER_PARTS))()
+        if whole is not None:
+            whole.seconds = self.layers
         self.repeat, self.number = repeat, 0
         self.vocabulary = model.architecture.vocab_size
         self.engine = Engine(
             model, blocks=64 * -(-(CONTEXT + 64) // BLOCK) + 256, block_tokens=BLOCK, max_seqs=65,
-            kernels=self.kernels,  # type: ignore[arg-type]
+            kernels=kernels,
         )  # fmt: skip
         sampler = self.engine._sampler
         sampler.sample = self.kernels.timed("sample", sampler.sample)  # type: ignore[method-assign]
@@ -141,13 +146,16 @@ class Bench:
         """One step: seconds by part, by kernel, and of the whole."""
         self.number += 1
         self.kernels.seconds.clear()
-        began = clock()
+        ctypes.memset(self.layers, 0, ctypes.sizeof(self.layers))
+        began = perf_counter()
         self.engine.run(Step(self.number, **fields))
-        whole = clock() - began
+        whole = perf_counter() - began
         seconds = dict(self.kernels.seconds)
         told = {"products": 0.0, "attention": 0.0, "around": 0.0, "sampling": seconds.pop("sample", 0.0)}
         for name, spent in seconds.items():
             told[_PART_OF.get(name, "around")] += spent
+        for name, spent in zip(LAYER_PARTS, self.layers, strict=True):
+            told[name] += spent
         return told | {"host": whole - sum(told.values()), "step": whole}
 
     def decode(self, batch: int, shared: int, own: int) -> list[dict[str, float]]:
@@ -205,9 +213,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.threads == 1:
-        global clock
-        clock = thread_time
     torch.manual_seed(0)
     rates = machine()
     print(f"{torch.get_num_threads()} threads, {rates[0] / 1e9:.0f} GFLOP/s, {rates[1] / 1e9:.1f} GB/s read")
