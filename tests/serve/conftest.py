@@ -84,8 +84,11 @@ class Real:
 @pytest.fixture(scope="module")
 def real(loop: Loop) -> Iterator[Real]:
     deployment = Deployment.parse(
-        {"hardware": {"threads": 1}, "memory": {"kv_bytes": "32MiB"}, "server": {"queue": {"max_requests": 40}}}
-    )
+        {
+            "hardware": {"threads": 1}, "memory": {"kv_bytes": "32MiB"},
+            "server": {"queue": {"max_requests": 40}, "tool_parser": "hermes"},
+        }
+    )  # fmt: skip
     service = loop.run(Service.start(deployment))
     tokenizer = load_tokenizer(service.info.path)
     app = create_app(service, deployment, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer))

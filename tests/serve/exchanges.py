@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from .sse import events
+from .sse import events, named_events
 
 HEADERS = ("content-type", "cache-control", "x-accel-buffering", "allow", "retry-after", "retry-after-ms")
 """Of an answer's headers those that are a promise; and x-request-id."""
@@ -48,7 +48,27 @@ def _prompt(text: str, **more: Any) -> dict[str, Any]:
 
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 ASK = "Tell me about rivers."
+CITY = {
+    "type": "object", "properties": {"city": {"type": "string", "maxLength": 4}}, "required": ["city"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
+def _response(**more: Any) -> dict[str, Any]:
+    """Made to call a tool."""
+    tools = [{"type": "function", "name": "weather", "description": "Weather of a place", "parameters": CITY}]
+    forced = {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
+    return {"input": ASK, "temperature": 0, "max_output_tokens": 200} | forced | more
+
+
+def _message(**more: Any) -> dict[str, Any]:
+    tools = [{"name": "weather", "description": "Weather of a place", "input_schema": CITY}]
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    return _user(ASK, max_tokens=200, tools=tools, tool_choice=choice) | more
+
+
 EXCHANGES: tuple[Exchange, ...] = (
     Exchange("models", "/v1/models", method="GET"),
     Exchange("model", "/v1/models/millrace", method="GET"),
@@ -81,6 +101,21 @@ EXCHANGES: tuple[Exchange, ...] = (
         "The river", stream=True, logprobs=1, echo=True, return_token_ids=True, stream_options={"include_usage": True},
     )),
     Exchange("completion_stop_stream", COMPLETIONS, _prompt("One two three", stream=True, stop=" ", max_tokens=20)),
+    Exchange("responses", RESPONSES, {
+        "input": ASK, "instructions": "Be brief.", "temperature": 0, "max_output_tokens": 8,
+    }),
+    Exchange("responses_stream", RESPONSES, {"input": ASK, "temperature": 0, "max_output_tokens": 8, "stream": True}),
+    Exchange("responses_tools", RESPONSES, _response()),
+    Exchange("responses_tools_stream", RESPONSES, _response(stream=True)),
+    Exchange("responses_stored", RESPONSES, {"input": ASK, "previous_response_id": "resp_1"}),
+    Exchange("messages", MESSAGES, _user(ASK, system="Be brief.")),
+    Exchange("messages_stream", MESSAGES, _user(ASK, stream=True)),
+    Exchange("messages_tools", MESSAGES, _message()),
+    Exchange("messages_tools_stream", MESSAGES, _message(stream=True)),
+    Exchange("messages_count", "/v1/messages/count_tokens", {"messages": [{"role": "user", "content": ASK}]}),
+    Exchange("messages_picture", MESSAGES, _user(ASK, messages=[
+        {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "http://a/b.png"}}]},
+    ])),
     Exchange("embeddings_none", "/v1/embeddings", {"input": "hi", "model": "millrace"}),
     Exchange("error_body", COMPLETIONS, b'{"prompt": '),
     Exchange("error_type", COMPLETIONS, {"prompt": 5}),
@@ -108,6 +143,9 @@ def recorded(exchange: Exchange, reply: httpx.Response) -> str:
     lines += [f"{name}: {reply.headers[name]}" for name in HEADERS if name in reply.headers]
     lines.append("")
     if reply.headers.get("content-type", "").startswith("text/event-stream"):
+        if reply.content.startswith(b"event: "):
+            found = [_line(one) for one in gone_on(named_events(reply.content))]
+            return "\n".join([*lines, *(f"data: {one}\n" for one in found)]).rstrip() + "\n"
         payloads, _ = events(reply.content)
         chunks = [json.loads(payload) for payload in payloads if payload != "[DONE]"]
         lines += [f"data: {_line(chunk)}\n" for chunk in joined(chunks)]
@@ -127,9 +165,28 @@ def canonical(value: Any, key: str = "") -> Any:
         return {name: canonical(part, name) for name, part in value.items()}
     if isinstance(value, list):
         return [canonical(part) for part in value]
-    if key in ("created", "system_fingerprint", "version") or (key == "id" and re.match(r"(chatcmpl|cmpl)-", value)):
+    if key in ("created", "created_at", "system_fingerprint", "version", "sequence_number"):
         return f"<{key}>"
+    if key == "id" and re.match(r"(chatcmpl|cmpl)-", value):
+        return "<id>"
+    if key in ("id", "item_id", "call_id") and (kind := re.match(r"resp_|msg_|rs_|fc_|call_", value)):
+        return f"<{kind[0]}>"
     return "<float>" if isinstance(value, float) else value
+
+
+def gone_on(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Named events, neighbouring deltas of one kind as one."""
+    result: list[dict[str, Any]] = []
+    for one in found:
+        last = result[-1] if result else {"type": ""}
+        if not (one["type"] == last["type"] and "delta" in one and one["type"] != "message_delta"):
+            result.append(one)
+        elif isinstance(one["delta"], str):
+            last["delta"] += one["delta"]
+        else:
+            [name] = one["delta"].keys() - {"type"}
+            last["delta"][name] += one["delta"][name]
+    return result
 
 
 def joined(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:

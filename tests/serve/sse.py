@@ -47,6 +47,20 @@ def events(raw: bytes) -> tuple[list[str], int]:
     return payloads, comments
 
 
+def named_events(raw: bytes) -> list[dict[str, Any]]:
+    """Strictly: each event is its name, its data, and an empty line; the data repeats the name."""
+    assert raw.endswith(b"\n\n")
+    found = []
+    for block in raw[:-2].decode().split("\n\n"):
+        first, second = block.split("\n")
+        assert first.startswith("event: ")
+        assert second.startswith("data: ")
+        body = json.loads(second.removeprefix("data: "))
+        assert body["type"] == first.removeprefix("event: ")
+        found.append(body)
+    return found
+
+
 def read_stream(raw: bytes, *, n: int = 1, include_usage: bool = False, chat: bool = True) -> Stream:
     """Check every rule. `n`: choices expected, list prompts included."""
     payloads, comments = events(raw)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import anthropic
@@ -13,21 +12,7 @@ from penstock.errors import RequestFailed
 
 from .conftest import Scripted
 from .scripted import raising, say
-from .sse import check_usage
-
-
-def named_events(raw: bytes) -> list[dict[str, Any]]:
-    """Strictly: each event is its name, its data, and an empty line; the data repeats the name."""
-    assert raw.endswith(b"\n\n")
-    found = []
-    for block in raw[:-2].decode().split("\n\n"):
-        first, second = block.split("\n")
-        assert first.startswith("event: ")
-        assert second.startswith("data: ")
-        body = json.loads(second.removeprefix("data: "))
-        assert body["type"] == first.removeprefix("event: ")
-        found.append(body)
-    return found
+from .sse import check_usage, named_events
 
 
 @pytest.fixture

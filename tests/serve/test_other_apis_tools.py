@@ -17,7 +17,7 @@ from penstock.serve.messages_body import thinking_switch
 
 from .conftest import Loop, Real, Scripted
 from .scripted import INFO, ScriptedService, byte_tokenizer
-from .test_other_apis import named_events
+from .sse import named_events
 from .test_tools import HERMES, ONE, SPECIAL, TWO, WEATHER, Model
 
 FUNCTION = WEATHER["function"]
