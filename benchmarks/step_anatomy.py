@@ -6,7 +6,7 @@ its limit.
 
 Random Llama checkpoints S (25 M parameters) and M (110 M), float32. Decode steps of 1, 16 and 64 sequences of about
 300 tokens, a step that computes a prompt of 1,024, and decode steps of 64 sequences that share 1,024 tokens and have 48
-of their own. The layers, one call, tell what their parts took; every other kernel call is timed by a wrapper, 0.3 us each.
+of their own. The layers, one call, tell what their parts took; every other kernel call is timed by a wrapper, 0.3 us.
 `host` is what is left of `Engine.run`: numpy, Python, and the start of that one call.
 
 Limits, from what this process measures first: FLOP over the rate of one large product, bytes over the rate at which
