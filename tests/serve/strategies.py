@@ -13,8 +13,8 @@ import msgspec.inspect as types
 from hypothesis import strategies as st
 
 from penstock.serve.embeddings import EmbeddingBody
-from penstock.serve.messages import MessagesBody
-from penstock.serve.responses import ResponsesBody
+from penstock.serve.messages_body import MessagesBody
+from penstock.serve.responses_body import ResponsesBody
 from penstock.serve.schema import ChatBody, CompletionBody
 from penstock.serve.text import DetokenizeBody, TokenizeBody
 from penstock.serve.unsupported import UNSUPPORTED
