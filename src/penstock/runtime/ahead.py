@@ -14,6 +14,11 @@ LOOK_EVERY_S: Final = 0.0005
 """How often the device is asked whether it is done, while the next step is awaited."""
 
 
+def launches_early(executor: Executor) -> bool:
+    """Whether it can begin a step while another computes."""
+    return hasattr(executor, "begin") and hasattr(executor, "busy")
+
+
 def results(
     executor: Executor, steps: queue.SimpleQueue[Step], clock: Callable[[], float]
 ) -> Iterator[tuple[StepResult, float, float]]:
