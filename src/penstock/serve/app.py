@@ -25,6 +25,7 @@ from penstock.serve.chat import chat_completions
 from penstock.serve.completions import completions
 from penstock.serve.cors import Cors
 from penstock.serve.dashboard import live_router, page_router
+from penstock.serve.direct import Answering, Direct, Endpoint
 from penstock.serve.edge import Edge
 from penstock.serve.embeddings import embeddings
 from penstock.serve.errors import Refusal, retry_headers, wire
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
     from penstock.runtime import ChatTemplate, Tokenizer
     from penstock.runtime.service import Service
 
-_Answering = Callable[[Front, Request, str], Awaitable[Response]]
-_ANSWERS: Final[dict[str, _Answering]] = {
+_ANSWERS: Final[dict[str, Answering]] = {
     "/v1/chat/completions": chat_completions,
     "/v1/completions": completions,
     "/v1/messages": messages,
@@ -63,8 +63,13 @@ def create_app(
     keys = keys_of(deployment)
     front = Front(service, deployment, metrics, tokenizer, template, keys)
     # The generated pages (/docs, /openapi.json) would be open routes, and describe none of the bodies.
-    app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(_inference(front, keys))
+    # Its own telemetry would look for providers on each request; spans are made by observe/tracing.py.
+    app = FastAPI(
+        title="Penstock", docs_url=None, redoc_url=None, openapi_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )  # fmt: skip
+    endpoints = [Endpoint(path, answer, front, keys) for path, answer in _ANSWERS.items()]
+    app.include_router(_inference(front, keys, endpoints))
     app.include_router(text_routes(front, keys))
     app.include_router(_operations(front, keys))
     app.include_router(_open(service, deployment))
@@ -74,6 +79,7 @@ def create_app(
     endpoint = deployment.server.trace_endpoint
     app.state.tracer = Tracer.to(endpoint, metrics.version) if endpoint is not None else None
     app.state.front, app.state.keys = front, keys  # what the administration (admin.py) shares with this
+    app.add_middleware(Direct, endpoints=endpoints, on_error=_error_handler(metrics))
     if deployment.server.cors_origins:
         app.add_middleware(Cors, origins=deployment.server.cors_origins)
     local_only = not keys.locked and is_loopback(deployment.server.host)
@@ -97,19 +103,12 @@ def guard(
     )  # fmt: skip
 
 
-def _route(front: Front, keys: KeyRing, answer: _Answering) -> Callable[..., Awaitable[Response]]:
-    async def route(request: Request, tenant: str = Depends(keys.tenant)) -> Response:
-        return await answer(front, request, tenant)
-
-    return route
-
-
-def _inference(front: Front, keys: KeyRing) -> APIRouter:
+def _inference(front: Front, keys: KeyRing, endpoints: Sequence[Endpoint]) -> APIRouter:
     router = APIRouter()
     started = int(time.time())
 
-    for path, answer in _ANSWERS.items():
-        router.post(path)(_route(front, keys, answer))
+    for endpoint in endpoints:
+        router.post(endpoint.path)(endpoint.answer)
 
     @router.get("/v1/models", dependencies=[Depends(keys.tenant)])
     async def models(request: Request) -> Response:

@@ -56,6 +56,8 @@ class BoundedHttp(HttpToolsProtocol):
     _in_body = False
     _refused = False
     """This connection is hung up; what still comes is not looked at."""
+    _allowed_s: float | None = None
+    """How long what has begun to come may take to its end; most of it is there at once, and needs no timer."""
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -71,6 +73,8 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._head_bytes += len(data)
         super().data_received(data)
+        if self._allowed_s is not None and self._deadline is None and not self._refused:
+            self._wait(self._allowed_s)
         if self._head_bytes > MAX_HEAD_BYTES and not self._refused:
             if self._in_body:
                 self._refuse(400, "invalid_http", f"more than {MAX_HEAD_BYTES:,} bytes between two pieces of a body")
@@ -89,13 +93,12 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._deadline is None:
-            self._wait(HEAD_TIMEOUT_S)
+        self._allowed_s = HEAD_TIMEOUT_S
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0
         self._stop_waiting()
-        self._wait(BODY_TIMEOUT_S)
+        self._allowed_s = BODY_TIMEOUT_S
         self.scope["penstock.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         if self.cycle is not None:
@@ -111,6 +114,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._deadline = self.loop.call_later(seconds, self._too_slow, seconds)
 
     def _stop_waiting(self) -> None:
+        self._allowed_s = None
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
