@@ -2,7 +2,8 @@
 
 The check is part of the routes themselves (`Depends(keys.tenant)`, `Endpoint.answer`), not a rule about paths, so a
 route cannot be reached around it. The tenant, whose share and whose cached prefixes a request uses, follows from the
-key: nothing a client can choose. A key file is read again when it changes; a key that has gone from it is refused from then on.
+key: nothing a client can choose. A key file is read again when it changes; a key
+that has gone from it is refused from then on.
 """
 
 from __future__ import annotations
