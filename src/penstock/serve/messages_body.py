@@ -21,6 +21,8 @@ RENAMES: Final[Renames] = (
 TEXT: Final = frozenset({"text"})
 _CHOICES: Final = {"none": "none", "auto": "auto", "any": "required"}
 _NO_INPUT: Final = msgspec.Raw(b"{}")
+_SWITCHES: Final = {"enable_thinking": re.compile(r"\benable_thinking\b"), "thinking": re.compile(r"\bthinking\b")}
+"""What templates call the switch."""
 
 
 class ResultPart(msgspec.Struct, frozen=True):
@@ -230,8 +232,8 @@ def thinking_switch(on: bool, template: str) -> dict[str, Any] | None:
     ({'enable_thinking': True}, None)
     """
     inside = [part.partition("%}")[0] for part in template.split("{%")[1:]]
-    for name in ("enable_thinking", "thinking"):
-        if any(re.search(rf"\b{name}\b", part) for part in inside):
+    for name, pattern in _SWITCHES.items():
+        if any(pattern.search(part) for part in inside):
             return {name: on}
     return None
 
