@@ -53,7 +53,7 @@ MEANING: Final[dict[str, str]] = {
     "presence_penalty": "Over output.",
     "frequency_penalty": "Over output, per occurrence.",
     "logit_bias": "Token id to a number that is added to its logit.",
-    "seed": "The same seed, prompt and options give the same tokens, whatever else is in the batch.",
+    "seed": "The same seed, prompt and options give the same tokens; on a CPU whatever else is in the batch.",
     "stop": "Strings that end the answer and never show in it.",
     "stop_token_ids": "Ids that end the answer; `stop_reason` names the one.",
     "min_tokens": "No end before so many tokens, neither by an end token nor by a stop string.",
