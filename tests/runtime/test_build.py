@@ -176,6 +176,32 @@ def test_the_fingerprint_changes_with_the_weights_and_the_precision_and_not_with
     assert of(other) != first
 
 
+def test_the_fingerprint_changes_with_each_file_that_says_how_the_weights_are_used(tmp_path: Path) -> None:
+    def now() -> str:
+        return fingerprint(tmp_path, dtype="float32", kernels="native")
+
+    save_file({"weight": np.zeros(4, np.float32)}, tmp_path / "model.safetensors")
+    seen = {now()}
+    for name in (
+        "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json",
+        "chat_template.jinja", "additional_chat_templates/a.jinja", "additional_chat_templates/b.jinja",
+        "generation_config.json", "modules.json", "1_Pooling/config.json",
+    ):  # fmt: skip
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        for content in ("{}", "[]"):
+            file.write_text(content)
+            assert now() not in seen, name
+            seen.add(now())
+    last = now()
+    templates = tmp_path / "additional_chat_templates"
+    (templates / "b.jinja").rename(templates / "c.jinja")
+    assert now() not in seen
+    (tmp_path / "README.md").write_text("of no effect")
+    (templates / "c.jinja").rename(templates / "b.jinja")
+    assert now() == last
+
+
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
 def test_the_fingerprint_sees_a_tensor_change_that_lies_far_behind_the_start_of_the_file(
     where: str, tmp_path: Path

@@ -1,4 +1,4 @@
-"""What `system_fingerprint` tells clients: whether the answers before and after come from the same weights and code.
+"""What `system_fingerprint` tells clients: whether the answers before and after come from the same model and code.
 
 Reading all of a large checkpoint would delay the start, so each tensor is sampled. Training changes every tensor it
 touches almost everywhere, which the samples show; an edit of a few bytes between them would go unseen.
@@ -15,16 +15,26 @@ from pathlib import Path
 from typing import Final
 
 SAMPLE_BYTES: Final = 4096
+_WHOLE: Final = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json",
+    "chat_template.jinja", "additional_chat_templates/*.jinja", "generation_config.json", "modules.json",
+    "1_Pooling/config.json",
+)  # fmt: skip
+"""What else of a checkpoint an answer depends on: small files, read whole. Patterns of paths in its directory."""
 
 
 def fingerprint(path: Path, *, dtype: str, kernels: str) -> str:
     """'fp_' and 12 hex digits for the checkpoint in directory `path`, whose headers are known to be sound.
 
-    Of Penstock's version, the precision, the kernels' name, config.json, and of each weights file its header and
-    SAMPLE_BYTES at the start, the middle and the end of each tensor. The directory's own name and place do not count.
+    Of Penstock's version, the precision, the kernels' name, the files that say how the weights are used (shape,
+    tokens, chat templates, sampling defaults, pooling), and of each weights file its header and SAMPLE_BYTES at the
+    start, the middle and the end of each tensor. The directory's own name and place do not count.
     """
     digest = hashlib.sha256(f"{_version()} {dtype} {kernels}".encode())
-    digest.update((path / "config.json").read_bytes())
+    for pattern in _WHOLE:
+        for file in sorted(path.glob(pattern)):
+            digest.update(f"{file.relative_to(path).as_posix()} {file.stat().st_size} ".encode())
+            digest.update(file.read_bytes())
     for file in sorted(path.glob("*.safetensors")):
         digest.update(f"{file.name} {file.stat().st_size} ".encode())
         for piece in _pieces(file):
