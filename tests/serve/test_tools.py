@@ -353,6 +353,19 @@ def test_an_answer_that_is_all_reasoning_has_no_content(model: Model) -> None:
     assert (message["content"], message["reasoning"]) == (None, "for ever")
 
 
+@pytest.mark.parametrize("kept", [("reasoning", "reasoning_content"), ("reasoning",), ("reasoning_content",)])
+def test_an_answer_that_is_all_reasoning_may_come_back_as_history(model: Model, kept: tuple[str, ...]) -> None:
+    model.will_say("<think>for ever")
+    message = model.chat().json()["choices"][0]["message"]
+    back = {name: message[name] for name in ("role", "content", *kept)}
+    assert back["content"] is None
+    assert model.chat(messages=[*USER, back, *USER]).status_code == 200
+    assert "assistant: (for ever)" in model.prompt()
+    for nothing in ({}, dict.fromkeys(kept), dict.fromkeys(kept, "")):
+        refused = model.chat(messages=[*USER, {"role": "assistant", "content": None, **nothing}])
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages[1].content")
+
+
 def test_a_grammar_waits_for_the_end_of_the_reasoning(model: Model) -> None:
     model.will_say("{}")
     form = {"response_format": {"type": "json_object"}}

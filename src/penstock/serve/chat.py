@@ -158,6 +158,8 @@ def _content(message: Message, where: str) -> str | None:
     if content is None:
         if message.role == "assistant" and message.tool_calls:
             return None
+        if message.role == "assistant" and (message.reasoning_content or message.reasoning):
+            return ""  # an answer of this server that ended before its first word
         raise InvalidRequest(
             field=f"{where}.content", value=None, why="the field is required", code="missing_required_parameter",
             remedy="a string or a list of text parts",
