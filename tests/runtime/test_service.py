@@ -412,6 +412,9 @@ def test_draining_refuses_new_requests_and_lets_running_ones_finish(deployment: 
             assert service.state == "draining"
             with pytest.raises(Unavailable, match="shutting down"):
                 await collect(service, request("late"))
+            told = service.retry_after_s
+            await asyncio.sleep(0.01)
+            assert service.retry_after_s < told <= 30.0, "what is left of the drain, not all of it"
             rest = [token async for output in stream for token in output.tokens]
         assert await draining == 0
         assert (*first, *rest) == expected_output(request(max_tokens=100), VOCABULARY)

@@ -31,7 +31,7 @@ def body(*parts: bytes, then: Sequence[dict[str, Any]] = ()) -> Any:
 
 
 def test_room_is_shared_and_comes_back_however_reading_ends() -> None:
-    room = BodyRoom(10)
+    room = BodyRoom(10, lambda: 7.5)
 
     async def main() -> None:
         waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -43,9 +43,10 @@ def test_room_is_shared_and_comes_back_however_reading_ends() -> None:
         task = asyncio.create_task(read_body(SCOPE, slow, 100, room))
         await asyncio.sleep(0)
         assert room.held == 7
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded) as refused:
             await read_body(SCOPE, body(b"12", b"34"), 100, room)
         assert room.held == 7
+        assert refused.value.retry_after_s == 7.5
         assert await read_body(SCOPE, body(b"12", b"3"), 100, room) == b"123"
         waiting.set_result({"type": "http.request", "body": b"8", "more_body": False})
         assert await task == b"12345678"
@@ -65,6 +66,7 @@ def test_a_server_whose_room_is_taken_says_when_to_come_back(loop: Loop) -> None
         room.held = room.max_bytes
         reply = client.complete()
         assert (reply.status_code, reply.json()["error"]["code"]) == (429, "server_overloaded")
-        assert reply.headers["retry-after"] == "1"
+        assert reply.headers["retry-after-ms"] == str(round(1000 * service.retry_after_s))
+        assert "Remedy: come back in" in reply.json()["error"]["message"]
         room.held = 0
         assert client.complete().status_code == 200

@@ -11,7 +11,7 @@ import pytest
 
 from penstock.control.request import Request
 from penstock.engine.tokenizer import Tokenizer
-from penstock.errors import InvalidRequest, Overloaded, PenstockError, Unavailable
+from penstock.errors import DeadlinePassed, InvalidRequest, Overloaded, PenstockError, Unavailable
 from penstock.runtime.facts import Output
 from penstock.serve import front
 from penstock.serve.body import MAX_UNKNOWN_NAMES, parse_body
@@ -308,6 +308,7 @@ def test_a_form_is_not_json(scripted: Scripted) -> None:
     [
         (Overloaded("full", retry_after_s=2.3), 429, "rate_limit_error", "server_overloaded"),
         (Unavailable("draining", retry_after_s=2.3), 503, "service_unavailable_error", "service_unavailable"),
+        (DeadlinePassed("no token", retry_after_s=2.3), 408, "invalid_request_error", "deadline_passed"),
     ],
 )
 def test_overload_and_unavailability_say_when_to_come_back(
@@ -319,6 +320,7 @@ def test_overload_and_unavailability_say_when_to_come_back(
     assert (error_of(reply)["type"], error_of(reply)["code"]) == (type_, code)
     assert reply.headers["retry-after"] == "3"
     assert reply.headers["retry-after-ms"] == "2300"
+    assert error_of(reply)["message"] == f"{error}. Remedy: come back in 2.30 s"
 
 
 def test_the_worker_may_refuse_a_request_too(scripted: Scripted) -> None:
@@ -356,7 +358,9 @@ def test_a_cancellation_by_the_server_is_a_clean_error(scripted: Scripted) -> No
         yield Output((), finished="cancelled")
 
     scripted.service.script = script
-    assert scripted.complete().status_code == 503
+    reply = scripted.complete()
+    assert reply.status_code == 503
+    assert reply.headers["retry-after-ms"] == str(round(1000 * scripted.service.retry_after_s))
 
 
 def test_the_clients_request_id_is_kept_if_it_is_safe(scripted: Scripted) -> None:

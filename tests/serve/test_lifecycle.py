@@ -108,6 +108,7 @@ def test_health_is_about_progress_and_ready_is_about_traffic(scripted: Scripted)
         assert scripted.http.get("/ready").json()["status"] == state
     scripted.service.state, scripted.service.stalled_s = "ready", 121.0
     assert (status("/health"), status("/ready")) == (503, 200)
+    assert {"retry-after", "retry-after-ms"} <= scripted.http.get("/health").headers.keys()
     scripted.service.state, scripted.service.stalled_s = "restarting", 121.0
     assert status("/health") == 200, "a restart is not a dead step loop"
     scripted.service.state = "stopped"

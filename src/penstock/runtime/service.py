@@ -62,7 +62,8 @@ class Service:
         """Called with each step's report."""
         self._reserved: set[str] = set()
         """Admitted by `reserve` and not yet run."""
-        self._draining = False
+        self._drain_ends: float | None = None
+        """On the monotonic clock; None: it takes requests."""
 
     @classmethod
     async def start(
@@ -91,7 +92,7 @@ class Service:
     @property
     def state(self) -> State:
         state = self._supervisor.state
-        return "draining" if self._draining and state != "stopped" else state
+        return "draining" if self._drain_ends is not None and state != "stopped" else state
 
     @property
     def info(self) -> ModelInfo:
@@ -230,7 +231,7 @@ class Service:
 
         Returns how many were ended. What readers have not taken yet is theirs to take: nobody is waited for.
         """
-        self._draining = True
+        self._drain_ends = time.monotonic() + timeout_s
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 for stream in list(self._streams.values()):
@@ -339,7 +340,8 @@ class Service:
     def _unavailable(self) -> Unavailable:
         match self.state:
             case "draining":
-                return Unavailable("the server is shutting down", retry_after_s=self.deployment.server.drain_timeout)
+                rest_s = (self._drain_ends or 0.0) - time.monotonic()
+                return Unavailable("the server is shutting down", retry_after_s=max(rest_s, 1.0))
             case "stopped":
                 return Unavailable(f"the server has stopped: {self.failure or 'it was closed'}", retry_after_s=60.0)
             case state:

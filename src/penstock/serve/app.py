@@ -153,8 +153,9 @@ def _open(service: Service, deployment: Deployment) -> APIRouter:
         stalled = service.state == "ready" and service.stalled_s > deployment.server.step_deadline
         if service.state == "stopped" or stalled:
             return json_reply(
-                {"status": "stalled" if stalled else "stopped", "seconds": round(service.stalled_s, 1)}, status=503
-            )
+                {"status": "stalled" if stalled else "stopped", "seconds": round(service.stalled_s, 1)}, status=503,
+                headers=retry_headers(service.retry_after_s),
+            )  # fmt: skip
         return json_reply({"status": "alive", "state": service.state})
 
     return router

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from itertools import islice
-from math import inf
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -46,17 +45,20 @@ _STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d+)\]|\[(\.\.\.)\]")
 
 
 class BodyRoom:
-    """The bytes that all bodies under way may come to; one event loop's. How long one may take: http_protocol.py."""
+    """The bytes that all bodies under way may come to; one event loop's. How long one may take: http_protocol.py.
 
-    def __init__(self, max_bytes: float) -> None:
-        self.max_bytes, self.held = max_bytes, 0
+    `wait_s`: asked, where there is no room, when to come back.
+    """
+
+    def __init__(self, max_bytes: float, wait_s: Callable[[], float]) -> None:
+        self.max_bytes, self.wait_s, self.held = max_bytes, wait_s, 0
 
     def take(self, size: int) -> None:
         """Raises Overloaded: there is no room for `size` bytes more."""
         if self.held + size > self.max_bytes:
             raise Overloaded(
-                f"{self.held:,} bytes of requests are being read; this server holds {self.max_bytes:,}. Remedy: come "
-                "back later", retry_after_s=1.0,
+                f"{self.held:,} bytes of requests are being read; this server holds {self.max_bytes:,}",
+                retry_after_s=self.wait_s(),
             )  # fmt: skip
         self.held += size
 
@@ -73,7 +75,6 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, room: BodyRo
     if size > 4 * max_bytes:
         raise _too_large(size, max_bytes)
     size = 0
-    room = room or BodyRoom(inf)
     taken = 0
     try:
         while more:
@@ -84,15 +85,17 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, room: BodyRo
             more = message.get("more_body", False)
             size += len(part)
             if size <= max_bytes:
-                room.take(len(part))
-                taken += len(part)
+                if room is not None:
+                    room.take(len(part))
+                    taken += len(part)
                 parts.append(part)
             else:
                 parts.clear()
                 if size > 4 * max_bytes:
                     break
     finally:
-        room.held -= taken
+        if room is not None:
+            room.held -= taken
     if size > max_bytes:
         raise _too_large(size, max_bytes)
     return b"".join(parts)

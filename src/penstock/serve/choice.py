@@ -6,7 +6,7 @@ marks the choice as ended, and whoever reads the tokens then closes the request,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from penstock.control.request import Request
@@ -35,15 +35,16 @@ class Choice:
     __slots__ = (
         "_client_stop_ids", "_detokenizer", "_include_stop", "arrived", "cached_tokens", "embedding", "finish_reason",
         "first_at", "index", "last_at", "logprobs", "opened", "prompt_index", "prompt_logprobs", "reader", "request",
-        "silent", "stop_reason", "texts", "timings", "token_ids",
+        "silent", "stop_reason", "texts", "timings", "token_ids", "wait_s",
     )  # fmt: skip
 
     def __init__(
         self, *, index: int, prompt_index: int, request: Request, detokenizer: Detokenizer, arrived: float,
         client_stop_ids: Sequence[int] = (), include_stop: bool = False, silent: bool = False,
-        reader: Reader | None = None,
+        reader: Reader | None = None, wait_s: Callable[[], float],
     ) -> None:  # fmt: skip
-        """`silent`: only the prompt is of interest; what the engine makes is dropped. `reader`: takes text apart."""
+        """`silent`: only the prompt is of interest; what the engine makes is dropped. `reader`: takes text apart.
+        `wait_s`: asked, where the engine gives the sequence up, when to come back."""
         self.index, self.prompt_index, self.request = index, prompt_index, request
         self.arrived = arrived
         self.first_at: float | None = None
@@ -60,6 +61,7 @@ class Choice:
         self.opened = False
         self.silent = silent
         self.reader = reader
+        self.wait_s = wait_s
         self._detokenizer = detokenizer
         self._client_stop_ids = client_stop_ids
         self._include_stop = include_stop
@@ -100,7 +102,9 @@ class Choice:
             self.embedding = output.embedding
         if output.finished is not None:
             if output.finished == "cancelled":
-                raise Unavailable("the request was ended because the server is shutting down", retry_after_s=1.0)
+                raise Unavailable(
+                    "the request was ended because the server is shutting down", retry_after_s=self.wait_s()
+                )
             if self.silent:
                 self.finish_reason = "length"
                 return Piece("", (), ())

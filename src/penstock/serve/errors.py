@@ -55,6 +55,8 @@ def wire(error: BaseException) -> WireError:
     headers = [(b"content-type", b"application/json")]
     if isinstance(error, Overloaded | Unavailable | DeadlinePassed):
         headers += retry_headers(error.retry_after_s)
+        if "Remedy: " not in message:
+            message = f"{message.rstrip('.')}. Remedy: come back in {max(error.retry_after_s, 0.01):.2f} s"
     if isinstance(error, Refusal) and error.allow:
         headers.append((b"allow", error.allow.encode()))
     if status == 413:

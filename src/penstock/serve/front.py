@@ -70,10 +70,13 @@ class Front:
     ) -> None:
         self.service, self.deployment, self.metrics = service, deployment, metrics
         self.tokenizer, self.template, self.keys = tokenizer, template, keys
-        self.bodies = BodyRoom(BODIES * deployment.server.max_body_bytes)
+        self.bodies = BodyRoom(BODIES * deployment.server.max_body_bytes, self._wait_s)
         self.grammars = GrammarCheck()
         self._field_bytes = field_bytes(deployment.server.limits)
         self.offload = Offload(max_pending=deployment.server.queue.max_requests)
+
+    def _wait_s(self) -> float:
+        return self.service.retry_after_s
 
     async def body(self, request: HttpRequest, kind: type[SomeBody]) -> tuple[SomeBody, int]:
         """Read and check a body; gives it and its size in bytes. Raises Refusal 404, 413, 415; InvalidRequest."""
@@ -179,7 +182,7 @@ class Front:
                             keep=plan.keep,
                         ),
                         client_stop_ids=body.stop_token_ids or (), include_stop=bool(body.include_stop_str_in_output),
-                        silent=silent, reader=None if plan.plain else Reader(plan, _call_id),
+                        silent=silent, reader=None if plan.plain else Reader(plan, _call_id), wait_s=self._wait_s,
                     )
                 )  # fmt: skip
         return Generation(
