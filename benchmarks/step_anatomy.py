@@ -35,6 +35,7 @@ from penstock.control.step import Admission, Chunk, Step
 from penstock.engine.engine import Engine
 from penstock.engine.loader import LoadedModel, load_model
 from penstock.engine.ops.kernels import kernels_for
+from penstock.engine.ops.layers import MATRICES
 from penstock.engine.ops.layers import PARTS as LAYER_PARTS
 from penstock.testing import tiny_checkpoint
 
@@ -155,7 +156,7 @@ class Bench:
         for name, spent in seconds.items():
             told[_PART_OF.get(name, "around")] += spent
         for name, spent in zip(LAYER_PARTS, self.layers, strict=True):
-            told[name] += spent
+            told["products" if name in MATRICES else "attention" if name == "attention" else "around"] += spent
         return told | {"host": whole - sum(told.values()), "step": whole}
 
     def decode(self, batch: int, shared: int, own: int) -> list[dict[str, float]]:

@@ -20,6 +20,7 @@ from penstock.catalog.hardware_load import device
 from penstock.deployment import Deployment
 from penstock.engine.engine import Engine
 from penstock.engine.loader import LoadedModel, load_model
+from penstock.engine.models.decoder import Decoder
 from penstock.engine.ops.kernels import kernels_for
 from penstock.errors import InvalidDeployment
 from penstock.runtime.schedule import Done, Header, Plan, Schedule
@@ -34,17 +35,26 @@ def model() -> LoadedModel:
 
 def test_a_designed_step_runs_the_rows_and_reads_the_context_it_was_asked_for(model: LoadedModel) -> None:
     kernels = TimedKernels(kernels_for(model.device))
+    assert isinstance(model.model, Decoder)
+    if (layers := model.model.whole(kernels)) is not None:
+        kernels.watch(layers)
     engine = Engine(model, blocks=64, block_tokens=16, max_seqs=10, kernels=kernels)
     steps = DesignedSteps(engine, blocks=64, block_tokens=16, longest=256)
     for sequences, context, chunks in ((3, 100, ()), (0, 0, ((48, 40),)), (8, 30, ((0, 17), (16, 5)))):
         steps.open(sequences, context, 4)
         for _ in range(3):
-            kernels.calls.clear()
+            kernels.take(1)
             result = steps.step(*chunks)
             assert len(result.tokens) == sequences + len(chunks)
             assert not result.failed
-            attention = [call for call in kernels.calls if call.kernel == "attention"]
-            assert [call.rows for call in attention] == [sequences + sum(n for _, n in chunks)] * 4
+            rows = sequences + sum(n for _, n in chunks)
+            calls = kernels.take(rows)
+            attention = [call for call in calls if call.kernel == "attention"]
+            assert [call.rows for call in attention] == [rows] * 4
+            products = [call for call in calls if call.kernel == "linear"]
+            assert len(products) == 4 * 4 + 1
+            assert min(call.seconds for call in calls) > 0
+    kernels.leave()
     engine.check()
     assert engine.statistics()["sequences"] <= 8 + 2
 

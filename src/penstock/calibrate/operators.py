@@ -26,6 +26,7 @@ from penstock.catalog.shape import ModelShape
 from penstock.control.request import Request, Sampling
 from penstock.engine.engine import Engine
 from penstock.engine.loader import LoadedModel
+from penstock.engine.models.decoder import Decoder
 from penstock.engine.ops.kernels import kernels_for
 from penstock.engine.sampling import Sampler
 from penstock.twin.calibrated import OperatorTime, time_of
@@ -92,6 +93,8 @@ class OperatorBench:
     def run(self) -> Iterator[Point]:
         """Measure everything, PASSES times over."""
         kernels = TimedKernels(kernels_for(self._model.device))
+        if isinstance(self._model.model, Decoder) and (layers := self._model.model.whole(kernels)) is not None:
+            kernels.watch(layers)
         engine = Engine(
             self._model, blocks=self._blocks, block_tokens=BLOCK_TOKENS, max_seqs=max(SEQUENCES) + 2, kernels=kernels
         )
@@ -103,7 +106,7 @@ class OperatorBench:
             for point in points if number % 2 == 0 else reversed(points):
                 designed.open(point.sequences, point.context, DECODE_STEPS)
                 for _ in range(DECODE_STEPS if point.sequences else 1):
-                    kernels.calls.clear()
+                    kernels.take(1)
                     before = probe.slowness()
                     designed.step(*point.chunks)
                     slowness = max(before, probe.slowness())
@@ -113,6 +116,7 @@ class OperatorBench:
                 yield point
             self._alone(probe)
         designed.open(0, 0, 0)
+        kernels.leave()
         engine.close()
 
     def lines(self) -> list[OperatorTime]:
@@ -145,7 +149,7 @@ class OperatorBench:
             elif isinstance(operator, Elementwise):
                 by_kind[operator.kind, operator.rows] = operator
         seconds: dict[Operator, list[float]] = defaultdict(list)
-        for call in kernels.calls:
+        for call in kernels.take(rows):
             if call.kernel == "linear":
                 found = products.get((call.rows, call.columns, call.inner))
             elif call.kernel == "attention":

@@ -1,10 +1,12 @@
 """The engine's kernels with a stopwatch: each call is timed where it runs, between its neighbours in a real step.
 
-So caches are as they are in serving: a layer's weights were last used a whole model ago, its input a moment ago.
+So caches are as they are in serving: a layer's weights were last used a whole model ago, its input a moment ago. Where
+all layers are one call (ops/layers.py), that call tells what its parts took.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from penstock.engine.ops.kernels import Heads, Kernels, QkNorm, Segments
+from penstock.engine.ops.layers import PARTS, NativeLayers
 from penstock.engine.weights import Matrix
 
 R = TypeVar("R")
@@ -32,12 +35,38 @@ class Call:
 
 
 class TimedKernels:
-    """See `Kernels` for what each does. `calls` is the caller's to read and clear."""
+    """See `Kernels` for what each does."""
 
     def __init__(self, kernels: Kernels) -> None:
         self.name = kernels.name
+        self.plain = kernels
+        """What is timed; a decoder asks, to see whether all its layers may be one call."""
         self.calls: list[Call] = []
         self._kernels = kernels
+        self._layers: NativeLayers | None = None
+        self._seconds = (ctypes.c_double * len(PARTS))()
+
+    def watch(self, layers: NativeLayers) -> None:
+        """Its parts are timed too, until `leave`."""
+        self._layers, layers.seconds = layers, self._seconds
+
+    def leave(self) -> None:
+        """Nothing is timed inside layers any longer."""
+        if self._layers is not None:
+            self._layers.seconds = None
+
+    def take(self, rows: int) -> list[Call]:
+        """The calls of a step of so many rows, and as many of each part of the layers as they have: each its mean."""
+        calls, layers = self.calls, self._layers
+        self.calls = []
+        if layers is not None:
+            shapes = layers.shapes()
+            for part, seconds in zip(PARTS, self._seconds, strict=True):
+                times = layers.norms if part == "norm" else layers.count
+                kernel, (columns, inner) = ("linear", shapes[part]) if part in shapes else (part, (0, 0))
+                calls += [Call(kernel, rows, columns, inner, seconds / times)] * times
+            ctypes.memset(self._seconds, 0, ctypes.sizeof(self._seconds))
+        return calls
 
     def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
         columns, inner = weight.shape

@@ -149,8 +149,8 @@ class Decoder:
         return kernels.add_rms_norm(x, delta, self._norm, self.architecture.norm_eps)
 
     def whole(self, kernels: Kernels) -> NativeLayers | None:
-        """All layers as one call of `kernels`; None: they or the layers have no such thing."""
-        if not isinstance(kernels, NativeKernels):
+        """All layers as one call of `kernels`, or of the `plain` ones that they wrap; None: there is no such thing."""
+        if not isinstance(getattr(kernels, "plain", kernels), NativeKernels):
             return None
         if not self._looked:
             self._looked = True

@@ -38,7 +38,7 @@ typedef struct {
     double *seconds; /* NULL, or [PARTS]: what each part took is added */
 } Step;
 
-enum { PRODUCTS, ATTENTION, AROUND, PARTS };
+enum { NORM, QKV, ROPE, ATTENTION, OUT, GATE_UP, ACTIVATION, DOWN, PARTS };
 #define MOST_KINDS 8
 
 static size_t lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -90,27 +90,28 @@ static void run_layer(Team *team, const Model *m, const Step *s, const Places *p
         .head = m->head, .turned = kind->turned, .block_tokens = s->sequences.block_tokens,
         .block_stride = s->sequences.block_stride, .eps = m->eps, .half = half};
     penstock_norm_rows(team, s->x, number ? s->delta : NULL, l->attention_norm, p->h, rows, m->hidden, m->eps, half);
-    tell(clock, AROUND);
+    tell(clock, NORM);
     penstock_multiply(team, &l->qkv, p->h, p->qkv, rows, half, p->room);
-    tell(clock, PRODUCTS);
+    tell(clock, QKV);
     penstock_rotate_rows(team, &rotation);
-    tell(clock, AROUND);
+    tell(clock, ROPE);
     penstock_attend(team, plans[l->kind], p->qkv, pool, p->h, l->scale);
     tell(clock, ATTENTION);
     penstock_multiply(team, &l->out, p->h, s->delta, rows, half, p->room);
-    tell(clock, PRODUCTS);
+    tell(clock, OUT);
     if (l->attention_output_norm)
         penstock_norm_rows(team, s->delta, NULL, l->attention_output_norm, s->delta, rows, m->hidden, m->eps, half);
     penstock_norm_rows(team, s->x, s->delta, l->mlp_norm, p->h, rows, m->hidden, m->eps, half);
-    tell(clock, AROUND);
+    tell(clock, NORM);
     penstock_multiply(team, &l->gate_up, p->h, p->gate_up, rows, half, p->room);
-    tell(clock, PRODUCTS);
+    tell(clock, GATE_UP);
     penstock_silu_rows(team, p->gate_up, p->h, rows, m->inner, half);
-    tell(clock, AROUND);
+    tell(clock, ACTIVATION);
     penstock_multiply(team, &l->down, p->h, s->delta, rows, half, p->room);
-    tell(clock, PRODUCTS);
+    tell(clock, DOWN);
     if (l->mlp_output_norm)
         penstock_norm_rows(team, s->delta, NULL, l->mlp_output_norm, s->delta, rows, m->hidden, m->eps, half);
+    tell(clock, NORM);
 }
 
 /* Puts a step's rows through all layers. `memory`: as many bytes as penstock_layers_bytes says, aligned to 64.

@@ -23,7 +23,8 @@ from penstock.engine.weights.panels import Panels
 _POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
 MOST_KINDS: Final = 8
 """Different windows of attention in one model."""
-PARTS: Final = ("products", "attention", "around")
+MATRICES: Final = ("qkv", "out", "gate_up", "down")
+PARTS: Final = ("norm", "qkv", "rope", "attention", "out", "gate_up", "activation", "down")
 """What `seconds` tells apart, in this order."""
 
 
@@ -98,6 +99,10 @@ class NativeLayers:
         self._run.argtypes, self._run.restype = [_POINTER, _POINTER, _POINTER, _LONG], ctypes.c_int
         self._bytes.argtypes, self._bytes.restype = [_POINTER, _LONG, _LONG], _LONG
         self._parts = tuple(parts)  # keeps the tensors
+        self.norms = sum(
+            2 + (part.attention_output_norm is not None) + (part.mlp_output_norm is not None) for part in self._parts
+        )
+        """In all layers."""
         self._heads = heads
         self._windows = sorted({part.window or 0 for part in parts})
         first = parts[0]
@@ -111,6 +116,15 @@ class NativeLayers:
         self._memory = torch.empty(0, dtype=torch.uint8)
         self.seconds: ctypes.Array[ctypes.c_double] | None = None
         """Where to add what each of PARTS takes; None: nobody asks."""
+
+    @property
+    def count(self) -> int:
+        """Layers."""
+        return len(self._parts)
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of the first layer's MATRICES."""
+        return {name: panels.shape for name, (panels, _) in zip(MATRICES, self._parts[0].matrices, strict=True)}
 
     def run(self, x: Tensor, batch: Batch, pool: Tensor, angles: Angles, windowed: Angles) -> Tensor:
         """x [T, D] through all layers, in place, but for the last sum: what is to be added to x is returned.
