@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from itertools import chain
+from typing import Any
 
 import pytest
 
 from penstock.control.request import Request, Sampling
 from penstock.control.step import TokenLogprobs
 from penstock.deployment import Deployment
+from penstock.runtime import Tokenizer
 from penstock.runtime.facts import Output
+from penstock.serve.logprobs import LegacyLogprobs, chat_logprobs
 from penstock.serve.offload import INLINE_CHARACTERS
 
 from .conftest import Loop, Scripted
@@ -305,9 +309,59 @@ def test_unknown_fields_are_ignored_and_counted_once_per_request(scripted: Scrip
     assert 'penstock_unknown_fields_total{field="x_y"} 2.0' in shown
 
 
-def test_a_big_prompt_is_tokenised_off_the_event_loop_with_the_same_result(scripted: Scripted) -> None:
-    reply = scripted.complete(prompt="x" * (INLINE_CHARACTERS + 1), max_tokens=5)
-    assert reply.json()["usage"]["prompt_tokens"] == INLINE_CHARACTERS + 1
+class Threads:
+    """Stands in for a function: notes the name of the thread it is called in."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.names = function, list[str]()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.names.append(threading.current_thread().name)
+        return self.function(*args, **kwargs)
+
+
+def test_a_big_prompt_is_tokenised_off_the_event_loop_with_the_same_result(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = Threads(Tokenizer.encode)
+    monkeypatch.setattr(Tokenizer, "encode", lambda *args, **kwargs: threads(*args, **kwargs))
+    for characters, chat in ((10, False), (INLINE_CHARACTERS + 1, False), (10, True), (INLINE_CHARACTERS, True)):
+        threads.names.clear()
+        text = "x" * characters
+        if chat:  # the body has more characters than its one message
+            reply = scripted.chat(messages=[{"role": "user", "content": text}], max_tokens=5)
+            expected = len(f"user: {text}\nassistant: ")
+        else:
+            reply = scripted.complete(prompt=text, max_tokens=5)
+            expected = characters
+        assert reply.json()["usage"]["prompt_tokens"] == expected
+        off = [name.startswith("penstock-text") for name in threads.names]
+        assert off == [characters >= INLINE_CHARACTERS], threads.names
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_many_logprobs_are_written_off_the_event_loop_with_the_same_result(
+    scripted: Scripted, loop: Loop, monkeypatch: pytest.MonkeyPatch, *, chat: bool
+) -> None:
+    scripted.service.script = say("a" * 20)
+    if chat:
+        threads = Threads(chat_logprobs)
+        monkeypatch.setattr("penstock.serve.chat_format.chat_logprobs", threads)
+    else:
+        threads = Threads(LegacyLogprobs.of)
+        monkeypatch.setattr(LegacyLogprobs, "of", lambda *args: threads(*args))
+
+    def ask(n: int) -> list[Any]:
+        threads.names.clear()
+        asked = {"logprobs": True, "top_logprobs": 4} if chat else {"logprobs": 4}
+        reply = (scripted.chat if chat else scripted.complete)(max_tokens=32, n=n, **asked)
+        return [one["logprobs"] for one in reply.json()["choices"]]
+
+    (one,) = ask(1)
+    assert threads.names == [loop.thread.name]
+    assert ask(6) == [one] * 6  # 21 tokens of 5 entries each: over INLINE_LOGPROBS
+    assert len(threads.names) == 6
+    assert loop.thread.name not in threads.names
 
 
 def test_models_are_listed(scripted: Scripted) -> None:

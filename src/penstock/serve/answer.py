@@ -8,6 +8,7 @@ can only be an event in the stream.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -24,6 +25,8 @@ PING_S: Final = 15.0
 """Silence after which a comment line is sent: proxies close connections that say nothing."""
 SEND_S: Final = 120.0
 """That one piece may wait for a client that reads slowly or not at all; then it has left."""
+INLINE_LOGPROBS: Final = 500
+"""Entries, likeliest ones included, that are written on the event loop; a client may ask for a million."""
 
 _STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -144,8 +147,8 @@ class Answer(Response):
 
     async def _whole(self) -> None:
         await self._generation.run(_nothing, _pause, Collected())
-        if any(choice.prompt_logprobs is not None for choice in self._generation.choices):
-            body = await asyncio.to_thread(self._form.whole, self._generation)  # may be megabytes
+        if _is_long(self._generation.choices):
+            body = await asyncio.to_thread(self._form.whole, self._generation)
         else:
             body = self._form.whole(self._generation)
         self._wrote_at, self._sending = monotonic(), True
@@ -198,6 +201,13 @@ class Answer(Response):
             self._events.append(b"data: " + answer.body + b"\n\n" if named is None else named(answer.body))
             await self._write(b"".join(self._events), more=False)
         return answer.reason
+
+
+def _is_long(choices: Sequence[Choice]) -> bool:
+    """Whether a whole answer has too many log-probabilities to be written on the event loop."""
+    if any(choice.prompt_logprobs is not None for choice in choices):
+        return True
+    return sum(1 + len(one.top) for choice in choices for one in choice.logprobs) > INLINE_LOGPROBS
 
 
 async def _until_gone(receive: Receive) -> None:
