@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.control.request import Request
+from penstock.control.statistics import Statistics
 from penstock.control.step import Finished
 from penstock.deployment import Deployment
 from penstock.errors import RequestFailed
@@ -19,7 +21,7 @@ from penstock.runtime import wire
 from penstock.runtime.adapters import Adapters
 from penstock.runtime.admission import Admission
 from penstock.runtime.facts import StepReport
-from penstock.runtime.in_flight import InFlight
+from penstock.runtime.in_flight import TOTALS, InFlight
 from penstock.runtime.stream import Stream
 
 TOKENS = 6
@@ -186,6 +188,26 @@ def test_one_that_kills_at_the_door_is_found_although_others_are_known_to_be_hel
         assert isinstance(streams["bad"]._error, RequestFailed)
         assert [streams[id].output for id in ("good0", "good1")] == [list(range(1, TOKENS + 1))] * 2
         assert scene.deaths <= 8
+
+    asyncio.run(body())
+
+
+def test_totals_do_not_fall_when_a_worker_dies() -> None:
+    async def body() -> None:
+        scene = Scene({}, 8, seed=0)
+        in_flight = scene.in_flight
+        whole = {name: number for number, name in enumerate(TOTALS, 1)}
+        assert len(whole) + 12 == len(dataclasses.fields(Statistics)), "a new field: does it only grow?"
+        for deaths in range(3):
+            in_flight.received(wire.Stepped(statistics=Statistics(running=2, held_blocks=5)))
+            in_flight.received(wire.Stepped(statistics=Statistics(running=3, held_blocks=7, **whole)))
+            found = dataclasses.asdict(in_flight.statistics)
+            assert {name: found[name] for name in TOTALS} == {k: (deaths + 1) * v for k, v in whole.items()}
+            assert (found["running"], found["held_blocks"]) == (3, 7)
+            in_flight.worker_gone(killed=True)
+            left = dataclasses.asdict(in_flight.statistics)
+            assert {name: left[name] for name in TOTALS} == {name: found[name] for name in TOTALS}
+            assert not any(number for name, number in left.items() if name not in TOTALS)
 
     asyncio.run(body())
 

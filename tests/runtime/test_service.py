@@ -251,7 +251,7 @@ def test_a_killed_worker_is_replaced_and_every_stream_goes_on_exactly(
     assert "killed by SIGKILL" in caplog.text
 
 
-def test_statistics_are_those_of_the_worker_that_runs(deployment: Make, worker: Make) -> None:
+def test_gauges_are_those_of_the_worker_that_runs_and_totals_of_all(deployment: Make, worker: Make) -> None:
     async def body() -> None:
         service = await Service.start(deployment(), command=worker())
         while not service.statistics.free_blocks:
@@ -263,7 +263,8 @@ def test_statistics_are_those_of_the_worker_that_runs(deployment: Make, worker: 
         os.kill(service.worker_pid, signal.SIGKILL)
         while service.restarts == 0 or service.state != "ready" or not service.statistics.free_blocks:
             await asyncio.sleep(0.001)
-        assert (service.statistics.steps, service.statistics.finished, service.statistics.waiting) == (0, 0, 0)
+        assert service.statistics.running == service.statistics.waiting == service.statistics.held_blocks == 0
+        assert service.statistics.finished == 1
         await service.close()
 
     run(body())

@@ -9,6 +9,7 @@ time. Only who was all that a worker had can be found guilty and fail: an innoce
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -39,6 +40,12 @@ SUSPECT_BLAME: Final = 5
 MOST_BLAME: Final = 8
 """With more than that, the third crash or the ninth kill, it fails if that worker had nothing else."""
 
+TOTALS: Final = (
+    "steps", "prefill_tokens", "decode_tokens", "submitted", "finished", "cancelled", "failed", "preemptions", "swaps",
+    "stalls", "prefix_query_tokens", "prefix_hit_tokens",
+)  # fmt: skip
+"""Fields of Statistics that only grow, as counters made of them must."""
+
 _log = logging.getLogger("penstock.runtime")
 
 
@@ -58,7 +65,10 @@ class InFlight:
         self.on_step: list[OnStep] = []
         """Called with each step's report."""
         self.statistics = Statistics()
-        """The newest that this worker sent: when it is ready, a few times per second, and whenever it goes idle."""
+        """The newest that this worker sent: when it is ready, a few times per second, and whenever it goes idle. Totals
+        count from the start of the service, over all its workers."""
+        self._before = Statistics()
+        """Totals of the workers that are gone; no gauges."""
         self.recovered = 0
         """Requests that went on in another worker, each counted once per death."""
         self.stopped = asyncio.Event()
@@ -134,7 +144,8 @@ class InFlight:
                 self.submit_all()
             return
         now, streams = time.monotonic(), self.streams
-        self.statistics = message.statistics or self.statistics
+        if message.statistics is not None:
+            self.statistics = _since(self._before, message.statistics)
         if message.report is not None:
             for id, cached_tokens in message.admitted.items():
                 if (stream := streams.get(id)) is not None:
@@ -179,7 +190,7 @@ class InFlight:
         orphans = [stream for stream in self.streams.values() if stream.sent and not stream.ended]
         alone = len(orphans) == 1 and not self.leaving
         self.leaving.clear()
-        self.statistics = Statistics()
+        self._before = self.statistics = _since(self.statistics, Statistics())
         given_up = 0
         for stream, blame in self._blamed(orphans, killed=killed):
             stream.deaths += 1
@@ -233,6 +244,11 @@ class InFlight:
                 callback(report)
             except Exception:  # noqa: BLE001 - an observer's mistake must not take the worker's connection with it
                 _log.exception("a callback of on_step failed")
+
+
+def _since(before: Statistics, now: Statistics) -> Statistics:
+    """`now` with the totals of `before` added."""
+    return dataclasses.replace(now, **{name: getattr(before, name) + getattr(now, name) for name in TOTALS})
 
 
 def _suspicion(stream: Stream) -> int:
