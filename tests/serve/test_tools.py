@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletionMessageFunctionToolCall
 
+from penstock.cli import chat as terminal
+from penstock.cli.chat import Answer, Conversation
 from penstock.control.request import Request
 from penstock.deployment import Deployment
 from penstock.runtime import ChatTemplate, Tokenizer
@@ -329,6 +333,25 @@ def test_reasoning_has_a_field_of_its_own(model: Model, per_output: int) -> None
     assert "".join(delta.get("reasoning_content", "") for delta in found) == "Let me see."
     assert "".join(delta.get("reasoning", "") for delta in found) == "Let me see."
     assert "".join(delta.get("content") or "" for delta in found) == "Cold."
+
+
+def test_the_chat_of_the_terminal_counts_thoughts_as_tokens(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(text: str) -> tuple[str, Answer]:
+        monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+        model.will_say(text)
+        answer = Answer()
+        return "".join(Conversation(model.url, "", {}, "").ask("Weather?", answer)), answer
+
+    said, answer = ask("<think>Let me see.</think>Cold.")
+    assert said == "Cold."
+    assert answer.ttft_s == 1, "the first piece is a thought"
+    assert answer.total_s > len("Cold."), "pieces of thoughts and of the answer"
+    assert "0 prompt tokens cached" in answer.line()
+    said, answer = ask("<think>Let me see.")
+    assert said == ""
+    assert f"{answer.tokens} tokens, " in answer.line()
+    assert answer.ttft_s == 1
+    assert answer.tokens > len("Let me see.")
 
 
 @pytest.mark.parametrize("per_output", [1, 500])

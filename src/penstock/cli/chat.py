@@ -25,6 +25,8 @@ _OPEN = {
     "api_keys": (), "keys": (), "key_file": None, "admin_port": None, "tls_certificate": None, "tls_key": None,
 }  # fmt: skip
 """Its own server answers its own process; what a file says of clients is for others."""
+_TOKENS = ("content", "reasoning_content", "reasoning")
+"""Fields of a delta that tokens fill; servers differ in the name for thoughts."""
 HELP = "/reset starts over, /exit ends, Ctrl-C stops an answer"
 
 
@@ -62,7 +64,8 @@ def chat(
 
 @dataclass(slots=True)
 class Answer:
-    """What a stream told, beside its text."""
+    """What a stream told, beside its text. Times are from the request to the first and the last piece, thoughts
+    included: they are tokens as well."""
 
     ttft_s: float | None = None
     total_s: float = 0.0
@@ -75,8 +78,10 @@ class Answer:
             return "no answer"
         decode_s = self.total_s - self.ttft_s
         rate = f", {(self.tokens - 1) / decode_s:,.0f} tokens/s" if self.tokens > 1 and decode_s > 0 else ""
-        cached = f", {self.cached_tokens} prompt tokens cached" if self.cached_tokens else ""
-        return f"first token after {self.ttft_s * 1e3:,.0f} ms, {self.tokens} tokens{rate}{cached}"
+        return (
+            f"first token after {self.ttft_s * 1e3:,.0f} ms, {self.tokens} tokens{rate}, "
+            f"{self.cached_tokens} prompt tokens cached"
+        )
 
 
 @dataclass(slots=True)
@@ -133,9 +138,11 @@ class Conversation:
                         answer.tokens = usage["completion_tokens"]
                         answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
                     for choice in event["choices"]:
-                        if piece := choice["delta"].get("content"):
+                        delta = choice["delta"]
+                        if any(delta.get(name) for name in _TOKENS):
                             answer.total_s = time.monotonic() - sent
                             answer.ttft_s = answer.ttft_s or answer.total_s
+                        if piece := delta.get("content"):
                             yield piece
         except httpx.HTTPError as error:
             raise PenstockError(f"no answer from {self.base}: {error or type(error).__name__}") from None
