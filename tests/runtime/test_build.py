@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from penstock.catalog import models_in_the_box, resolve_model
 from penstock.control.request import Request
 from penstock.deployment import Deployment
+from penstock.engine import loader
 from penstock.errors import InvalidDeployment, InvalidRequest
 from penstock.runtime import size as sizing
 from penstock.runtime.available import available_bytes
+from penstock.runtime.build import build
 from penstock.runtime.fingerprint import fingerprint
 from penstock.runtime.offline import generate
 from penstock.runtime.size import size_up
@@ -111,6 +114,25 @@ def test_where_not_even_the_weights_fit_other_settings_are_named(
     assert remedy(**swap) == "a smaller memory.host_bytes"
     monkeypatch.setattr(sizing, "available_bytes", lambda: sizing.RUNTIME_BYTES // 2)
     assert remedy() == "a smaller model, or a machine with more memory"
+
+
+def test_what_does_not_fit_onto_a_gpu_is_refused_before_the_weights_are_loaded(
+    deployment: Make, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu = {"model.path": str(checkpoint), "memory.kv_bytes": "512MiB", "hardware.device": "cuda"}
+    here = deployment(on_gpu | {"policy.evict": "swap", "memory.host_bytes": "8GiB"})
+    size = size_up(here)
+    sizing.require_device_fit(here, size, sizing.DEVICE_BYTES + 513 * 2**20)
+    with pytest.raises(InvalidDeployment, match="are available") as refused:
+        sizing.require_device_fit(here, size, sizing.DEVICE_BYTES + 100 * 2**20)
+    assert refused.value.remedy.startswith("memory.kv_bytes: 99MiB or less")
+    loaded: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**20, 80 * 2**30))
+    monkeypatch.setattr(loader, "load_model", lambda *args, **kwargs: loaded.append(args))
+    with pytest.raises(InvalidDeployment, match="are available"):
+        build(here, lambda name, seconds, detail: None)
+    assert not loaded
 
 
 def machine(root: Path, files: dict[str, str]) -> Path:

@@ -21,7 +21,7 @@ from penstock.runtime.executor import Executor
 from penstock.runtime.facts import ModelInfo, OnPhase
 from penstock.runtime.fingerprint import fingerprint
 from penstock.runtime.local import Loop
-from penstock.runtime.size import size_up
+from penstock.runtime.size import require_device_fit, size_up
 from penstock.runtime.worker_adapters import AdapterHost
 from penstock.units import format_bytes
 
@@ -73,6 +73,8 @@ def build(deployment: Deployment, on_phase: OnPhase, *, grammars: bool = True) -
         if threads is not None:
             torch.set_num_threads(threads)
         _require_device(deployment.hardware.device, torch.cuda.is_available())
+        if deployment.hardware.device == "cuda":
+            require_device_fit(deployment, size, torch.cuda.mem_get_info()[0])
         say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {deployment.hardware.device}")
     with _phase("load weights", on_phase) as say:
         model = load_model(size.path, dtype=deployment.model.served_dtype, device=deployment.hardware.device)

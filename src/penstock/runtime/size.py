@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RUNTIME_BYTES: Final = 600 * 2**20
 """What the interpreter, torch and a step's activations take beside weights and KV: measured for small models."""
+DEVICE_BYTES: Final = 2**30
+"""What a step's activations, graphs and the libraries' work space take on a GPU beside what is taken: assumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Size:
     blocks: int
     host_blocks: int
     kv_bytes_per_token: int
+    adapter_bytes: int
 
 
 def size_up(deployment: Deployment) -> Size:
@@ -79,18 +82,33 @@ def size_up(deployment: Deployment) -> Size:
         )  # fmt: skip
         adapter_bytes = elements * dtype_bytes(model.served_dtype)
     if deployment.hardware.device == "cpu":
-        _require_fit(deployment, footprint, adapter_bytes, available_bytes())
+        _require_fit(
+            deployment, footprint, adapter_bytes, available_bytes(), host_bytes=memory.host_bytes, runtime=RUNTIME_BYTES
+        )
     return Size(
         path=path, architecture=footprint.architecture, parameters=footprint.parameters,
         weight_bytes=footprint.weight_bytes, vocab_size=footprint.vocab_size,
         max_sequence_tokens=min(wanted or footprint.max_sequence_tokens, blocks * memory.block_tokens), blocks=blocks,
         host_blocks=memory.host_bytes // block_bytes, kv_bytes_per_token=footprint.kv_bytes_per_token,
+        adapter_bytes=adapter_bytes,
     )  # fmt: skip
 
 
-def _require_fit(deployment: Deployment, footprint: Footprint, adapter_bytes: int, available: int | None) -> None:
+def require_device_fit(deployment: Deployment, size: Size, free: int) -> None:
+    """Before weights are loaded onto a GPU with so many free bytes. Raises InvalidDeployment with the numbers."""
+    from penstock.engine.checkpoint import model_footprint
+
+    footprint = model_footprint(size.path, deployment.model.served_dtype)
+    _require_fit(deployment, footprint, size.adapter_bytes, free, host_bytes=0, runtime=DEVICE_BYTES)
+
+
+def _require_fit(
+    deployment: Deployment, footprint: Footprint, adapter_bytes: int, available: int | None, *, host_bytes: int,
+    runtime: int,
+) -> None:  # fmt: skip
+    """`host_bytes`: of swapped blocks, where they lie in the same memory."""
     memory, weight_bytes = deployment.memory, footprint.weight_bytes
-    needed = weight_bytes + adapter_bytes + memory.pool_bytes + memory.host_bytes + RUNTIME_BYTES
+    needed = weight_bytes + adapter_bytes + memory.pool_bytes + host_bytes + runtime
     if available is None or needed <= available:
         return
     left = available - (needed - memory.pool_bytes)
@@ -98,13 +116,13 @@ def _require_fit(deployment: Deployment, footprint: Footprint, adapter_bytes: in
         field="memory.kv_bytes", value=memory.pool_bytes,
         why=f"weights {format_bytes(weight_bytes)}, "
         + (f"adapters {format_bytes(adapter_bytes)}, " if adapter_bytes else "")
-        + f"KV {format_bytes(memory.pool_bytes + memory.host_bytes)} and "
-        f"{format_bytes(RUNTIME_BYTES)} for the runtime need {format_bytes(needed)}; {format_bytes(available)} are "
-        "available", remedy=_what_fits(deployment, footprint, left),
+        + f"KV {format_bytes(memory.pool_bytes + host_bytes)} and "
+        f"{format_bytes(runtime)} for the runtime need {format_bytes(needed)}; {format_bytes(available)} are "
+        "available", remedy=_what_fits(deployment, footprint, left, host_bytes),
     )  # fmt: skip
 
 
-def _what_fits(deployment: Deployment, footprint: Footprint, left: int) -> str:
+def _what_fits(deployment: Deployment, footprint: Footprint, left: int, host_bytes: int) -> str:
     """`left`: bytes for KV blocks; negative if not even the rest fits."""
     block_tokens = deployment.memory.block_tokens
     kv_bytes = left // 2**20 * 2**20
@@ -115,7 +133,7 @@ def _what_fits(deployment: Deployment, footprint: Footprint, left: int) -> str:
             f"memory.kv_bytes: {kv_bytes // 2**20}MiB or less, which holds a context of {context:,} tokens, "
             f"{tokens // context} times at once"
         )
-    if deployment.memory.host_bytes + left > 0:
+    if host_bytes and host_bytes + left > 0:
         return "a smaller memory.host_bytes"
     served = deployment.model.served_dtype
     halved = served == "float32" and footprint.weight_bytes // 2 + left > 0
