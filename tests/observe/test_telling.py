@@ -126,7 +126,8 @@ def test_a_traceback_stays_in_one_json_line() -> None:
 
 
 def test_a_request_is_a_span_with_its_phases_inside(told: Told) -> None:
-    told.post("/v1/chat/completions", chat(temperature=0.5, seed=7, max_completion_tokens=100))
+    mine = {"x-request-id": "mine-1"}
+    told.post("/v1/chat/completions", chat(temperature=0.5, seed=7, max_completion_tokens=100), **mine)
     spans = told.spans
     assert set(spans) == {"chat scripted", "receive", "queue", "prefill", "decode"}
     root = spans["chat scripted"]
@@ -134,6 +135,7 @@ def test_a_request_is_a_span_with_its_phases_inside(told: Told) -> None:
     assert root.parent is None
     seen = dict(root.attributes)
     assert seen["gen_ai.operation.name"] == "chat"
+    assert seen["penstock.request_id"] == "mine-1"
     assert seen["gen_ai.request.model"] == seen["gen_ai.response.model"] == "scripted"
     assert (seen["gen_ai.request.temperature"], seen["gen_ai.request.seed"]) == (0.5, 7)
     assert (seen["gen_ai.request.max_tokens"], seen["gen_ai.usage.output_tokens"]) == (100, 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from penstock.control.request import Request
 from penstock.engine.tokenizer import Tokenizer
-from penstock.errors import DeadlinePassed, InvalidRequest, Overloaded, PenstockError, Unavailable
+from penstock.errors import DeadlinePassed, InvalidRequest, Overloaded, PenstockError, RequestFailed, Unavailable
+from penstock.observe.logs import JsonLines
 from penstock.runtime.facts import Output
 from penstock.serve import front
 from penstock.serve.body import MAX_UNKNOWN_NAMES, parse_body
@@ -332,15 +334,36 @@ def test_the_worker_may_refuse_a_request_too(scripted: Scripted) -> None:
     assert error_of(reply)["code"] == "context_length_exceeded"
 
 
-def test_a_bug_is_500_in_the_same_shape_and_tells_nothing(scripted: Scripted) -> None:
+def logged_under(caplog: pytest.LogCaptureFixture, reply: httpx.Response) -> logging.LogRecord:
+    """The one error in the log; it names the request id of the answer, in the text and as a field."""
+    errors = [one for one in caplog.records if one.name == "penstock.serve" and one.levelno == logging.ERROR]
+    (record,) = [one for one in errors if " refused " not in one.getMessage()]
+    assert reply.headers["x-request-id"] in record.getMessage()
+    assert json.loads(JsonLines().format(record))["request_id"] == reply.headers["x-request-id"]
+    return record
+
+
+def test_a_bug_is_500_in_the_same_shape_and_tells_nothing(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
     scripted.service.script = raising(KeyError("secret"))
     reply = scripted.complete()
     assert reply.status_code == 500
     assert error_of(reply)["type"] == "server_error"
     assert "secret" not in reply.text
+    record = logged_under(caplog, reply)
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], KeyError)
 
 
-def test_a_bug_before_generation_has_an_id_too(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_fails_is_in_the_log_under_its_id(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+    scripted.service.script = raising(RequestFailed("the sampler gave up"))
+    reply = scripted.complete()
+    assert (reply.status_code, error_of(reply)["code"]) == (500, "request_failed")
+    assert "the sampler gave up" in logged_under(caplog, reply).getMessage()
+
+
+def test_a_bug_before_generation_has_an_id_too(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(*_: object, **__: object) -> None:
         raise KeyError("secret")
 
@@ -349,6 +372,7 @@ def test_a_bug_before_generation_has_an_id_too(scripted: Scripted, monkeypatch: 
     assert reply.status_code == 500
     assert error_of(reply)["code"] == "internal_error"
     assert "secret" not in reply.text
+    assert logged_under(caplog, reply).exc_info is not None
     monkeypatch.undo()
     assert scripted.complete().status_code == 200
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from typing import Any
 
@@ -40,6 +41,18 @@ def error_in(answer: bytes) -> dict[str, Any]:
     error: dict[str, Any] = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
+
+
+def id_in(answer: bytes) -> str:
+    head, _, _ = answer.partition(b"\r\n\r\n")
+    (found,) = [line for line in head.split(b"\r\n") if line.startswith(b"x-request-id: ")]
+    return found.removeprefix(b"x-request-id: ").decode()
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int, str]]:
+    """Request id, status and code of each line about a refusal, in order."""
+    seen = [vars(one) for one in caplog.records if one.name == "penstock.serve"]
+    return [(one["request_id"], one["status"], one["outcome"]) for one in seen]
 
 
 def test_head_is_get_without_its_body(scripted: Scripted) -> None:
@@ -101,6 +114,47 @@ def test_a_slow_head_is_408_and_a_silent_connection_is_closed(
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert error_in(answer)["code"] == "request_timeout"
     assert raw(scripted.url) == b""
+
+
+@pytest.mark.parametrize("known", [b"mine-1", b"not safe", b""])
+def test_what_is_refused_before_the_app_is_in_the_log_under_the_id_of_its_answer(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, known: bytes
+) -> None:
+    caplog.set_level(logging.INFO, logger="penstock.serve")
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_protocol, "BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_protocol, "MAX_HEAD_BYTES", 2000)
+    own = b"x-request-id: %b\r\n" % known if known else b""
+    start = b"POST /v1/completions HTTP/1.1\r\n" + own + b"host: localhost\r\n"
+    chunked = start + b"transfer-encoding: chunked\r\n\r\n5\r\n{    \r\n0\r\n"
+    for sent, status, code in (
+        (start, 408, "request_timeout"),
+        (start + b"x-long: " + b"a" * 4000, 431, "headers_too_large"),
+        (start + b"content-length: 9\r\n\r\n{", 408, "request_timeout"),
+        (start + b"no colon\r\n\r\n", 400, "invalid_http"),
+        (chunked + b"x-one: 1\r\n\r\n", 400, "invalid_http"),
+    ):
+        caplog.clear()
+        answer = raw(scripted.url, sent)
+        assert answer.startswith(b"HTTP/1.1 %d " % status), answer
+        assert refusals(caplog) == [(id_in(answer), status, code)]
+        assert (id_in(answer) == known.decode()) == (known == b"mine-1")
+
+
+def test_what_follows_an_answer_has_an_id_of_its_own(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="penstock.serve")
+    host, port = scripted.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(b"GET /version HTTP/1.1\r\nhost: localhost\r\nx-request-id: mine-1\r\n\r\n")
+        first = client.recv(65536)
+        while not first.endswith(b"}"):
+            first += client.recv(65536)
+        client.sendall(b"\x16\x03\x01")
+        second = b""
+        while part := client.recv(65536):
+            second += part
+    assert id_in(first) == "mine-1" != id_in(second)
+    assert refusals(caplog) == [(id_in(second), 400, "invalid_http")]
 
 
 def test_a_body_may_take_longer_than_a_head(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ class Answer(Response):
             await self._watch(work, gone)
             if work.done():
                 async with asyncio.timeout(SEND_S):
-                    outcome = await self._conclude(work)
+                    outcome = await self._conclude(work, scope["request_id"])
         except TimeoutError:
             outcome = "slow_reader"
             if (abort := scope.get("penstock.abort")) is not None:
@@ -184,7 +184,7 @@ class Answer(Response):
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self._sending = False
 
-    async def _conclude(self, work: asyncio.Task[None]) -> str:
+    async def _conclude(self, work: asyncio.Task[None], request_id: str) -> str:
         """How it ended, in a word; an error goes to the client in the form that is still possible."""
         if work.cancelled():
             return "cancelled"
@@ -192,7 +192,7 @@ class Answer(Response):
         if error is None:
             return ",".join(sorted({choice.finish_reason or "" for choice in self._generation.choices}))
         self._failed = True
-        answer = wire(error)
+        answer = wire(error, request_id)
         self._generation.metrics.failed(answer.reason, answer.status)
         if not self._started:
             await _send_json(self._send, answer.status, answer.headers, answer.body)

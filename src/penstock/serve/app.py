@@ -185,7 +185,7 @@ def _error_handler(metrics: Metrics) -> Callable[[Request, Exception], Awaitable
                 # Asking is allowed; that a page of another origin may do it is said by CORS alone (cors.py).
                 return Response(status_code=204, headers={"allow": (error.headers or {}).get("Allow", "")})
             error = _from_routing(request, error)
-        answer = wire(error)
+        answer = wire(error, request.scope["request_id"])
         metrics.failed(answer.reason, answer.status)
         route = getattr(request.scope.get("route"), "path", "")
         write_refusal(request.scope["request_id"], route, answer.status, answer.reason)

@@ -53,14 +53,12 @@ class Edge:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # the same head; the server around us leaves out the body
         hosts: list[bytes] = []
-        given, header_bytes = b"", 0
+        header_bytes = 0
         for name, value in scope["headers"]:
             header_bytes += len(name) + len(value) + 4
             if name == b"host":
                 hosts.append(value)
-            elif name == b"x-request-id" and _SAFE_ID.fullmatch(value):
-                given = value
-        request_id = given or uuid.uuid4().hex.encode()
+        request_id = id_for(scope["headers"])
         scope["request_id"] = request_id.decode()
         started = False
 
@@ -96,7 +94,7 @@ class Edge:
                 )  # fmt: skip
             await self.app(scope, receive, send_with_id)
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets an answer
-            answer = wire(error)
+            answer = wire(error, scope["request_id"])
             write_refusal(scope["request_id"], getattr(scope.get("route"), "path", ""), answer.status, answer.reason)
             self.on_error(answer.reason, answer.status)
             if not started:
@@ -115,6 +113,15 @@ class Edge:
             return False
         own = {host.lower() for host in hosts}
         return any(origin.partition(b"://")[2] not in own for origin in origins)
+
+
+def id_for(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The request id that a client gave, if it is safe to repeat; else a new one."""
+    given = b""
+    for name, value in headers:
+        if name == b"x-request-id" and _SAFE_ID.fullmatch(value):
+            given = value
+    return given or uuid.uuid4().hex.encode()
 
 
 def _check(hosts: list[bytes], http_version: str) -> None:

@@ -49,9 +49,9 @@ class WireError:
     headers: tuple[tuple[bytes, bytes], ...]
 
 
-def wire(error: BaseException) -> WireError:
-    """The answer to `error`: status, JSON body, headers. Logs what nobody raised on purpose."""
-    status, code, param, message = _facts(error)
+def wire(error: BaseException, request_id: str) -> WireError:
+    """The answer to `error`: status, JSON body, headers. Logs what nobody raised on purpose, under `request_id`."""
+    status, code, param, message = _facts(error, request_id)
     headers = [(b"content-type", b"application/json")]
     if isinstance(error, Overloaded | Unavailable | DeadlinePassed):
         headers += retry_headers(error.retry_after_s)
@@ -79,7 +79,7 @@ def retry_headers(seconds: float) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def _facts(error: BaseException) -> tuple[int, str, str | None, str]:
+def _facts(error: BaseException, request_id: str) -> tuple[int, str, str | None, str]:
     match error:
         case Refusal():
             return error.http_status, error.code, error.param, str(error)
@@ -94,10 +94,13 @@ def _facts(error: BaseException) -> tuple[int, str, str | None, str]:
         case Unavailable():
             return 503, "service_unavailable", None, str(error)
         case PenstockError():
-            log.error("request failed: %s", error)
+            log.error("request_id=%s failed: %s", request_id, error, extra={"request_id": request_id})
             return 500, "request_failed", None, _printable(str(error))
         case _:
-            log.error("unexpected error while answering", exc_info=error)
+            log.error(
+                "request_id=%s unexpected error while answering", request_id, exc_info=error,
+                extra={"request_id": request_id},
+            )  # fmt: skip
             return 500, "internal_error", None, "internal error; the server's log has the cause under this x-request-id"
 
 

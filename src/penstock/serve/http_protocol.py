@@ -8,13 +8,14 @@ Headers may also follow a body that comes in chunks. Nothing here wants those tr
 from __future__ import annotations
 
 import asyncio
-import uuid
 from http import HTTPStatus
 from typing import Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from penstock.observe.request_log import write_refusal
+from penstock.serve.edge import id_for
 from penstock.serve.errors import Refusal, wire
 
 MAX_HEAD_BYTES: Final = 256 * 1024
@@ -106,9 +107,12 @@ class BoundedHttp(HttpToolsProtocol):
         self._in_body = True
 
     def on_message_complete(self) -> None:
+        if self._refused:
+            return  # the app hears that the client has left, and runs nothing
         self._head_bytes, self._in_body = 0, False
         self._stop_waiting()
         super().on_message_complete()
+        self.headers = []  # the scope keeps its own; what is refused next has another id
 
     def _wait(self, seconds: float) -> None:
         self._deadline = self.loop.call_later(seconds, self._too_slow, seconds)
@@ -138,10 +142,13 @@ class BoundedHttp(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._may_answer():
-            answer = wire(Refusal(status, code, f"{message}. Remedy: send one complete HTTP/1.1 request"))
+            known: str | None = self.scope.get("request_id") if self._in_body else None  # type: ignore[assignment]
+            request_id = known or id_for(self.headers or ()).decode()
+            answer = wire(Refusal(status, code, f"{message}. Remedy: send one complete HTTP/1.1 request"), request_id)
+            write_refusal(request_id, "", answer.status, answer.reason)
             lines = [
                 b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()),
-                *(b": ".join(pair) for pair in answer.headers), b"x-request-id: " + uuid.uuid4().hex.encode(),
+                *(b": ".join(pair) for pair in answer.headers), b"x-request-id: " + request_id.encode(),
                 b"content-length: %d" % len(answer.body), b"connection: close",
             ]  # fmt: skip
             self.transport.write(b"\r\n".join([*lines, b"", answer.body]))
