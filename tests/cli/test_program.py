@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,6 +165,44 @@ def test_the_start_log_accounts_for_each_phase_and_ends_with_the_url_and_a_curl(
     assert re.search(r"ready http://\S+ .*context [\d,]+ tokens, KV [\d,]+ tokens", server.log)
     assert server.log.splitlines()[-1].startswith("curl http://")
     assert "\x1b" not in server.log
+
+
+def test_while_the_model_loads_clients_are_told_so_and_none_is_refused_or_lost() -> None:
+    slow = (
+        "import asyncio, sys\nfrom penstock.cli import main\nfrom penstock.runtime.service import Service\n"
+        "start = Service.start\n"
+        "async def later(*arguments):\n    await asyncio.sleep(2.0)\n    return await start(*arguments)\n"
+        "Service.start = later\nmain(['serve', '--server.port', sys.argv[1]])"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-c", slow, str(port)], env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            assert client.get("/health").json() == {"status": "alive", "state": "starting"}
+            refused = client.post("/v1/completions", json={"prompt": "x" * 100_000}, headers={"x-request-id": "mine"})
+            assert refused.status_code == 503
+            assert refused.json()["error"]["type"] == "service_unavailable_error"
+            assert "the model is starting. Remedy: come back in" in refused.json()["error"]["message"]
+            assert {"retry-after", "retry-after-ms"} <= refused.headers.keys()
+            assert refused.headers["x-request-id"] == "mine"
+            assert client.get("/ready").json()["status"] == "starting"
+        last = httpx.Response(503)
+        while last.status_code != 200:  # a new connection each; one that is refused or lost raises
+            assert time.monotonic() < deadline
+            last = httpx.get(f"http://127.0.0.1:{port}/ready", timeout=30)
+        assert last.json()["status"] == "ready"
+        assert httpx.post(f"http://127.0.0.1:{port}/v1/completions", json={"prompt": "x"}, timeout=30).is_success
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_an_idle_server_with_the_model_in_the_box_stays_below_700_megabytes(server: Serving) -> None:

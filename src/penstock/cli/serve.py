@@ -84,11 +84,13 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
     await asyncio.sleep(0)  # the worker loads the model while this process loads the HTTP side
     from penstock.cli.hosting import app_for, text_side_of
     from penstock.serve.server import listen, run
+    from penstock.serve.starting import Starting
     from penstock.serve.upkeep import Upkeep
 
     loading = time.monotonic()
     try:
         sock = listen(deployment.server.host, deployment.server.port)
+        answering = Starting(sock, certificate=deployment.server.tls_certificate, key=deployment.server.tls_key)
         text = text_side_of(deployment)
         import_module("penstock.serve.app")  # now, while the worker loads, and not when it is ready
 
@@ -103,6 +105,8 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
         sock.close()
         console.print("stopped before the model was loaded")
         return
+    finally:
+        answering.close()
     info = service.info
 
     def show_ready(url: str) -> None:
