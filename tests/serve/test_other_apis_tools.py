@@ -192,12 +192,14 @@ def test_the_text_of_a_response_obeys_a_schema(real: Real) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9, "minimum": 0}},
               "required": ["n"], "additionalProperties": False}  # fmt: skip
     form: Any = {"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}}
-    reply = real.openai.responses.create(model="millrace", input="A number?", text=form, max_output_tokens=30)
+    reply = real.openai.responses.create(
+        model="millrace", input="A number?", text=form, max_output_tokens=30, temperature=0
+    )
     assert set(json.loads(reply.output_text)) == {"n"}
     config: Any = {"format": {"type": "json_schema", "schema": schema}}
     claude = anthropic.Anthropic(base_url=real.url, api_key="none", max_retries=0, timeout=60)
     message = claude.messages.create(
-        model="millrace", max_tokens=30, messages=USER, extra_body={"output_config": config}
+        model="millrace", max_tokens=30, messages=USER, extra_body={"output_config": config, "temperature": 0}
     )
     assert set(json.loads(message.content[0].text)) == {"n"}  # type: ignore[union-attr]
 
