@@ -43,7 +43,7 @@ def test_a_designed_step_runs_the_rows_and_reads_the_context_it_was_asked_for(mo
     for sequences, context, chunks in ((3, 100, ()), (0, 0, ((48, 40),)), (8, 30, ((0, 17), (16, 5)))):
         steps.open(sequences, context, 4)
         for _ in range(3):
-            kernels.take(1)
+            kernels.clear()
             result = steps.step(*chunks)
             assert len(result.tokens) == sequences + len(chunks)
             assert not result.failed

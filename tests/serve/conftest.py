@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import openai
@@ -20,7 +21,10 @@ from penstock.runtime.service import Service
 from penstock.serve.app import create_app
 from penstock.serve.server import Server, listen, settings, url_of
 
-from .scripted import ScriptedService, say, scripted_app
+from .scripted import INFO, ScriptedService, byte_tokenizer, say, scripted_app
+
+if TYPE_CHECKING:
+    from .calling import Model
 
 Result = TypeVar("Result")
 
@@ -114,6 +118,25 @@ def _scripted(loop: Loop) -> Iterator[Scripted]:
     app = scripted_app(service)
     for url in loop.serve(app):
         yield Scripted(service, url)
+
+
+@pytest.fixture(scope="session")
+def _model(loop: Loop) -> Iterator[Model]:
+    from .calling import HERMES, SPECIAL, Model
+
+    deployment = Deployment()
+    tokenizer = byte_tokenizer(special=SPECIAL, template=HERMES)
+    service = ScriptedService(deployment, replace(INFO, vocab_size=300))
+    app = create_app(service, deployment, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer))  # type: ignore[arg-type]
+    for url in loop.serve(app):
+        yield Model(service, url, tokenizer)
+
+
+@pytest.fixture
+def model(_model: Model) -> Model:
+    """A scripted model that calls tools and thinks."""
+    _model.service.calls = []
+    return _model
 
 
 @pytest.fixture

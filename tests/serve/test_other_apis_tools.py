@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import anthropic
 import pytest
 
-from penstock.deployment import Deployment
-from penstock.runtime import ChatTemplate
-from penstock.serve.app import create_app
 from penstock.serve.messages_body import thinking_switch
 
-from .conftest import Loop, Real, Scripted
-from .scripted import INFO, ScriptedService, byte_tokenizer
+from .calling import ONE, TWO, WEATHER, Model
+from .conftest import Real
 from .sse import named_events
-from .test_tools import HERMES, ONE, SPECIAL, TWO, WEATHER, Model
 
 FUNCTION = WEATHER["function"]
 RESPONSE_TOOLS: list[Any] = [{"type": "function", **FUNCTION}, {"type": "function", "name": "stop-now"}]
@@ -29,31 +23,6 @@ MESSAGE_TOOLS: list[Any] = [
 THOUGHT = "<think>\nhm\n</think>\n\n"
 USER: Any = [{"role": "user", "content": "Weather?"}]
 OSLO = {"city": "Oslo", "days": 2}
-
-
-@pytest.fixture(scope="module")
-def _model(loop: Loop) -> Iterator[Model]:
-    deployment = Deployment()
-    tokenizer = byte_tokenizer(special=SPECIAL, template=HERMES)
-    service = ScriptedService(deployment, replace(INFO, vocab_size=300))
-    app = create_app(service, deployment, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer))  # type: ignore[arg-type]
-    for url in loop.serve(app):
-        yield Model(service, url, tokenizer)
-
-
-@pytest.fixture
-def model(_model: Model) -> Model:
-    _model.service.calls = []
-    return _model
-
-
-@pytest.fixture
-def hermes(loop: Loop, real: Real) -> Iterator[Scripted]:
-    """The model in the box, told to call tools as Hermes does."""
-    deployment = Deployment.parse({"server": {"tool_parser": "hermes"}})
-    app = create_app(real.service, deployment, tokenizer=real.tokenizer, template=ChatTemplate.of(real.tokenizer))
-    for url in loop.serve(app):
-        yield Scripted(real.service, url)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -176,10 +145,10 @@ def test_without_parallel_calls_a_response_has_one(model: Model) -> None:
     assert "Tools:" not in model.prompt()
 
 
-def test_a_required_call_of_a_response_obeys_its_schema(hermes: Scripted) -> None:
+def test_a_required_call_of_a_response_obeys_its_schema(real: Real) -> None:
     tools: list[Any] = [{"type": "function", **FUNCTION}]
     for choice in ("required", {"type": "function", "name": "weather"}):
-        reply = hermes.openai.responses.create(
+        reply = real.openai.responses.create(
             model="millrace", input="Weather in Oslo?", tools=tools, tool_choice=choice,  # type: ignore[arg-type]
             temperature=0, max_output_tokens=90, parallel_tool_calls=False,
         )  # fmt: skip
@@ -350,8 +319,8 @@ def test_a_message_may_be_held_to_one_call(model: Model, claude: anthropic.Anthr
     assert off.stop_reason == "end_turn"
 
 
-def test_a_required_call_of_a_message_obeys_its_schema(hermes: Scripted) -> None:
-    claude = anthropic.Anthropic(base_url=hermes.url, api_key="none", max_retries=0, timeout=60)
+def test_a_required_call_of_a_message_obeys_its_schema(real: Real) -> None:
+    claude = anthropic.Anthropic(base_url=real.url, api_key="none", max_retries=0, timeout=60)
     for choice in ({"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "weather"}):
         reply = claude.messages.create(
             model="millrace", max_tokens=90, messages=USER, tools=MESSAGE_TOOLS[:1], tool_choice=choice,  # type: ignore[arg-type]

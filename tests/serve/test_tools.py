@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,90 +13,15 @@ from openai.types.chat import ChatCompletionMessageFunctionToolCall
 
 from penstock.cli import chat as terminal
 from penstock.cli.chat import Answer, Conversation
-from penstock.control.request import Request
 from penstock.deployment import Deployment
-from penstock.runtime import ChatTemplate, Tokenizer
-from penstock.runtime.facts import Output
+from penstock.runtime import ChatTemplate
 from penstock.serve.app import create_app
 from penstock.serve.chat import plain_messages
 from penstock.serve.tools.choose import FORMATS
 
+from .calling import ONE, STOP, TOOLS, TWO, Model
 from .conftest import Loop, Real, Scripted
-from .scripted import EOS, INFO, Script, ScriptedService, byte_tokenizer
 from .sse import events
-
-HERMES = (
-    "{% if tools %}Tools: {{ tools | tojson }} as <tool_call> </tool_call>\n{% endif %}"
-    "{% for one in messages %}{{ one.role }}: {{ one.content or '' }}"
-    "{% for call in one.tool_calls or [] %}<tool_call>{{ call.function.arguments | tojson }}</tool_call>{% endfor %}"
-    "{% if one.reasoning_content %}({{ one.reasoning_content }}){% endif %}\n{% endfor %}"
-    "assistant: {% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
-)
-SPECIAL = ("<tool_call>", "</tool_call>", "<think>", "</think>")
-WEATHER: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "Weather of a place",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 8}, "days": {"type": "integer", "minimum": 0,
-                                                                                "maximum": 9}},
-            "required": ["city", "days"],
-            "additionalProperties": False,
-        },
-    },
-}  # fmt: skip
-STOP: dict[str, Any] = {"type": "function", "function": {"name": "stop-now"}}
-TOOLS = [WEATHER, STOP]
-ONE = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>'
-TWO = '<tool_call>\n{"name": "stop-now", "arguments": {}}\n</tool_call>'
-
-
-class Model(Scripted):
-    """A scripted server whose model knows the tokens of Qwen 3."""
-
-    def __init__(self, service: ScriptedService, url: str, tokenizer: Tokenizer) -> None:
-        super().__init__(service, url)
-        self.tokenizer = tokenizer
-
-    def will_say(self, text: str, *, tokens_per_output: int = 1) -> None:
-        self.service.script = speak(self.tokenizer, text, tokens_per_output)
-
-    def prompt(self) -> str:
-        return self.tokenizer.decode(self.service.calls[-1].prompt, skip_special_tokens=False)
-
-
-def speak(tokenizer: Tokenizer, text: str, tokens_per_output: int) -> Script:
-    """Answer with `text`, its control tokens as such, and the end token."""
-    ids = [*tokenizer.encode(text, add_special_tokens=False, allow_special=True), EOS]
-
-    async def script(request: Request) -> AsyncIterator[Output]:
-        for first in range(0, len(ids), tokens_per_output):
-            last = first + tokens_per_output >= len(ids)
-            yield Output(
-                tuple(ids[first : first + tokens_per_output]), finished="stop" if last else None,
-                stop_id=EOS if last else None,
-            )  # fmt: skip
-
-    return script
-
-
-@pytest.fixture(scope="module")
-def _model(loop: Loop) -> Iterator[Model]:
-    deployment = Deployment()
-    tokenizer = byte_tokenizer(special=SPECIAL, template=HERMES)
-    service = ScriptedService(deployment, replace(INFO, vocab_size=300))
-    app = create_app(service, deployment, tokenizer=tokenizer, template=ChatTemplate.of(tokenizer))  # type: ignore[arg-type]
-    for url in loop.serve(app):
-        yield Model(service, url, tokenizer)
-
-
-@pytest.fixture
-def model(_model: Model) -> Model:
-    _model.service.calls = []
-    return _model
-
 
 USER: list[Any] = [{"role": "user", "content": "Weather?"}]
 

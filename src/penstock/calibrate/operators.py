@@ -106,7 +106,7 @@ class OperatorBench:
             for point in points if number % 2 == 0 else reversed(points):
                 designed.open(point.sequences, point.context, DECODE_STEPS)
                 for _ in range(DECODE_STEPS if point.sequences else 1):
-                    kernels.take(1)
+                    kernels.clear()
                     before = probe.slowness()
                     designed.step(*point.chunks)
                     slowness = max(before, probe.slowness())

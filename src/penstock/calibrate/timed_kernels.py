@@ -42,7 +42,6 @@ class TimedKernels:
         self.plain = kernels
         """What is timed; a decoder asks, to see whether all its layers may be one call."""
         self.calls: list[Call] = []
-        self._kernels = kernels
         self._layers: NativeLayers | None = None
         self._seconds = (ctypes.c_double * len(PARTS))()
 
@@ -58,25 +57,29 @@ class TimedKernels:
     def take(self, rows: int) -> list[Call]:
         """The calls of a step of so many rows, and as many of each part of the layers as they have: each its mean."""
         calls, layers = self.calls, self._layers
-        self.calls = []
         if layers is not None:
             shapes = layers.shapes()
             for part, seconds in zip(PARTS, self._seconds, strict=True):
                 times = layers.norms if part == "norm" else layers.count
                 kernel, (columns, inner) = ("linear", shapes[part]) if part in shapes else (part, (0, 0))
                 calls += [Call(kernel, rows, columns, inner, seconds / times)] * times
-            ctypes.memset(self._seconds, 0, ctypes.sizeof(self._seconds))
+        self.clear()
         return calls
+
+    def clear(self) -> None:
+        """Forget what has been called."""
+        self.calls = []
+        ctypes.memset(self._seconds, 0, ctypes.sizeof(self._seconds))
 
     def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
         columns, inner = weight.shape
-        return self._timed("linear", x.shape[0], columns, inner, self._kernels.linear, x, weight, bias)
+        return self._timed("linear", x.shape[0], columns, inner, self.plain.linear, x, weight, bias)
 
     def add_rms_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-        return self._timed("norm", x.shape[0], 0, 0, self._kernels.add_rms_norm, x, delta, weight, eps)
+        return self._timed("norm", x.shape[0], 0, 0, self.plain.add_rms_norm, x, delta, weight, eps)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
-        return self._timed("activation", gate_up.shape[0], 0, 0, self._kernels.silu_mul, gate_up)
+        return self._timed("activation", gate_up.shape[0], 0, 0, self.plain.silu_mul, gate_up)
 
     def rotate_and_store(
         self,
@@ -88,7 +91,7 @@ class TimedKernels:
         layer: int,
         kv_index: Tensor,
     ) -> None:
-        store = self._kernels.rotate_and_store
+        store = self.plain.rotate_and_store
         self._timed("rope", qkv.shape[0], 0, 0, store, qkv, heads, angles, norm, pool, layer, kv_index)
 
     def attention(
@@ -102,7 +105,7 @@ class TimedKernels:
         window: int | None,
         softcap: float | None = None,
     ) -> Tensor:
-        attend, rest = self._kernels.attention, (segments, scale, window, softcap)
+        attend, rest = self.plain.attention, (segments, scale, window, softcap)
         return self._timed("attention", qkv.shape[0], 0, 0, attend, qkv, heads, pool, layer, *rest)
 
     def _timed(self, kernel: str, rows: int, columns: int, inner: int, run: Callable[..., R], *arguments: Any) -> R:

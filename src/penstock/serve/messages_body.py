@@ -62,26 +62,6 @@ class Thinking(msgspec.Struct, frozen=True, kw_only=True):
     display: str | None = None
 
 
-class MessagesBody(Named, frozen=True, kw_only=True):
-    """POST /v1/messages."""
-
-    messages: Annotated[list[AnthropicTurn], Meta(min_length=1, max_length=65_536)]
-    max_tokens: Count
-    system: Text | list[TextPart] | None = None
-    stop_sequences: Annotated[list[StopString], Meta(max_length=64)] | None = None
-    stream: bool | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    metadata: dict[str, Any] | None = None
-    tools: Annotated[list[Any], Meta(max_length=1024)] | None = None
-    tool_choice: dict[str, Any] | None = None
-    thinking: Thinking | None = None
-    output_config: dict[str, Any] | None = None
-    mcp_servers: list[Any] | None = None
-    service_tier: str | None = None
-
-
 class CountBody(Named, frozen=True, kw_only=True):
     """POST /v1/messages/count_tokens."""
 
@@ -92,7 +72,22 @@ class CountBody(Named, frozen=True, kw_only=True):
     thinking: Thinking | None = None
 
 
-def turns_of(body: MessagesBody | CountBody) -> list[Turn]:
+class MessagesBody(CountBody, frozen=True, kw_only=True):
+    """POST /v1/messages: the same prompt, and how it is to be answered."""
+
+    max_tokens: Count
+    stop_sequences: Annotated[list[StopString], Meta(max_length=64)] | None = None
+    stream: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    metadata: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+    mcp_servers: list[Any] | None = None
+    service_tier: str | None = None
+
+
+def turns_of(body: CountBody) -> list[Turn]:
     """The conversation. Raises InvalidRequest: a block that this server does not know, or one out of place."""
     turns = []
     if body.system:
@@ -168,7 +163,7 @@ def _result(block: Block, where: str) -> str | list[TextPart]:
     return f"Error: {said}" if isinstance(said, str) else [TextPart("text", "Error: "), *said]
 
 
-def chat_of(body: MessagesBody | CountBody, turns: list[Turn], template: str) -> ChatBody:
+def chat_of(body: CountBody, turns: list[Turn], template: str) -> ChatBody:
     """The same as a chat. `template`: text of the model's own. Raises InvalidRequest."""
     choice, parallel = _choice(body.tool_choice)
     kwargs = thinking_switch(body.thinking is not None and body.thinking.type != "disabled", template)
@@ -177,7 +172,7 @@ def chat_of(body: MessagesBody | CountBody, turns: list[Turn], template: str) ->
         tools=None if body.tools is None else [_tool(at, given) for at, given in enumerate(body.tools)],
         tool_choice=choice, parallel_tool_calls=parallel, chat_template_kwargs=kwargs, model=body.model,
     )  # fmt: skip
-    if isinstance(body, CountBody):
+    if not isinstance(body, MessagesBody):
         return chat
     effort, form = _output(body.output_config)
     return msgspec.structs.replace(
