@@ -69,20 +69,25 @@ def test_timed_kernels_change_no_result(model: LoadedModel) -> None:
     assert call.seconds > 0
 
 
-def test_the_fit_finds_the_three_parts_of_the_host_s_time() -> None:
+@pytest.mark.parametrize(("first_s", "bend"), [(0.0, 8), (1e-4, 8), (1e-4, 4)])
+def test_the_fit_finds_the_parts_of_the_host_s_time(first_s: float, bend: int) -> None:
     generator = np.random.default_rng(0)
     steps, operators = [], []
     for _ in range(400):
         chunks = tuple((0, int(n)) for n in generator.integers(1, 300, generator.integers(0, 3)))
-        load = StepLoad(decoding=int(generator.integers(1, 64)), chunks=chunks)
-        device_s = float(generator.uniform(1e-3, 5e-2))
-        host = 4e-4 + 3e-5 * (load.decoding + len(chunks)) + 2e-6 * sum(n for _, n in chunks)
-        steps.append((load, (device_s + host) * float(generator.normal(1, 0.01))))
+        load = StepLoad(decoding=int(np.exp(generator.uniform(0, np.log(64)))), chunks=chunks)
+        device_s = float(generator.uniform(1e-3, 1e-2))
+        sequences = load.decoding + len(chunks)
+        host = 4e-4 + 3e-5 * sequences + first_s * min(sequences, bend) + 2e-6 * sum(n for _, n in chunks)
+        steps.append((load, (device_s + host) * float(generator.normal(1, 0.005))))
         operators.append(device_s)
     found = fit(steps, operators)
     assert found.step_s == pytest.approx(4e-4, rel=0.4)
     assert found.request_s == pytest.approx(3e-5, rel=0.2)
     assert found.token_s == pytest.approx(2e-6, rel=0.5)
+    assert found.first_request_s == pytest.approx(first_s, rel=0.2, abs=1e-5)
+    if first_s:
+        assert found.first_requests == bend
     assert found.median_error < 0.02
     assert abs(found.bias) < 0.01
 
@@ -90,7 +95,7 @@ def test_the_fit_finds_the_three_parts_of_the_host_s_time() -> None:
 def test_no_part_of_the_host_s_time_is_negative() -> None:
     steps = [(StepLoad(decoding=n), 1e-3) for n in range(1, 50)]
     found = fit(steps, [1e-3 + 1e-6 * n for n in range(1, 50)])
-    assert min(found.step_s, found.request_s, found.token_s) >= 0
+    assert min(found.step_s, found.request_s, found.first_request_s, found.token_s) >= 0
 
 
 def test_steps_after_a_pause_tell_nothing_about_the_pace() -> None:
@@ -127,7 +132,10 @@ def test_what_calibrate_writes_is_what_simulate_takes(
         run.copies = copies(model.architecture, "float32", 16)
     run.peaks = {"float32": 1e11, "bfloat16": 1e11}
     run.stream = StreamResult("torch", 1, 1, {"copy": KernelResult(1.0, 1.0, 10**10)}, 0.0)
-    run.host = Host(step_s=1e-3, request_s=1e-5, token_s=1e-6, steps=10, median_error=0.1, bias=0.0)
+    run.host = Host(
+        step_s=1e-3, request_s=1e-5, first_request_s=5e-5, first_requests=4, token_s=1e-6, steps=10, median_error=0.1,
+        bias=0.0,
+    )  # fmt: skip
     path, table = run.write()
     assert {path.name, table.name} == {"bench-box.yaml", "bench-box.operators.csv"}
     found = device("bench-box")

@@ -1,7 +1,8 @@
 """What a step costs beside its operators: Python, batch layout, control, hand-over between threads.
 
 The real worker process serves a designed load and records its schedule; each step's time, as control saw it, less what
-the table of operators says, is fitted by a fixed part, one per sequence and one per prompt token. The load is closed
+the table of operators says, is fitted by a fixed part, one per sequence, one more for the first few sequences, and one
+per prompt token. The load is closed
 loops of synthetic users, of few and of many, with short and with long prompts, so that the three parts can be told
 apart; it has nothing of the workload that will be predicted. Each part is served several times and its fastest run
 counts: whatever disturbs a machine makes it slower.
@@ -28,9 +29,11 @@ from penstock.runtime.schedule import NANOSECONDS, Done, Plan, Schedule, read_sc
 from penstock.runtime.service import Service
 from penstock.twin.load import StepLoad
 
-USERS: Final = (1, 2, 6, 16, 48)
+USERS: Final = (1, 2, 4, 8, 16, 48)
 LENGTHS: Final = ((24, 32), (160, 16), (480, 6))
 """(prompt, output) tokens; a context of less takes what fits."""
+BENDS: Final = (2, 4, 8, 16)
+"""Sequences after which each further one may cost less."""
 STEPS_EACH: Final = 20
 OUTLIERS: Final = 0.01
 """Share of steps left out: those that took longest for what they do."""
@@ -53,6 +56,8 @@ class Host:
 
     step_s: float
     request_s: float
+    first_request_s: float
+    first_requests: int
     token_s: float
     steps: int
     median_error: float
@@ -91,30 +96,46 @@ def load_of(plan: Plan) -> StepLoad:
 
 
 def fit(steps: Sequence[tuple[StepLoad, float]], operators_s: Sequence[float]) -> Host:
-    """Least squares on what is left when the operators are taken off.
+    """Least squares on what is left when the operators are taken off, with the bend that leaves least.
 
     Threads wait for each other now more, now less, and all of that counts: only the few steps farthest out are left
     out, in which the machine did something else.
     """
-    measured = np.array([seconds for _, seconds in steps])
-    operators = np.array(operators_s)
-    features = np.array(
-        [[1.0, load.decoding + len(load.chunks), sum(tokens for _, tokens in load.chunks)] for load, _ in steps]
-    )
-    kept = np.ones(len(steps), bool)
-    found: NDArray[np.float64] = np.zeros(3)
+    measured, operators = np.array([seconds for _, seconds in steps]), np.array(operators_s)
+    sequences = np.array([load.decoding + len(load.chunks) for load, _ in steps], float)
+    prompt = np.array([sum(tokens for _, tokens in load.chunks) for load, _ in steps], float)
+    best: tuple[float, int, NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]] | None = None
+    for bend in BENDS:
+        features = np.stack([np.ones_like(prompt), sequences, np.minimum(sequences, bend), prompt], axis=1)
+        found, kept = _fitted(features, measured, operators)
+        predicted = operators + features @ found
+        # Over all steps: each bend leaves out others.
+        left = float(np.minimum((predicted - measured) ** 2 / measured, measured).sum())
+        if best is None or left < best[0]:
+            best = left, bend, found, kept, predicted
+    assert best is not None
+    _, bend, found, kept, predicted = best
+    step_s, request_s, first_s, token_s = (float(value) for value in found)
+    return Host(
+        step_s=step_s, request_s=request_s, first_request_s=first_s, first_requests=bend, token_s=token_s,
+        steps=int(kept.sum()), median_error=float(np.median(np.abs(predicted - measured) / measured)),
+        bias=float((predicted.sum() - measured.sum()) / measured.sum()),
+    )  # fmt: skip
+
+
+def _fitted(
+    features: NDArray[np.float64], measured: NDArray[np.float64], operators: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The parts, and which steps they were fitted to."""
+    kept = np.ones(len(measured), bool)
+    found: NDArray[np.float64] = np.zeros(features.shape[1])
     for _ in range(3):
         # Between absolute error, which counts where steps queue up, and relative, which counts for each token.
         scale = measured[kept] ** -0.5
         found = _not_negative(features[kept] * scale[:, None], (measured - operators)[kept] * scale)
         excess = measured / (operators + features @ found)
         kept = excess <= np.quantile(excess, 1.0 - OUTLIERS)
-    predicted = operators + features @ found
-    return Host(
-        step_s=float(found[0]), request_s=float(found[1]), token_s=float(found[2]), steps=int(kept.sum()),
-        median_error=float(np.median(np.abs(predicted - measured) / measured)),
-        bias=float((predicted.sum() - measured.sum()) / measured.sum()),
-    )  # fmt: skip
+    return found, kept
 
 
 def _not_negative(features: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

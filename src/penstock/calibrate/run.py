@@ -35,7 +35,7 @@ LONGEST: Final = 2048
 """Tokens of the longest sequence measured; longer ones are extrapolated."""
 STREAM_ELEMENTS: Final = 20_000_000
 """Doubles per array: 160 MB, beyond any last cache but a server's largest."""
-HOST_PARTS: Final = 15
+HOST_PARTS: Final = 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,11 @@ class Calibration:
     def device(self) -> Device:
         """What was measured, as a device of the catalogue."""
         assert self.host is not None, "device() follows run()"
-        host = HostTime(step_s=self.host.step_s, request_s=self.host.request_s, token_s=self.host.token_s)
+        fitted = self.host
+        host = HostTime(
+            step_s=fitted.step_s, request_s=fitted.request_s, first_request_s=fitted.first_request_s,
+            first_requests=fitted.first_requests, token_s=fitted.token_s,
+        )  # fmt: skip
         found = self._device(host)
         check_device(found, found.name)
         return found
@@ -192,6 +196,7 @@ class Calibration:
             kernel_s=figure(smallest, "the shortest operator measured"),
             host={
                 "step_s": figure(host.step_s, fitted), "request_s": figure(host.request_s),
+                "first_request_s": figure(host.first_request_s), "first_requests": figure(host.first_requests),
                 "token_s": figure(host.token_s),
             },
             sources={

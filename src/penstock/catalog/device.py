@@ -82,7 +82,8 @@ class Device:
     """Share of the matrix peak that large products reach; None: 1, the limit itself."""
     memory_efficiency: Figure | None = None
     host: Mapping[str, Figure] = field(default_factory=dict)
-    """Host time between steps: step_s (fixed), request_s (per sequence in the step), token_s (per prompt token)."""
+    """Host time between steps: step_s (fixed), request_s (per sequence in the step), token_s (per prompt token);
+    and where it bends, first_request_s (more for each of the first first_requests sequences)."""
     kernel_s: Figure | None = None
     """Shortest time of one kernel: what an operator of almost no work still takes."""
     measured_as: str | None = None

@@ -221,5 +221,6 @@ def _host(deployment: Deployment, device: Device) -> HostTime:
         return host
     return replace(
         host, step_s=host.step_s if step is None else step, request_s=host.request_s if request is None else request,
+        first_requests=host.first_requests if request is None else 0,
         token_s=host.token_s if token is None else token, basis="assumed",
     )  # fmt: skip

@@ -214,8 +214,7 @@ def describe(deployment: Deployment, modelled: Modelled, parts: _Parts | None = 
         + (f" in each of {layout.attention_dp} ranks" if layout.attention_dp > 1 else "")
         + ("" if room is None else f" ({format_bytes(room.kv_bytes)} of {format_bytes(room.total_bytes)} a device)"),
         "router": deployment.cluster.router if deployment.cluster.replicas > 1 else "one replica",
-        "host": f"{modelled.price.host.step_s * 1e3:.3g} ms a step, {modelled.price.host.request_s * 1e6:.3g} us a "
-        f"sequence, {modelled.price.host.token_s * 1e6:.3g} us a prompt token ({modelled.price.host.basis}"
+        "host": f"{modelled.price.host.words()} ({modelled.price.host.basis}"
         f"{', overlapped' if modelled.price.host.overlapped else ''})",
         "price": modelled.price.price.name,
     }  # fmt: skip

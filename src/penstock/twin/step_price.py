@@ -50,6 +50,7 @@ class StepPrice(AttentionPrice):
         super().__init__(graph, price)
         self.host, self.power = host, power
         self._step_s, self._request_s, self._token_s = host.step_s, host.request_s, host.token_s
+        self._few_s, self._few = host.first_request_s, host.first_requests
         self._overlapped = host.overlapped
         self._swap_block_bytes = swap_block_bytes
         sizes = sorted(graph_sizes)
@@ -179,7 +180,8 @@ class StepPrice(AttentionPrice):
 
     def with_host(self, device_s: float, sequences: int, prompt_tokens: int) -> float:
         """Device and host together: one after the other, or the longer of the two."""
-        host = self._step_s + self._request_s * sequences + self._token_s * prompt_tokens
+        few = sequences if sequences <= self._few else self._few
+        host = self._step_s + self._request_s * sequences + self._few_s * few + self._token_s * prompt_tokens
         if not self._overlapped:
             return device_s + host
         return device_s if device_s >= host else host
