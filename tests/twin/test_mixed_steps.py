@@ -103,3 +103,17 @@ def test_groups_share_a_captured_graph_of_the_size_that_the_largest_needs() -> N
     # 2 x 21 decodes run as 2 x 24: no more and no less than 24 each.
     assert price.base(42, 0, 42) == price.base(48, 0, 48)
     assert price.base(42, 0, 42) > price.base(32, 0, 32)
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_the_host_s_time_bends_after_the_first_sequences(overlapped: bool) -> None:
+    graph, h100 = StepGraph(model_shape("llama-3-8b"), Layout(), Precision()), Roofline(device("h100-sxm"))
+    host = HostTime(step_s=0.1, request_s=1e-3, first_request_s=2e-3, first_requests=4, overlapped=overlapped)
+    price, bare = StepPrice(graph, h100, host), StepPrice(graph, h100, HostTime())
+    for decoding, chunks, host_s in ((1, (), 0.103), (4, (), 0.112), (8, (), 0.116), (3, ((0, 64), (0, 8)), 0.113)):
+        load = StepLoad(decoding, 100 * decoding, 0, chunks, decoding + len(chunks))
+        device_s = bare.seconds(load)
+        expected = max(device_s, host_s) if overlapped else device_s + host_s
+        assert price.seconds(load) == pytest.approx(expected)
+        assert price.explain(load).seconds == pytest.approx(expected)
+    assert host.words() == "100 ms a step, 1e+03 us a sequence (the first 4: 3e+03), 0 us a prompt token"

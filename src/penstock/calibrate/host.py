@@ -34,9 +34,8 @@ LENGTHS: Final = ((24, 32), (160, 16), (480, 6))
 """(prompt, output) tokens; a context of less takes what fits."""
 BENDS: Final = (2, 4, 8, 16)
 """Sequences after which each further one may cost less."""
-STEPS_EACH: Final = 20
-OUTLIERS: Final = 0.01
-"""Share of steps left out: those that took longest for what they do."""
+STEPS_EACH: Final = 40
+ROUNDS: Final = 30
 ATTEMPTS: Final = 4
 PATIENCE_S: Final = 1.5
 """How long each waits for a calm machine."""
@@ -96,46 +95,40 @@ def load_of(plan: Plan) -> StepLoad:
 
 
 def fit(steps: Sequence[tuple[StepLoad, float]], operators_s: Sequence[float]) -> Host:
-    """Least squares on what is left when the operators are taken off, with the bend that leaves least.
+    """Least absolute deviations of what is left when the operators are taken off, with the bend that leaves least.
 
-    Threads wait for each other now more, now less, and all of that counts: only the few steps farthest out are left
-    out, in which the machine did something else.
+    Not squares: now and then the machine does something else for as long as a step takes or ten times that, always on
+    the same side, and squares would listen to those few steps.
     """
     measured, operators = np.array([seconds for _, seconds in steps]), np.array(operators_s)
     sequences = np.array([load.decoding + len(load.chunks) for load, _ in steps], float)
     prompt = np.array([sum(tokens for _, tokens in load.chunks) for load, _ in steps], float)
-    best: tuple[float, int, NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]] | None = None
+    # Between absolute error, which counts where steps queue up, and relative, which counts for each token.
+    scale = measured**-0.5
+    fits = []
     for bend in BENDS:
         features = np.stack([np.ones_like(prompt), sequences, np.minimum(sequences, bend), prompt], axis=1)
-        found, kept = _fitted(features, measured, operators)
+        found = _least_absolute(features * scale[:, None], (measured - operators) * scale)
         predicted = operators + features @ found
-        # Over all steps: each bend leaves out others.
-        left = float(np.minimum((predicted - measured) ** 2 / measured, measured).sum())
-        if best is None or left < best[0]:
-            best = left, bend, found, kept, predicted
-    assert best is not None
-    _, bend, found, kept, predicted = best
+        fits.append((float((np.abs(predicted - measured) * scale).sum()), bend, found, predicted))
+    _, bend, found, predicted = min(fits, key=lambda one: one[:2])
     step_s, request_s, first_s, token_s = (float(value) for value in found)
     return Host(
         step_s=step_s, request_s=request_s, first_request_s=first_s, first_requests=bend, token_s=token_s,
-        steps=int(kept.sum()), median_error=float(np.median(np.abs(predicted - measured) / measured)),
+        steps=len(steps), median_error=float(np.median(np.abs(predicted - measured) / measured)),
         bias=float((predicted.sum() - measured.sum()) / measured.sum()),
     )  # fmt: skip
 
 
-def _fitted(
-    features: NDArray[np.float64], measured: NDArray[np.float64], operators: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The parts, and which steps they were fitted to."""
-    kept = np.ones(len(measured), bool)
+def _least_absolute(features: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least absolute deviations with no part below 0, by squares that are weighted anew."""
+    weights = np.ones(len(target))
     found: NDArray[np.float64] = np.zeros(features.shape[1])
-    for _ in range(3):
-        # Between absolute error, which counts where steps queue up, and relative, which counts for each token.
-        scale = measured[kept] ** -0.5
-        found = _not_negative(features[kept] * scale[:, None], (measured - operators)[kept] * scale)
-        excess = measured / (operators + features @ found)
-        kept = excess <= np.quantile(excess, 1.0 - OUTLIERS)
-    return found, kept
+    for _ in range(ROUNDS):
+        found = _not_negative(features * weights[:, None], target * weights)
+        left = np.abs(target - features @ found)
+        weights = np.maximum(left, 1e-3 * float(np.median(left)) + 1e-12) ** -0.5
+    return found
 
 
 def _not_negative(features: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,8 +14,8 @@ class HostTime:
     """Seconds a step takes on the host beside the device's: fixed, per sequence, per prompt token.
 
     What goes by sequences may bend: each of the first few costs more than each further one, where what is done for all
-    of them at once (one message, one wake-up of whoever reads it) comes with the first few. Linear where nobody measured
-    a bend.
+    of them at once (one message, one wake-up of whoever reads it) comes with the first few. Linear where nobody
+    measured a bend.
     """
 
     step_s: float = 0.0
