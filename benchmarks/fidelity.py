@@ -51,7 +51,8 @@ from penstock.control.request import Request, Sampling
 from penstock.deployment import Deployment
 from penstock.report.simulation import RequestColumns
 from penstock.runtime.modelled import model
-from penstock.runtime.schedule import NANOSECONDS, Done, Plan, Schedule, Submit, read_schedule
+from penstock.runtime.recorded import requests_of
+from penstock.runtime.schedule import NANOSECONDS, Schedule, Submit, read_schedule
 from penstock.runtime.service import Service
 from penstock.runtime.simulate import simulate
 from penstock.twin.load import StepLoad
@@ -239,26 +240,9 @@ def cpu_seconds(pid: int | None) -> tuple[float, float, float]:
 
 def served(schedule: Schedule) -> Served:
     """Arrivals and tokens as control saw them."""
-    arrival: dict[str, int] = {}
-    first: dict[str, int] = {}
-    finish: dict[str, tuple[int, int]] = {}
-    completing: dict[int, list[str]] = {}
-    for event in schedule.events:
-        match event:
-            case Submit():
-                arrival[event.id] = event.t
-            case Plan():
-                completing[event.n] = [name for name, _, _, last in event.chunks if last]
-            case Done():
-                for name in completing.pop(event.n):
-                    first.setdefault(name, event.t)
-                for end in event.finished:
-                    finish[end.id] = (event.t, end.output_tokens)
-            case _:
-                pass
-    names = sorted(finish, key=arrival.__getitem__)
-    times = np.array([(arrival[name], first[name], finish[name][0]) for name in names]) / NANOSECONDS
-    return Served(times[:, 0], times[:, 1], times[:, 2], np.array([finish[name][1] for name in names], float))
+    done = [record for record in requests_of(schedule).records if record.outcome == "completed"]
+    times = np.array([(record.sent_s, record.token_s[0], record.token_s[-1]) for record in done])
+    return Served(times[:, 0], times[:, 1], times[:, 2], np.array([record.output_tokens for record in done], float))
 
 
 def run(cells: list[Cell], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
