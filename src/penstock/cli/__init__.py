@@ -19,6 +19,7 @@ VERBS: Final[dict[str, str]] = {
     "chat": "Talk to a model in the terminal.",
     "bench": "Measure a server under load.",
     "simulate": "What a deployment would do: its control plane at virtual time, over modelled hardware.",
+    "compare": "Two runs side by side, measured or simulated, with the error of the second.",
     "inspect": "Show a model, a device, or how one fits the other.",
     "calibrate": "Measure this machine, for simulate to predict it.",
     "learn": "Learn a price of operators from measured ones, for simulate.",

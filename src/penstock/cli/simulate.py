@@ -59,6 +59,9 @@ def simulate(
     timeline: Annotated[
         File, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.", rich_help_panel=_OUT)
     ] = None,
+    out: Annotated[
+        File, typer.Option(help="Write one JSON line per request, for penstock compare.", rich_help_panel=_OUT)
+    ] = None,
     **flags: str | None,
 ) -> None:
     """Simulate a deployment: the control plane that serves it, at virtual time, over modelled hardware.
@@ -68,8 +71,10 @@ def simulate(
     """  # fmt: skip
     deployment = load(file, model, {**flags, **_assigned(assigned)})
     if vary:
-        if report is not None or timeline is not None:
-            flag, value = ("--report", report) if report is not None else ("--timeline", timeline)
+        files = (("--report", report), ("--timeline", timeline), ("--out", out))
+        given = [(flag, path) for flag, path in files if path is not None]
+        if given:
+            flag, value = given[0]
             raise BadInput(
                 field=flag, value=str(value), why="a sweep has no single run to show", remedy="leave out --vary"
             )
@@ -82,14 +87,16 @@ def simulate(
                 )  # fmt: skip
         _sweep(deployment, vary, budgets.get("wall"), processes, ray, as_json)
         return
-    _one(deployment, _limits(limit), as_json, report, timeline)
+    _one(deployment, _limits(limit), as_json, report, timeline, out)
 
 
 def _one(
-    deployment: Deployment, limits: dict[str, float], as_json: bool, report: Path | None, timeline: Path | None
-) -> None:
+    deployment: Deployment, limits: dict[str, float], as_json: bool, report: Path | None, timeline: Path | None,
+    out: Path | None,
+) -> None:  # fmt: skip
     from penstock.report.simulation import lane_name
     from penstock.report.simulation_html import html_report
+    from penstock.report.simulation_requests import request_lines
     from penstock.report.simulation_table import console_table
     from penstock.report.summary import summary
     from penstock.report.timeline import TimelineWriter
@@ -114,6 +121,8 @@ def _one(
     print(json.dumps(numbers, allow_nan=False) if as_json else console_table(numbers))
     if report is not None:
         write_text(report, html_report(result, numbers), field="--report")
+    if out is not None:
+        write_text(out, request_lines(result.requests), field="--out")
     raise typer.Exit(130 if result.interrupted == "interrupted" else 0)
 
 

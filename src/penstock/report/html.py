@@ -16,7 +16,7 @@ from penstock.report.table import console_block
 
 _POINTS: Final = 300
 _BINS: Final = 120
-_STYLE: Final = """
+STYLE: Final = """
 body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1060px;padding:0 1rem;color:#111;background:#fff}
 pre{background:#f5f5f5;padding:1rem;overflow-x:auto;font-size:12px}
 figure{display:inline-block;margin:0 1rem 1rem 0;vertical-align:top}figcaption{font-weight:600}
@@ -35,14 +35,14 @@ def html_report(results: Sequence[StageResult], *, title: str) -> str:
         ("End-to-end latency", lambda records: _values(e2e_s, records)),
     )
     figures = [
-        _figure(f"{name} (ms)", "ms", "share of samples", [_cdf(result, values) for result in results])
+        figure(f"{name} (ms)", "ms", "share of samples", [_cdf(result, values) for result in results])
         for name, values in cdfs
     ]
     flows = [_flow(result) for result in results]
     loads = [_load(result) for result in results]
     figures += [
-        _figure("Output tokens per second", "s since the stage began", "tok/s", flows),
-        _figure("Requests in flight", "s since the stage began", "requests", loads),
+        figure("Output tokens per second", "s since the stage began", "tok/s", flows),
+        figure("Requests in flight", "s since the stage began", "requests", loads),
     ]
     invalid = "".join(
         f"<p class=invalid>{escape(result.name)} is INVALID: {escape(result.invalid)}</p>"
@@ -52,7 +52,7 @@ def html_report(results: Sequence[StageResult], *, title: str) -> str:
     blocks = "".join(f"<pre>{escape(console_block(result))}</pre>" for result in results)
     rows = "".join(f"<tr><td>{escape(name)}<td>{escape(text)}" for name, text in FORMULAS.items())
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
         f"<h1>{escape(title)}</h1>{invalid}{''.join(figures)}{blocks}"
         f"<h2>Definitions</h2><table>{rows}</table></html>\n"
     )
@@ -69,11 +69,15 @@ def _all_gaps(records: Iterable[RequestRecord]) -> NDArray[np.float64]:
 
 
 def _cdf(result: StageResult, values: Callable[[list[RequestRecord]], NDArray[np.float64]]) -> Curve:
-    sample = np.sort(values([record for record in result.records if record.outcome == "completed"])) * 1e3
-    if not sample.size:
-        return Curve(result.name, np.empty(0), np.empty(0))
-    shares = np.linspace(0, 1, min(_POINTS, sample.size + 1))
-    return Curve(result.name, np.quantile(sample, shares), shares)
+    return cdf(result.name, values([record for record in result.records if record.outcome == "completed"]))
+
+
+def cdf(name: str, sample_s: NDArray[np.float64]) -> Curve:
+    """The distribution of [N] seconds, in ms."""
+    if not sample_s.size:
+        return Curve(name, np.empty(0), np.empty(0))
+    shares = np.linspace(0, 1, min(_POINTS, sample_s.size + 1))
+    return Curve(name, np.quantile(sample_s * 1e3, shares), shares)
 
 
 def _flow(result: StageResult) -> Curve:
@@ -93,7 +97,7 @@ def _load(result: StageResult) -> Curve:
     return Curve(result.name, grid, level[at].astype(np.float64))
 
 
-def _figure(title: str, x_label: str, y_label: str, curves: Sequence[Curve]) -> str:
+def figure(title: str, x_label: str, y_label: str, curves: Sequence[Curve]) -> str:
     """One chart; the x axis ends at the largest 99th percentile so that a tail does not hide the rest."""
     right = max((float(np.quantile(curve.x, 0.99)) for curve in curves if curve.x.size), default=1.0) or 1.0
     return line_chart(title, x_label, y_label, curves, right=right)

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 _WIDTH: Final = 50
-_SECTIONS: Final = (
+SECTIONS: Final = (
     ("ttft", "TTFT", "Time to First Token"),
     ("tpot", "TPOT", "Time per Output Token (excl. 1st token)"),
     ("itl", "ITL", "Inter-token Latency"),
     ("e2el", "E2EL", "End-to-end Latency"),
 )
+"""Key in the JSON, short name, title."""
 
 
 def console_table(summary: Mapping[str, Any]) -> str:
@@ -33,7 +34,7 @@ def console_table(summary: Mapping[str, Any]) -> str:
         ("Preemptions:", _count(summary["preemptions"])),
         ("Time in steps, mean of replicas:", _share(summary["utilisation"])),
     )  # fmt: skip
-    for key, short, title in _SECTIONS:
+    for key, short, title in SECTIONS:
         approximate = key == "itl" and summary["itl_approximate"]
         lines.append(f"{title + (' (approximate)' if approximate else ''):-^{_WIDTH}}")
         names = (("Mean", "mean"), ("Median", "p50"), ("P90", "p90"), ("P99", "p99"))
