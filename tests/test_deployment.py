@@ -73,6 +73,15 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
         Deployment.load(tmp_path / "nowhere.yaml")
 
 
+def test_counts_of_a_workload_are_written_with_units() -> None:
+    given = {"law": "closed", "requests": "25k", "concurrency": "0.1k", "tenants": "1Ki", "priorities": "2"}
+    found = Deployment.parse({"workload": given}).workload
+    assert (found.requests, found.concurrency, found.tenants, found.priorities) == (25_000, 100, 1024, 2)
+    with pytest.raises(InvalidDeployment) as caught:
+        Deployment.parse({"workload": {"concurrency": "many"}})
+    assert caught.value.why == "'many' is not a count or size; write 4096, 25k, 32Ki, 2GiB"
+
+
 def test_merging_changes_neither_side() -> None:
     base = {"a": {"b": 1}}
     assert merge(base, {"a.c": 2, "d.e": 3}) == {"a": {"b": 1, "c": 2}, "d": {"e": 3}}

@@ -58,6 +58,15 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
+def reason(message: str) -> str:
+    """What a validator said, without pydantic's word for who said it.
+
+    >>> reason("Value error, 'many' is not a count or size; write 4096, 25k, 32Ki, 2GiB")
+    "'many' is not a count or size; write 4096, 25k, 32Ki, 2GiB"
+    """
+    return message.removeprefix("Value error, ")
+
+
 def _count(value: object) -> object:
     return parse_count(value) if isinstance(value, str) else value
 

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from penstock.cli import main
+from penstock.deployment import Deployment
+from penstock.errors import InvalidDeployment
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -185,6 +187,75 @@ def test_flags_that_cannot_be_are_usage_errors(run: Run, flags: tuple[str, ...])
         code, out, err = run("--url", url, *flags)
     assert (code, out, server.bodies) == (2, "", [])
     assert err
+
+
+COUNTS = (
+    "--requests", "--concurrency", "--max-concurrency", "--scale-lengths-to", "--max-connections", "--vocab-size",
+    "--token-budget", "--threads", "--warmup", "--turns", "--retry",
+)  # fmt: skip
+
+
+def test_counts_are_written_with_units_as_in_the_deployment_file(run: Run) -> None:
+    with scripted.serving() as (url, server):
+        code, out, _ = run(
+            "--url", url, "--requests", "0.02k", "--max-connections", "1Ki", "--vocab-size", "1k", "--warmup", "0",
+            "--scale-lengths-to", "0.1k", "--json",
+        )  # fmt: skip
+    assert code == 0
+    assert (json.loads(out)["completed"], len(server.bodies)) == (20, 20)
+    assert all(len(body["prompt"]) + body["max_tokens"] <= 100 for body in server.bodies)
+    assert 500 < max(max(body["prompt"]) for body in server.bodies) < 1000
+
+
+@pytest.mark.parametrize("flag", COUNTS)
+@pytest.mark.parametrize("wrong", ["25x", "-1", "1.5"])
+def test_what_is_no_count_is_refused_in_the_words_of_the_deployment_file(run: Run, flag: str, wrong: str) -> None:
+    with pytest.raises(InvalidDeployment) as file:
+        Deployment.parse({"workload": {"requests": wrong}})
+    code, out, err = run("--url", "http://127.0.0.1:1", flag, wrong)
+    assert (code, out) == (2, "")
+    assert f"{flag} = {wrong!r}: {file.value.why}. Remedy: " in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--rate 2 --cv 2.0", "--cv = 2.0"),
+        ("--concurrency 2 --shape gamma", "--shape = 'gamma'"),
+        ("--rate 2 --trace t.csv --shape gamma", "--shape = 'gamma'"),
+        ("--speed 2", "--speed = 2.0"),
+        ("--trace t.csv --rate 2 --speed 2", "--speed = 2.0"),
+        ("--dequantise", "--dequantise = True"),
+        ("--trace t.csv --concurrency 2 --dequantise", "--dequantise = True"),
+        ("--think 1s", "--think = '1s'"),
+        ("--concurrency 2 --think 1s", "--think = '1s'"),
+        ("--trace t.csv --output-tokens 5", "--output-tokens = '5'"),
+        ("--lengths-from t.csv --input-tokens 5", "--input-tokens = '5'"),
+        ("--trace t.csv --lengths-from t.csv", "--lengths-from = "),
+        ("--rate 2 --capacity-stage 1s", "--capacity-stage = '1s'"),
+        ("--max-concurrency 64", "--max-concurrency = 64"),
+        ("--find-capacity --requests 9", "--requests = 9"),
+        ("--endpoint chat --vocab-size 1k", "--vocab-size = 1000"),
+        ("--dtype int8", "--dtype = 'int8'"),
+        ("--peak 50", "--peak = 50.0"),
+        ("--offline --warmup 4", "--warmup = 4"),
+        ("--offline --slo-ttft 1s", "--slo-ttft = '1s'"),
+        ("--offline --no-ignore-eos", "--ignore-eos = False"),
+    ],
+)
+def test_an_option_without_effect_is_an_error_with_its_value_and_a_remedy(run: Run, flags: str, named: str) -> None:
+    given = [] if "--offline" in flags else ["--url", "http://127.0.0.1:1"]
+    code, out, err = run(*given, *flags.split())
+    assert (code, out) == (2, "")
+    assert named in err
+    assert "it would have no effect here. Remedy: leave it out, or use it with" in err
+
+
+def test_a_key_that_would_not_be_sent_is_refused_without_being_shown(run: Run) -> None:
+    code, _, err = run("--offline", "--api-key", "sk-secret")
+    assert code == 2
+    assert "--api-key" in err
+    assert "sk-secret" not in err
 
 
 def test_an_interrupt_prints_what_was_measured_so_far_and_exits_with_130() -> None:

@@ -32,7 +32,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-def test_share_is_that_of_the_peak_it_was_given(run: Run) -> None:
+def test_share_is_that_of_the_peak_it_was_given(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "set for other programs, and no reason to refuse")
     code, out, _ = run("--requests", "3", "--input-tokens", "20", "--output-tokens", "5", "--peak", "50", "--json")
     data = json.loads(out)
     assert code == 0

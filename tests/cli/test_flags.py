@@ -8,20 +8,60 @@ from pathlib import Path
 import pytest
 import yaml
 
-from penstock.cli.flags import SERVED, environment_name, flag_name
-from penstock.deployment import Deployment, keys
+from penstock.cli.flags import environment_name, flag_name
+from penstock.deployment import Deployment, Reader, keys, why_unread
 
 from .program import penstock
 
 
-@pytest.mark.parametrize(("verb", "sections"), [("serve", SERVED), ("simulate", tuple(Deployment.model_fields))])
-def test_every_key_is_a_flag_in_the_help_grouped_by_section(verb: str, sections: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("verb", ["serve", "record", "simulate"])
+def test_every_key_that_a_verb_reads_is_a_flag_in_its_help_grouped_by_section(verb: Reader) -> None:
     text = penstock(verb, "--help", COLUMNS="200").stdout
+    read = {key for key in keys() if why_unread(verb, key) is None}
     for key in keys():
         found = re.search(rf"{re.escape(flag_name(key))}\s", text)
-        assert bool(found) == (key.partition(".")[0] in sections), key
-    for section in {key.rpartition(".")[0] for key in keys() if key.partition(".")[0] in sections}:
+        assert bool(found) == (key in read), key
+    for section in {key.rpartition(".")[0] for key in read}:
         assert f"{section} (keys of the deployment file)" in text
+
+
+def test_each_key_is_read_by_a_simulation_or_by_a_server() -> None:
+    for key in keys():
+        assert None in (why_unread("simulate", key), why_unread("serve", key)), key
+
+
+def test_what_only_the_twin_models_may_stand_in_the_file_that_is_served(tmp_path: Path) -> None:
+    file = tmp_path / "shared.yaml"
+    file.write_text("hardware: {name: h100-sxm}\nmemory: {device_share: 0.8}\nworkload: {rate: 3}\n")
+    assert yaml.safe_load(penstock("serve", "-f", str(file), "--dry-run").stdout)["hardware"]["name"] == "h100-sxm"
+
+
+@pytest.mark.parametrize(
+    ("verb", "key", "value"),
+    [
+        ("serve", "hardware.name", "h100-sxm"),
+        ("serve", "hardware.network", "infiniband-ndr"),
+        ("serve", "memory.device_share", "0.8"),
+        ("serve", "layout.tensor_parallel", "2"),
+        ("serve", "workload.rate", "3"),
+        ("simulate", "server.port", "9000"),
+        ("simulate", "model.max_adapters", "2"),
+    ],
+)
+def test_a_key_that_a_verb_does_not_read_is_refused_as_a_flag_and_in_the_environment(
+    verb: str, key: str, value: str
+) -> None:
+    reader = {"serve": "only a simulation reads it", "simulate": "only a server reads it"}[verb]
+    flag = penstock(verb, flag_name(key), value, expect=2)
+    variable = penstock(verb, expect=2, **{environment_name(key): value})
+    for done, name in ((flag, flag_name(key)), (variable, environment_name(key))):
+        assert done.stderr.startswith(f"error: {name} = {value!r}: {reader}. Remedy: leave it out, or give it to")
+
+
+def test_a_verb_that_has_no_use_for_keys_of_clients_does_not_print_them() -> None:
+    done = penstock("simulate", expect=2, PENSTOCK_SERVER__API_KEYS="hunter2")
+    assert "PENSTOCK_SERVER__API_KEYS" in done.stderr
+    assert "hunter2" not in done.stderr
 
 
 def test_the_dry_run_prints_a_file_that_loads_as_the_same_deployment(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from penstock.catalog import resolve_model
 
-from .program import environment, penstock
+from .program import children, environment, penstock
 
 
 @dataclass
@@ -204,6 +204,56 @@ def test_while_the_model_loads_clients_are_told_so_and_none_is_refused_or_lost()
     finally:
         process.kill()
         process.wait()
+
+
+def test_sigterm_while_the_model_loads_ends_with_exit_code_0_a_line_and_no_worker() -> None:
+    stuck = (
+        "import sys\nfrom penstock.cli import main\nimport penstock.runtime.service as service\n"
+        "from penstock.runtime.launch import Fresh\n"
+        "service.launcher_for = lambda command: Fresh((sys.executable, '-c', 'import time; time.sleep(600)'))\n"
+        "main(['serve', '--server.port', '0'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", stuck], env=environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        told = ""
+        while "front end" not in told:
+            line = process.stderr.readline()
+            assert line, told
+            told += line
+        deadline = time.monotonic() + 20
+        while not (workers := children(process.pid)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        told += process.stderr.read()
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert told.splitlines()[-1] == "stopped before the model was loaded"
+    assert "Traceback" not in told
+    assert not any(psutil.pid_exists(worker) for worker in workers)
+
+
+def test_a_server_that_is_open_says_so_at_start(server: Serving) -> None:
+    assert "open: no key is set, so every program on this machine may use it" in server.log
+    serving = start("--server.host", "0.0.0.0", "--server.allow-public-without-key", "true")
+    serving.process.send_signal(signal.SIGTERM)
+    assert serving.end() == 0
+    assert "open to everyone who can reach this address: no key is set" in serving.log
+
+
+def test_the_checkpoint_that_is_served_is_named_by_the_hash_that_inspect_and_doctor_show(server: Serving) -> None:
+    found = re.search(r"checkpoint ([0-9a-f]{12}), (fp_[0-9a-f]{12})", server.log)
+    assert found is not None
+    asked = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 1}, timeout=30).json()
+    assert asked["system_fingerprint"] == found[2]
+    assert json.loads(penstock("inspect", "model", "millrace", "--json").stdout)["checkpoint"] == found[1]
+    assert found[1] in penstock("inspect", "model", "millrace").stdout
+    findings = json.loads(penstock("doctor", "--json").stdout)["findings"]
+    (shown,) = (one["value"] for one in findings if (one["subject"], one["name"]) == ("model", "checkpoint"))
+    assert shown == f"{found[1]}, answers carry {found[2]}"
 
 
 def test_an_idle_server_with_the_model_in_the_box_stays_below_700_megabytes(server: Serving) -> None:

@@ -31,6 +31,7 @@ from penstock.deployment import Deployment
 from penstock.runtime import wire
 from penstock.runtime.build import Built, OnPhase, build
 from penstock.runtime.local import Loop
+from penstock.runtime.reading import OnRead
 
 SCRIPT = Path(sys.argv[1])
 
@@ -161,9 +162,9 @@ class Engine:
         return result
 
 
-def builder(deployment: Deployment, on_phase: OnPhase) -> Built:
+def builder(deployment: Deployment, on_phase: OnPhase, on_read: OnRead) -> Built:
     FAULT.at("load")
-    built = build(deployment, on_phase)
+    built = build(deployment, on_phase, on_read)
     FAULT.at("loaded")
     return Built(Checked(built.replica), Engine(built.executor), built.info, built.plan_ahead, built.host_blocks)  # type: ignore[arg-type]
 

@@ -6,6 +6,8 @@ engine            "scripted" (default) or "real": the deployment's model
 fail_to_start     "bad model", "exit", or "exit later": in all but the first worker
 kill_at_step      SIGKILL itself when this step is to run, in the first worker only (the marker remembers)
 hang_at_step      never come back from this step, in the first worker only
+step_s            seconds that every step takes
+hang_to_start     a file: the second worker writes its process id there and is never ready
 garbage_at_step   write bytes that are no message into the socket, in the first worker only
 raise_on_token    raise whenever a prompt with this token is computed, in every worker
 fail_on_token     report a request with this token as failed
@@ -20,6 +22,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from penstock.errors import UnsupportedModel
 from penstock.runtime.build import Built, OnPhase, build
 from penstock.runtime.executor import Executor
 from penstock.runtime.facts import ModelInfo
+from penstock.runtime.reading import OnRead
 from penstock.runtime.worker import main
 from penstock.testing import ScriptedExecutor, small_replica
 
@@ -53,6 +57,7 @@ class Misbehaving:
         self.inner.add(request)
 
     def run(self, step: Step) -> StepResult:
+        time.sleep(self.script.get("step_s", 0.0))
         if step.number == self.script.get("kill_at_step") and self._first():
             os.kill(os.getpid(), signal.SIGKILL)
         if step.number == self.script.get("hang_at_step") and self._first():
@@ -74,17 +79,22 @@ class Misbehaving:
         return True
 
 
-def builder(script: dict[str, Any], deployment: Deployment, on_phase: OnPhase) -> Built:
+def builder(script: dict[str, Any], deployment: Deployment, on_phase: OnPhase, on_read: OnRead) -> Built:
     if script.get("fail_to_start") == "bad model":
         raise UnsupportedModel(field="architectures[0]", value="Nonesuch", why="unknown", remedy="another model")
     later = script.get("fail_to_start") == "exit later" and Path(script["marker"]).exists()
     if later or script.get("fail_to_start") == "exit":
         os._exit(3)
+    if "hang_to_start" in script and Path(script["marker"]).exists() and not Path(script["hang_to_start"]).exists():
+        Path(script["hang_to_start"]).write_text(str(os.getpid()))
+        threading.Event().wait()
     if script.get("engine") == "real":
         built = build(deployment, on_phase)
         return Built(built.replica, Misbehaving(built.executor, script), built.info, built.plan_ahead)
     if "file_bytes" in script:
         resource.setrlimit(resource.RLIMIT_FSIZE, (script["file_bytes"], script["file_bytes"]))
+    for done in script.get("reads", ()):
+        on_read(done, 100)
     on_phase("script", 0.0, "nothing to load")
     replica = small_replica(blocks=BLOCKS, block_tokens=BLOCK_TOKENS, max_seqs=deployment.policy.max_seqs)
     executor = ScriptedExecutor(blocks=BLOCKS, block_tokens=BLOCK_TOKENS, vocabulary=VOCABULARY)
@@ -98,4 +108,4 @@ def builder(script: dict[str, Any], deployment: Deployment, on_phase: OnPhase) -
 
 if __name__ == "__main__":
     told = json.loads(sys.argv[1])
-    main(sys.argv[2:], lambda deployment, on_phase: builder(told, deployment, on_phase))
+    main(sys.argv[2:], lambda deployment, on_phase, on_read: builder(told, deployment, on_phase, on_read))

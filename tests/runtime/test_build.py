@@ -15,12 +15,13 @@ from penstock.catalog import models_in_the_box, resolve_model
 from penstock.control.request import Request
 from penstock.deployment import Deployment
 from penstock.engine import loader
-from penstock.errors import InvalidDeployment, InvalidRequest
+from penstock.errors import InvalidDeployment, InvalidRequest, UnsupportedModel
 from penstock.runtime import size as sizing
 from penstock.runtime.available import available_bytes
 from penstock.runtime.build import build
-from penstock.runtime.fingerprint import fingerprint
+from penstock.runtime.fingerprint import fingerprint, hash_of_checkpoint, hash_of_model
 from penstock.runtime.offline import generate
+from penstock.runtime.reading import seldom
 from penstock.runtime.size import size_up
 
 Make = Callable[..., Any]
@@ -182,7 +183,7 @@ def test_the_fingerprint_changes_with_the_weights_and_the_precision_and_not_with
     checkpoint: Path, tmp_path: Path
 ) -> None:
     def of(path: Path, dtype: str = "float32", kernels: str = "native") -> str:
-        return fingerprint(path, dtype=dtype, kernels=kernels)
+        return fingerprint(hash_of_checkpoint(path), dtype=dtype, kernels=kernels)
 
     first = of(checkpoint)
     assert first == of(checkpoint)
@@ -200,7 +201,7 @@ def test_the_fingerprint_changes_with_the_weights_and_the_precision_and_not_with
 
 def test_the_fingerprint_changes_with_each_file_that_says_how_the_weights_are_used(tmp_path: Path) -> None:
     def now() -> str:
-        return fingerprint(tmp_path, dtype="float32", kernels="native")
+        return fingerprint(hash_of_checkpoint(tmp_path), dtype="float32", kernels="native")
 
     save_file({"weight": np.zeros(4, np.float32)}, tmp_path / "model.safetensors")
     seen = {now()}
@@ -232,10 +233,46 @@ def test_the_fingerprint_sees_a_tensor_change_that_lies_far_behind_the_start_of_
     tensors = {"front": np.zeros(elements, np.float32), "back": np.zeros(elements, np.float32)}
     (tmp_path / "config.json").write_text("{}")
     save_file(tensors, tmp_path / "model.safetensors")
-    before = fingerprint(tmp_path, dtype="float32", kernels="native")
+    before = fingerprint(hash_of_checkpoint(tmp_path), dtype="float32", kernels="native")
     tensors["back"][{"first": 0, "middle": elements // 2, "last": -1}[where]] = 1
     save_file(tensors, tmp_path / "model.safetensors")
-    assert fingerprint(tmp_path, dtype="float32", kernels="native") != before
+    assert fingerprint(hash_of_checkpoint(tmp_path), dtype="float32", kernels="native") != before
+
+
+def test_the_hash_of_a_checkpoint_is_that_of_its_files_alone_and_needs_weights(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    assert hash_of_model(str(checkpoint)) == hash_of_checkpoint(checkpoint)
+    assert hash_of_model("llama-3-8b") is None
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    assert hash_of_model(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]", b"\x09" + b"\0" * 7 + b'{"a": {}}']
+)
+def test_a_damaged_header_has_no_hash(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UnsupportedModel, match="safetensors"):
+        hash_of_checkpoint(tmp_path)
+
+
+def test_reading_weights_is_told_up_to_all_their_bytes(checkpoint: Path) -> None:
+    told: list[tuple[int, int]] = []
+    loader.load_model(checkpoint, on_read=lambda done, total: told.append((done, total)))
+    size, header = (checkpoint / "model.safetensors").stat().st_size, (checkpoint / "model.safetensors").read_bytes()
+    assert told == sorted(told)
+    assert told[-1] == (size - 8 - int.from_bytes(header[:8], "little"),) * 2
+
+
+def test_what_is_told_of_reading_is_little_and_nothing_at_first() -> None:
+    told: list[int] = []
+    now = 0.0
+    read = seldom(lambda done, total: told.append(done), lambda: now)
+    for tenth in range(30):
+        now = tenth / 10
+        read(tenth, 30)
+    assert told == [10, 15, 20, 25]
 
 
 def test_offline_results_come_in_the_order_of_the_requests(deployment: Make, checkpoint: Path) -> None:

@@ -90,6 +90,18 @@ def test_phases_and_steps_and_statistics_are_told(deployment: Make, worker: Make
     run(body())
 
 
+def test_how_far_the_weights_are_read_is_told(deployment: Make, worker: Make) -> None:
+    async def body() -> None:
+        told: list[tuple[int, int]] = []
+        service = await Service.start(
+            deployment(), None, lambda *read: told.append(read), command=worker(reads=[10, 60])
+        )  # fmt: skip
+        await service.close()
+        assert told == [(10, 100), (60, 100)]
+
+    run(body())
+
+
 def test_an_observer_that_raises_disturbs_no_stream(deployment: Make, worker: Make) -> None:
     def observer(report: StepReport) -> None:
         raise ValueError(report.number)

@@ -41,6 +41,7 @@ to_worker = st.one_of(
 )
 from_worker = st.one_of(
     st.builds(wire.Phase, ids, floats, ids),
+    st.builds(wire.Reading, tokens, tokens),
     st.builds(wire.Ready, st.builds(ModelInfo, *[ids] * 3, tokens, ids, *[tokens] * 6, ids)),
     st.builds(
         wire.Stepped, st.none() | reports, st.dictionaries(ids, tokens, max_size=3),

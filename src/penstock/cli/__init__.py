@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
-        context_settings={"auto_envvar_prefix": "PENSTOCK"},
+        context_settings={"auto_envvar_prefix": "PENSTOCK", "obj": tuple(words)},
     )
     for verb, summary in VERBS.items():
         function = _load(verb) if verb == asked else _unloaded

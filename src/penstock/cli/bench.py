@@ -7,23 +7,19 @@ are not failures); 1 otherwise; 2 for flags that cannot be.
 
 from __future__ import annotations
 
-import json
-import sys
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
-from rich.console import Console
-from rich.status import Status
 
+from penstock.cli.bench_shown import progress_shown, show
+from penstock.cli.counts import count
+from penstock.cli.effect import require_effect
 from penstock.errors import BadInput
 from penstock.report.html import html_report
-from penstock.report.latency import Limits, RequestRecord
+from penstock.report.latency import Limits
 from penstock.report.result import StageResult
-from penstock.report.table import console_block, formulas, sweep_table, write_requests, write_text
+from penstock.report.table import console_block, write_requests, write_text
 from penstock.units import parse_seconds
 from penstock.workload.arrivals import SHAPES, arrivals
 
@@ -39,6 +35,7 @@ Text = Optional[str]  # noqa: UP045 - typer reads these at run time
 
 
 def bench(
+    context: typer.Context,
     url: Annotated[Text, typer.Option(help="Server, such as http://127.0.0.1:8000.", rich_help_panel=_SERVER)] = None,
     model: Annotated[
         Text,
@@ -57,7 +54,9 @@ def bench(
     vocab_size: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            min=16, help="Ids of prompts lie below; default: what /v1/models says, else 1024.", rich_help_panel=_SERVER
+            help="Ids of prompts lie below; default: what /v1/models says, else 1024.",
+            rich_help_panel=_SERVER,
+            **count("--vocab-size", least=16),
         ),
     ] = None,
     offline: Annotated[
@@ -71,11 +70,11 @@ def bench(
     ] = None,
     threads: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="CPU threads; default: all cores.", rich_help_panel=_OFFLINE),
+        typer.Option(help="CPU threads; default: all cores.", rich_help_panel=_OFFLINE, **count("--threads", least=1)),
     ] = None,
     token_budget: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Tokens in one step.", rich_help_panel=_OFFLINE),
+        typer.Option(help="Tokens in one step.", rich_help_panel=_OFFLINE, **count("--token-budget", least=1)),
     ] = None,
     peak: Annotated[
         Optional[float],  # noqa: UP045
@@ -98,7 +97,10 @@ def bench(
         ),
     ] = None,
     concurrency: Annotated[
-        Optional[int], typer.Option(min=1, help="Closed loop with this many at once.", rich_help_panel=_LOAD)  # noqa: UP045
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help="Closed loop with this many at once.", rich_help_panel=_LOAD, **count("--concurrency", least=1)
+        ),
     ] = None,
     find_capacity: Annotated[
         bool,
@@ -109,7 +111,10 @@ def bench(
     capacity_stage: Annotated[
         str, typer.Option(help="Time of each step of that search.", rich_help_panel=_LOAD)
     ] = "20s",
-    max_concurrency: Annotated[int, typer.Option(min=8, help="Where that search ends.", rich_help_panel=_LOAD)] = 256,
+    max_concurrency: Annotated[
+        int,
+        typer.Option(help="Where that search ends.", rich_help_panel=_LOAD, **count("--max-concurrency", least=8)),
+    ] = 256,
     shape: Annotated[
         str, typer.Option(help="Law of arrival: " + ", ".join(SHAPES) + ".", rich_help_panel=_LOAD)
     ] = "poisson",
@@ -127,16 +132,19 @@ def bench(
         typer.Option(
             "--requests",
             "--limit",
-            min=1,
             help="Requests per stage; default 100, or the whole trace.",
             rich_help_panel=_LOAD,
+            **count("--requests", least=1),
         ),
     ] = None,
     duration: Annotated[
         Text, typer.Option(help="Time in which requests are sent, per stage.", rich_help_panel=_LOAD)
     ] = None,
     warmup: Annotated[
-        int, typer.Option(min=0, help="Requests before the first stage, not counted.", rich_help_panel=_LOAD)
+        int,
+        typer.Option(
+            help="Requests before the first stage, not counted.", rich_help_panel=_LOAD, **count("--warmup", least=0)
+        ),
     ] = 4,
     input_tokens: Annotated[
         str,
@@ -154,10 +162,10 @@ def bench(
     scale_lengths_to: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            min=2,
             help="One factor for all lengths of a trace, so that prompt + output fit this context; "
             "generated prompts are cut to fit.",
             rich_help_panel=_WORDS,
+            **count("--scale-lengths-to", least=2),
         ),
     ] = None,
     ignore_eos: Annotated[
@@ -166,18 +174,33 @@ def bench(
     ] = True,
     temperature: Annotated[float, typer.Option(min=0, max=2, rich_help_panel=_WORDS)] = 0.0,
     turns: Annotated[
-        int, typer.Option(min=1, help="Closed loop: turns per conversation, history resent.", rich_help_panel=_USERS)
+        int,
+        typer.Option(
+            help="Closed loop: turns per conversation, history resent.",
+            rich_help_panel=_USERS,
+            **count("--turns", least=1),
+        ),
     ] = 1,
     think: Annotated[str, typer.Option(help="Pause between turns.", rich_help_panel=_USERS)] = "0s",
     cancel_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Share of users who leave in mid-answer.", rich_help_panel=_USERS)
     ] = 0.0,
     retry: Annotated[
-        int, typer.Option(min=0, help="Times a 429 or 503 is tried again, after Retry-After.", rich_help_panel=_USERS)
+        int,
+        typer.Option(
+            help="Times a 429 or 503 is tried again, after Retry-After.",
+            rich_help_panel=_USERS,
+            **count("--retry", least=0),
+        ),
     ] = 0,
     timeout: Annotated[str, typer.Option(help="Longest a request may take.", rich_help_panel=_USERS)] = "600s",
     max_connections: Annotated[
-        int, typer.Option(min=1, help="Open connections; waiting for one counts as send delay.", rich_help_panel=_USERS)
+        int,
+        typer.Option(
+            help="Open connections; waiting for one counts as send delay.",
+            rich_help_panel=_USERS,
+            **count("--max-connections", least=1),
+        ),
     ] = 900,
     seed: Annotated[int, typer.Option(min=0, help="Of lengths, times and prompts.", rich_help_panel=_USERS)] = 0,
     slo_ttft: Annotated[Text, typer.Option(help="Goodput: TTFT at most this (500ms).", rich_help_panel=_OUTPUT)] = None,
@@ -210,6 +233,7 @@ def bench(
     ]
     if len(pace) > 1:
         raise BadInput(field="--" + pace[1], value=True, why=f"--{pace[0]} sets the pace already", remedy="one of them")
+    require_effect(context)
     if offline:
         from penstock.cli.bench_offline import without_server
 
@@ -273,12 +297,12 @@ def bench(
         write_requests(out, stages)
     if report is not None:
         write_text(report, html_report(stages, title=f"penstock bench: {result.endpoint.model}"), field="--report")
-    _show(result, as_json)
+    show(result, as_json)
     raise typer.Exit(0 if result.ok else 1)
 
 
 def _run(settings: BenchSettings) -> BenchResult:
-    with _progress() as progress:
+    with progress_shown() as progress:
         try:
             result: BenchResult = run_async(lambda: run_bench(settings, progress))
         except KeyboardInterrupt:
@@ -286,64 +310,6 @@ def _run(settings: BenchSettings) -> BenchResult:
                 print(console_block(StageResult.of(progress.name, progress.records, notes=("interrupted",))))
             raise typer.Exit(130) from None
     return result
-
-
-def _show(result: BenchResult, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result.to_json(), allow_nan=False))
-        return
-    stages = (*result.search, *result.stages)
-    for stage in result.stages:
-        print(console_block(stage))
-    if len(stages) > 1:
-        # A pipe gets the whole table, not one folded to 80 columns.
-        Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(sweep_table(stages))
-    if result.capacity is not None:
-        found = result.capacity
-        print(
-            f"capacity: {found.requests_per_s:.2f} req/s, {found.work.output_tokens_per_s:.1f} output tok/s, "
-            f"{found.work.total_tokens_per_s:.1f} total tok/s at concurrency {found.concurrency}"
-        )
-    if result.token_events:
-        cost = 1e6 * result.generator_cpu_s / result.token_events
-        print(f"load generator: {result.generator_cpu_s:.2f} s CPU, {cost:.1f} us per token event")
-    for note in result.notes:
-        print(f"note: {note}")
-    print(formulas())
-
-
-class _Shown:
-    """Progress as one line that changes, or silence; keeps the records of the stage, for when it is interrupted."""
-
-    def __init__(self, status: Status | None) -> None:
-        self._status, self._total = status, 0
-        self.name = ""
-        self.records: list[RequestRecord] = []
-
-    def stage(self, name: str, requests: int | None) -> None:
-        self.name, self._total, self.records = name, requests or 0, []
-        self._update()
-
-    def record(self, record: RequestRecord) -> None:
-        self.records.append(record)
-        if self._status is not None and len(self.records) % 16 == 0:
-            self._update()
-
-    def _update(self) -> None:
-        if self._status is not None:
-            counts = Counter(record.outcome for record in self.records)
-            shown = "".join(f", {count} {outcome}" for outcome, count in counts.items())
-            self._status.update(f"{self.name}: {self._total} requests{shown}")
-
-
-@contextmanager
-def _progress() -> Iterator[_Shown]:
-    if not sys.stderr.isatty():
-        yield _Shown(None)
-        return
-    # Two frames a second: the animation takes CPU from the generator.
-    with Console(stderr=True).status("asking the server", refresh_per_second=2) as status:
-        yield _Shown(status)
 
 
 def _trace(path: Path | None, dequantise: bool, seed: int, context_tokens: int | None) -> Trace | None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from penstock.cli.console import stderr
+from penstock.cli.counts import count
 from penstock.cli.flags import FileOption, ModelArgument, load
 from penstock.errors import BadInput, PenstockError
 
@@ -38,7 +39,7 @@ def chat(
     ] = None,
     api_key: Annotated[str, typer.Option(envvar="PENSTOCK_API_KEY", help="Key for --url, if it needs one.")] = "",
     system: Annotated[str, typer.Option(help="A system message to begin with.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.", **count("--max-tokens", least=1))] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 0.7,
     seed: Annotated[Optional[int], typer.Option(help="Makes answers repeatable.")] = None,  # noqa: UP045
 ) -> None:
@@ -201,12 +202,17 @@ def _show_answer(conversation: Conversation, text: str, console: Console, *, kee
 @contextmanager
 def _own_server(console: Console, model: str | None, file: Any) -> Iterator[str]:
     from penstock.cli.hosting import in_background
+    from penstock.cli.loading import Loading
     from penstock.deployment import Deployment
 
     asked = load(file, model)
     server = {**asked.server.model_dump(), "host": "127.0.0.1", "port": 0, **_OPEN}
     deployment = Deployment.parse({**asked.model_dump(), "server": server})
-    with in_background(
-        deployment, lambda name, seconds, detail: console.print(f"[dim]{name} {seconds:.2f} s[/]")
-    ) as url:
+    loading = Loading(console)
+
+    def show(name: str, seconds: float, detail: str) -> None:
+        loading.over()
+        console.print(f"[dim]{name} {seconds:.2f} s[/]")
+
+    with in_background(deployment, show, loading.read) as url:
         yield url

@@ -186,6 +186,8 @@ def _model(deployment: Deployment) -> Iterator[Finding]:
         native = name != "compile" or "Native" in detail
         remedy = "" if native else "install a C compiler: these operators are slower"
         yield Finding("model", name, "ok" if native else "warning", detail, remedy)
+    found = f"{built.info.checkpoint}, answers carry {built.info.fingerprint}"
+    yield Finding("model", "checkpoint", "ok", found)
     if result.error is not None or len(result.tokens) != 1:
         yield Finding("model", "one token", "missing", result.error or "none came", "report it with this output")
     else:

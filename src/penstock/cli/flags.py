@@ -2,7 +2,8 @@
 
     policy.token_budget      --policy.token-budget 25k      PENSTOCK_POLICY__TOKEN_BUDGET=25k
 
-Values are written as in the file; a list is separated by commas. Flag over environment over file over default.
+Values are written as in the file; a list is separated by commas. Flag over environment over file over default. A verb
+offers the keys that it reads. Of the others it says why they are no flags of its own; a file may hold them for another.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import typer
 import yaml
 from rich.markup import escape
 
-from penstock.deployment import Deployment, Section, keys
+from penstock.cli.environment import environment_name
+from penstock.deployment import Deployment, Reader, Section, keys, why_unread
 from penstock.errors import InvalidDeployment
 
-PREFIX: Final = "PENSTOCK_"
-SERVED: Final = ("model", "hardware", "memory", "policy", "server")
+_SECRET: Final = ("server.api_keys", "server.keys")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 FileOption = Annotated[
@@ -35,14 +36,6 @@ ModelArgument = Annotated[
 ]  # fmt: skip
 
 
-def environment_name(key: str) -> str:
-    """
-    >>> environment_name("policy.token_budget")
-    'PENSTOCK_POLICY__TOKEN_BUDGET'
-    """
-    return PREFIX + key.replace(".", "__").upper()
-
-
 def flag_name(key: str) -> str:
     """
     >>> flag_name("policy.token_budget")
@@ -51,51 +44,55 @@ def flag_name(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def with_deployment_flags(command: Command) -> Command:
-    """Add a flag for each key to a command whose last parameter is `**flags`; pass that on to `load`."""
-    return _with_flags(command, None)
+def with_flags_of(reader: Reader) -> Callable[[Command], Command]:
+    """Add a flag for each key that the command reads to one whose last parameter is `**flags`; pass that on to `load`.
+
+    Flags of the other keys are there too, hidden, so that `load` can say why they are none.
+    """
+
+    def add(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        generated = [
+            _parameter(key, kind, default, text, hidden=why_unread(reader, key) is not None)
+            for key, (kind, default, text) in keys().items()
+        ]
+        command.__signature__ = signature.replace(parameters=[*own, *generated])  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *generated]}
+        return command
+
+    return add
 
 
-def with_serving_flags(command: Command) -> Command:
-    """The same for the sections that serving reads; the file may hold the others too."""
-    return _with_flags(command, SERVED)
-
-
-def _with_flags(command: Command, sections: tuple[str, ...] | None) -> Command:
-    signature = inspect.signature(command, eval_str=True)
-    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-    generated = [_parameter(key, kind, default, text) for key, (kind, default, text) in keys().items()
-                 if sections is None or key.partition(".")[0] in sections]  # fmt: skip
-    command.__signature__ = signature.replace(parameters=[*own, *generated])  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *generated]}
-    return command
-
-
-def load(file: Path | None, model: str | None = None, flags: Mapping[str, str | None] | None = None) -> Deployment:
-    """The deployment of a file, the environment and flags, as `with_deployment_flags` collects them.
+def load(
+    file: Path | None, model: str | None = None, flags: Mapping[str, str | None] | None = None, *,
+    reader: Reader | None = None,
+) -> Deployment:  # fmt: skip
+    """The deployment of a file, the environment and flags, as `with_flags_of` collects them.
 
     Raises:
-        InvalidDeployment: as Deployment.load, and for an environment variable that names no key.
+        InvalidDeployment: as Deployment.load; or a flag or an environment variable gives a key that `reader` has no use
+            for. None: one that is there for all.
     """
-    overrides: dict[str, Any] = _environment()
+    named = {environment_name(key): (key, os.environ.get(environment_name(key))) for key in keys()}
+    given = {flag_name(key): (key, (flags or {}).get(_identifier(key))) for key in keys()}
+    overrides = _values(named, reader)
     if model is not None:
         overrides["model.path"] = model
-    given = {key: (flags or {}).get(_identifier(key)) for key in keys()}
-    overrides.update({key: _value(key, text) for key, text in given.items() if text is not None})
-    return Deployment.load(file, overrides)
+    return Deployment.load(file, overrides | _values(given, reader))
 
 
-def _environment() -> dict[str, Any]:
-    names = {environment_name(key): key for key in keys()}
+def _values(given: Mapping[str, tuple[str, str | None]], reader: Reader | None) -> dict[str, Any]:
+    """Key to value, of names to keys and texts."""
     found: dict[str, Any] = {}
-    for name, text in sorted(os.environ.items()):
-        if name in names:
-            found[names[name]] = _value(names[name], text)
-        elif name.startswith(PREFIX) and "__" in name:
+    for name, (key, text) in given.items():
+        if text is None:
+            continue
+        if reader is not None and (unread := why_unread(reader, key)) is not None:
             raise InvalidDeployment(
-                field=name, value="...", why="this environment variable names no key of the deployment file",
-                remedy="unset it, or see `penstock serve --help`; a name is like PENSTOCK_POLICY__MAX_SEQS",
-            )  # fmt: skip
+                field=name, value="<hidden>" if key in _SECRET else text, why=unread[0], remedy=unread[1]
+            )
+        found[key] = _value(key, text)
     return found
 
 
@@ -123,11 +120,11 @@ def _identifier(key: str) -> str:
     return key.replace(".", "__")
 
 
-def _parameter(key: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
+def _parameter(key: str, kind: Any, default: Any, text: str, *, hidden: bool) -> inspect.Parameter:
     shown = "" if default is None or default == () else f" Default: {_as_yaml(default)}."
     option = typer.Option(
         flag_name(key), help=escape(text + shown), metavar=_metavar(kind), show_default=False,
-        envvar=environment_name(key),
+        envvar=environment_name(key), hidden=hidden,
         rich_help_panel=f"{key.rpartition('.')[0]} (keys of the deployment file)",
     )  # fmt: skip
     return inspect.Parameter(

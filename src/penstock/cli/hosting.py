@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from penstock.deployment import Deployment
+from penstock.runtime.reading import OnRead
 from penstock.runtime.service import OnPhase, Service
 
 if TYPE_CHECKING:
@@ -50,14 +51,16 @@ def app_for(service: Service, deployment: Deployment, text: TextSide) -> FastAPI
 
 
 @contextmanager
-def in_background(deployment: Deployment, on_phase: OnPhase | None = None) -> Iterator[str]:
+def in_background(
+    deployment: Deployment, on_phase: OnPhase | None = None, on_read: OnRead | None = None
+) -> Iterator[str]:
     """Serve in a thread of this process while the block runs; gives the URL. Raises what kept it from starting."""
     ready: Future[str] = Future()
     stop = threading.Event()
 
     def run() -> None:
         try:
-            asyncio.run(_serve(deployment, on_phase, ready, stop))
+            asyncio.run(_serve(deployment, on_phase, on_read, ready, stop))
         except BaseException as error:
             if ready.done():
                 raise
@@ -72,14 +75,16 @@ def in_background(deployment: Deployment, on_phase: OnPhase | None = None) -> It
         thread.join()
 
 
-async def _serve(deployment: Deployment, on_phase: OnPhase | None, ready: Future[str], stop: threading.Event) -> None:
+async def _serve(
+    deployment: Deployment, on_phase: OnPhase | None, on_read: OnRead | None, ready: Future[str], stop: threading.Event
+) -> None:
     from penstock.serve.server import Server, listen, settings, url_of
 
     service = None
     try:
         sock = listen(deployment.server.host, deployment.server.port)
         text = text_side_of(deployment)
-        service = await Service.start(deployment, on_phase)
+        service = await Service.start(deployment, on_phase, on_read)
         server = Server(settings(app_for(service, deployment, text)))
     except BaseException:
         if service is not None:

@@ -6,6 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from penstock.cli.counts import count
 from penstock.errors import BadInput
 
 Text = Optional[str]  # noqa: UP045 - typer reads these at run time
@@ -21,7 +22,7 @@ def inspect(
         ),
     ] = None,
     hardware: Annotated[Text, typer.Option(help="fit: the device; default h100-sxm.")] = None,
-    context: Annotated[str, typer.Option(help="Tokens of one sequence.")] = "8192",
+    context: Annotated[int, typer.Option(help="Tokens of one sequence.", **count("--context", least=1))] = 8192,
     dtype: Annotated[Text, typer.Option(help="Of weights; default: as published.")] = None,
     kv_dtype: Annotated[str, typer.Option(help="Of KV.")] = "bfloat16",
     tensor_parallel: Annotated[int, typer.Option("--tensor-parallel", "--tp", min=1, help="fit: devices.")] = 1,
@@ -34,14 +35,7 @@ def inspect(
     penstock inspect fit llama-3.1-70b --hardware h100-sxm --tp 4 --context 32k
     """
     from penstock.catalog.shape import DTYPE_BYTES
-    from penstock.units import parse_count
 
-    try:
-        tokens = parse_count(context)
-    except ValueError as error:
-        raise BadInput(field="--context", value=context, why=str(error), remedy="such as 8192 or 32k") from None
-    if tokens < 1:
-        raise BadInput(field="--context", value=context, why="it holds no token", remedy="1 or more, such as 8192")
     for flag, given in (("--dtype", dtype), ("--kv-dtype", kv_dtype)):
         if given is not None and given not in DTYPE_BYTES:
             raise BadInput(field=flag, value=given, why="no such type", remedy="one of " + ", ".join(DTYPE_BYTES))
@@ -52,8 +46,12 @@ def inspect(
             list_models(as_json)
         else:
             from penstock.catalog import model_shape
+            from penstock.runtime.fingerprint import hash_of_model
 
-            inspect_model(model_shape(name), context=tokens, dtype=dtype, kv_dtype=kv_dtype, as_json=as_json)
+            inspect_model(
+                model_shape(name), context=context, dtype=dtype, kv_dtype=kv_dtype, as_json=as_json,
+                checkpoint=hash_of_model(name),
+            )  # fmt: skip
     elif what == "hardware":
         from penstock.cli.inspect_hardware import inspect_hardware
 
@@ -66,7 +64,7 @@ def inspect(
                 field="NAME", value=None, why="fit needs a model", remedy="penstock inspect fit llama-3.1-8b"
             )
         inspect_fit(
-            name, hardware or "h100-sxm", context=tokens, dtype=dtype, kv_dtype=kv_dtype, tensor=tensor_parallel,
+            name, hardware or "h100-sxm", context=context, dtype=dtype, kv_dtype=kv_dtype, tensor=tensor_parallel,
             pipeline=pipeline_parallel, as_json=as_json,
         )  # fmt: skip
     else:

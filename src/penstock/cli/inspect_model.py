@@ -28,14 +28,14 @@ _WEIGHTS: Final = ("bfloat16", "fp8", "int4", "nvfp4", "mxfp4")
 
 def inspect_model(
     shape: ModelShape, *, context: int | None = None, dtype: str | None = None, kv_dtype: str = "bfloat16",
-    as_json: bool = False,
+    as_json: bool = False, checkpoint: str | None = None,
 ) -> None:  # fmt: skip
     """Print a model's parameters, weight bytes, FLOP and KV. `context` is looked at beside the usual four; `dtype` is
-    that of the weights (None: as published).
+    that of the weights (None: as published); `checkpoint` the hash of its files, if there are any.
 
     Raises: BadInput: a type that is not known.
     """
-    facts = model_facts(shape, context=context, dtype=dtype, kv_dtype=kv_dtype)
+    facts = {**model_facts(shape, context=context, dtype=dtype, kv_dtype=kv_dtype), "checkpoint": checkpoint}
     if as_json:
         print(json.dumps(facts))
         return
@@ -161,6 +161,7 @@ def _overview(shape: ModelShape, facts: Mapping[str, Any]) -> Table:
         ("matrix products per token", f"{facts['matrix_flop_per_token'] / 1e9:,.2f} GFLOP"),
         (f"KV per token in {facts['kv_dtype']}", f"{facts['kv_bytes_per_token']:,.0f} B"),
         ("source", shape.source),
+        *([("checkpoint", facts["checkpoint"])] if facts["checkpoint"] else ()),
     ]  # fmt: skip
     for row in rows:
         table.add_row(*row)

@@ -8,11 +8,14 @@ A flag on the command line wins over the environment, and that over the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+
+from penstock.cli.environment import unknown_names
 
 if TYPE_CHECKING:
     from penstock.errors import BadInput
@@ -26,8 +29,35 @@ def group(
     ] = None,
 ) -> None:
     """Serves language models on a control plane that a simulator shares."""
+    _look_at_environment(context)
     if options is not None:
         context.default_map = dict(_read(options, context))
+
+
+def _look_at_environment(context: typer.Context) -> None:
+    """Tell of names that look like ours and are not; the context's object is the words of the command line.
+
+    Raises InvalidDeployment: one is nearly ours, and it is not help that is asked for.
+    """
+    verbs: Mapping[str, Any] = getattr(context.command, "commands", {})
+    verb = context.invoked_subcommand
+    if verb is None or verb not in verbs or "--help" in context.obj:
+        return
+    unknown = unknown_names(os.environ, verb, verbs, _names(verb, verbs[verb]))
+    if unknown:
+        from rich.markup import escape
+
+        from penstock.cli.console import stderr
+
+        told = (name + (f" (the nearest is {nearest})" if nearest else "") for name, nearest in unknown.items())
+        stderr().print(f"[yellow]warning:[/] in the environment, and no setting of ours: {escape(', '.join(told))}")
+
+
+def _names(verb: str, command: Any) -> Iterator[str]:
+    """Names of a verb's options in the environment."""
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            yield parameter.envvar or f"PENSTOCK_{verb}_{parameter.name}".upper()
 
 
 def _read(file: Path, context: typer.Context) -> Mapping[str, Mapping[str, Any]]:

@@ -11,17 +11,21 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from penstock.cli.console import stderr
-from penstock.cli.flags import FileOption, ModelArgument, load, with_serving_flags
+from penstock.cli.counts import count
+from penstock.cli.flags import FileOption, ModelArgument, load, with_flags_of
 from penstock.errors import BadInput
 
 
-@with_serving_flags
+@with_flags_of("record")
 def record(
     out: Annotated[Path, typer.Option(help="New schedule file; compressed if it ends in .gz.")],
     trace: Annotated[Path, typer.Option(help="Azure CSV or Mooncake JSONL, plain or .gz; lengths are scaled to fit.")],
     model: ModelArgument = None,
     file: FileOption = None,
-    requests: Annotated[Optional[int], typer.Option(min=1, help="The first so many; default: all.")] = None,  # noqa: UP045
+    requests: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="The first so many; default: all.", **count("--requests", least=1)),
+    ] = None,
     rate: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(min=0.001, help="Stretch arrivals to so many a second; default: the trace's own times."),
@@ -44,7 +48,7 @@ def record(
     from penstock.runtime.record import recorder_for
     from penstock.workload.trace import read_trace
 
-    deployment = load(file, model, flags)
+    deployment = load(file, model, flags, reader="record")
     if out.exists():
         raise BadInput(field="--out", value=str(out), why="there is such a file already", remedy="a new name")
     rows = read_trace(trace)

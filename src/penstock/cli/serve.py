@@ -15,13 +15,14 @@ from rich.markup import escape
 
 from penstock.cli.began import process_began
 from penstock.cli.console import Narrator, narrator
-from penstock.cli.flags import FileOption, ModelArgument, load, with_serving_flags
+from penstock.cli.flags import FileOption, ModelArgument, load, with_flags_of
+from penstock.cli.loading import Loading
 from penstock.deployment import Deployment, is_loopback
 from penstock.observe.logs import configure
 from penstock.runtime.facts import ModelInfo
 
 
-@with_serving_flags
+@with_flags_of("serve")
 def serve(
     model: ModelArgument = None,
     file: FileOption = None,
@@ -34,7 +35,7 @@ def serve(
     an environment variable: --policy.max-seqs 8 is PENSTOCK_POLICY__MAX_SEQS=8. Flags win over the environment, and
     the environment over the file. Sizes and times may be written as 25k, 32Ki, 2GiB, 30s.
     """
-    deployment = load(file, model, flags)
+    deployment = load(file, model, flags, reader="serve")
     if dry_run:
         typer.echo(resolved(deployment), nl=False)
         return
@@ -64,6 +65,7 @@ def event_loop() -> asyncio.AbstractEventLoop:
 async def _serve(deployment: Deployment, console: Narrator) -> None:
     began = process_began()
     told_s = 0.0
+    loading = Loading(console)
 
     def show(name: str, seconds: float, detail: str) -> None:
         console.print(f"[dim]{name:<15}{seconds:8.3f} s  {escape(detail)}[/]")
@@ -72,6 +74,7 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
         """Phases follow one another without a gap, from the start of this process until it is ready."""
         nonlocal told_s
         told_s += seconds
+        loading.over()
         show(name, seconds, detail)
 
     from penstock.runtime.service import Service
@@ -80,25 +83,25 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
     show_phase("start", time.monotonic() - began, "Python, command line")
     fits = size_up(deployment)  # before anything is loaded: what cannot work is refused at once
     show_phase("check", time.monotonic() - began - told_s, f"{fits.path.name} fits into memory")
-    starting = asyncio.create_task(Service.start(deployment, show_phase))
+    starting = asyncio.create_task(Service.start(deployment, show_phase, loading.read))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)
     await asyncio.sleep(0)  # the worker loads the model while this process loads the HTTP side
     from penstock.cli.hosting import app_for, text_side_of
     from penstock.serve.server import listen, run
     from penstock.serve.starting import Starting
     from penstock.serve.upkeep import Upkeep
 
-    loading = time.monotonic()
+    began_front = time.monotonic()
     try:
         sock = listen(deployment.server.host, deployment.server.port)
         answering = Starting(sock, certificate=deployment.server.tls_certificate, key=deployment.server.tls_key)
         text = text_side_of(deployment)
         import_module("penstock.serve.app")  # now, while the worker loads, and not when it is ready
 
-        show("  front end", time.monotonic() - loading, "meanwhile: socket, tokenizer, chat template, routes")
+        show("  front end", time.monotonic() - began_front, "meanwhile: socket, tokenizer, chat template, routes")
     except BaseException:
         starting.cancel()
         raise
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)
     try:
         service = await starting
     except asyncio.CancelledError:
@@ -106,6 +109,7 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
         console.print("stopped before the model was loaded")
         return
     finally:
+        loading.over()
         answering.close()
     info = service.info
 
@@ -144,7 +148,8 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
 def _ready_line(url: str, info: ModelInfo, seconds: float) -> str:
     return (
         f"[bold green]ready[/] {url}  model {escape(info.name)} ({info.parameters / 1e6:,.1f}M parameters, "
-        f"{info.dtype}), context {info.max_sequence_tokens:,} tokens, KV {info.kv_capacity_tokens:,} tokens, "
+        f"{info.dtype}, checkpoint {info.checkpoint}, {info.fingerprint}), "
+        f"context {info.max_sequence_tokens:,} tokens, KV {info.kv_capacity_tokens:,} tokens, "
         f"started in {seconds:.1f} s"
     )
 

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from penstock.cli.console import stderr
-from penstock.cli.flags import FileOption, ModelArgument, load, with_deployment_flags
+from penstock.cli.counts import count
+from penstock.cli.flags import FileOption, ModelArgument, load, with_flags_of
 from penstock.deployment import Deployment, merge
 from penstock.errors import BadInput
 from penstock.report.table import write_text
@@ -26,7 +27,7 @@ Words = Optional[list[str]]  # noqa: UP045 - typer reads these at run time
 File = Optional[Path]  # noqa: UP045
 
 
-@with_deployment_flags
+@with_flags_of("simulate")
 def simulate(
     model: ModelArgument = None,
     file: FileOption = None,
@@ -49,7 +50,8 @@ def simulate(
         ),
     ] = None,
     processes: Annotated[
-        Optional[int], typer.Option(min=1, help="At once; default: one per core.", rich_help_panel=_SWEEP)  # noqa: UP045
+        Optional[int],  # noqa: UP045
+        typer.Option(help="At once; default: one per core.", rich_help_panel=_SWEEP, **count("--processes", least=1)),
     ] = None,
     ray: Annotated[
         Optional[str], typer.Option(help="Address of a Ray cluster that runs the sweep.", rich_help_panel=_SWEEP)  # noqa: UP045
@@ -69,7 +71,8 @@ def simulate(
     The same file as `penstock serve`, with hardware.name and a workload. The table says what its numbers rest on:
     measured, extrapolated or assumed prices. A run past saturation is labelled so.
     """  # fmt: skip
-    deployment = load(file, model, {**flags, **_assigned(assigned)})
+    deployment = load(file, model, {**flags, **_assigned(assigned)}, reader="simulate")
+    _require_effect(bool(vary), processes, ray)
     if vary:
         files = (("--report", report), ("--timeline", timeline), ("--out", out))
         given = [(flag, path) for flag, path in files if path is not None]
@@ -88,6 +91,17 @@ def simulate(
         _sweep(deployment, vary, budgets.get("wall"), processes, ray, as_json)
         return
     _one(deployment, _limits(limit), as_json, report, timeline, out)
+
+
+def _require_effect(sweeps: bool, processes: int | None, ray: str | None) -> None:
+    for flag, value, belongs, place in (
+        ("--ray", ray, sweeps, "with --vary"),
+        ("--processes", processes, sweeps and ray is None, "with --vary, and without --ray"),
+    ):
+        if value is not None and not belongs:
+            raise BadInput(
+                field=flag, value=value, why="it would have no effect here", remedy=f"leave it out, or use it {place}"
+            )
 
 
 def _one(

@@ -14,6 +14,7 @@ from penstock.deployment.section import Section
 from penstock.deployment.serving import Hardware, Memory, Model, Policy, Server
 from penstock.deployment.simulation import Cluster, Layout, Precision, Slo, Twin, Workload
 from penstock.errors import InvalidDeployment
+from penstock.units import reason
 
 
 class Deployment(Section):
@@ -52,7 +53,7 @@ class Deployment(Section):
             field = ".".join(str(part) for part in first["loc"])
             value = "<hidden>" if field.startswith(("server.api_keys", "server.keys")) else first.get("input")
             raise InvalidDeployment(
-                field=field, value=value, why=first["msg"], remedy=_remedy(field, first["type"])
+                field=field, value=value, why=reason(first["msg"]), remedy=_remedy(field, first["type"])
             ) from None
         for rule in RULES:
             rule(deployment)

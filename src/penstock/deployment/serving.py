@@ -53,8 +53,8 @@ class Model(Section):
     adapter_directory: str | None = Field(
         None, description="Adapters that a running server is told to load must lie in here; none: it loads no others."
     )
-    max_adapters: int = Field(8, ge=1, le=1024, description="Adapters at one time.")
-    max_rank: int = Field(32, ge=1, le=1024, description="Largest rank of an adapter; memory is set aside for it.")
+    max_adapters: Count = Field(8, ge=1, le=1024, description="Adapters at one time.")
+    max_rank: Count = Field(32, ge=1, le=1024, description="Largest rank of an adapter; memory is set aside for it.")
     pooling: Literal["last", "mean"] | None = Field(
         None,
         description="Embeddings are made of the last token's hidden state, or of the mean of all. Default: as the "

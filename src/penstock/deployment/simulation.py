@@ -51,7 +51,7 @@ class Precision(Section):
 class Cluster(Section):
     """Replicas behind a router."""
 
-    replicas: int = Field(1, ge=1, le=4096, description="How many.")
+    replicas: Count = Field(1, ge=1, le=4096, description="How many.")
     router: Literal["round_robin", "least_loaded", "least_waiting", "prefix_aware"] = Field(
         "least_loaded",
         description="Who serves a request: each in turn, the one with fewest, with fewest of 4 x waiting + running, or "
@@ -89,7 +89,7 @@ class SharedPrefix(Section):
 
     tokens: Count = Field(0, ge=0, description="Its length, in front of a prompt's own tokens.")
     share: float = Field(1.0, ge=0, le=1, description="Share of the requests that begin with it.")
-    groups: int = Field(1, ge=1, description="Number of different ones, each equally likely.")
+    groups: Count = Field(1, ge=1, description="Number of different ones, each equally likely.")
 
 
 class Workload(Section):
@@ -115,17 +115,17 @@ class Workload(Section):
         None, gt=0, description="Requests (or sessions) per second; default: 1, or the trace's own."
     )
     cv: float | None = Field(None, gt=0, description="Coefficient of variation of the gaps, for gamma; default: 1.")
-    concurrency: int | None = Field(None, ge=1, description="Users of a closed loop; default: 8.")
+    concurrency: Count | None = Field(None, ge=1, description="Users of a closed loop; default: 8.")
     think: str = Field("0", description="Pause before a user's next request, as a law: 2s, exponential:10s, ...")
     turns: str | None = Field(None, description="Requests of one session, as a law; default: 3.")
     prompt_tokens: str = Field("512", description="Law of prompt lengths, as penstock bench --input-tokens.")
     output_tokens: str = Field("128", description="Law of output lengths.")
     context_tokens: Count | None = Field(None, ge=2, description="Generated requests are cut to fit this context.")
-    requests: int | None = Field(None, ge=1, description="At most so many; default: 1,000, or the whole trace.")
+    requests: Count | None = Field(None, ge=1, description="At most so many; default: 1,000, or the whole trace.")
     duration: Seconds | None = Field(None, gt=0, description="Nothing arrives later.")
     shared_prefix: SharedPrefix = SharedPrefix()
-    tenants: int = Field(1, ge=1, description="Requests are of so many tenants, each with an equal share.")
-    priorities: int = Field(
+    tenants: Count = Field(1, ge=1, description="Requests are of so many tenants, each with an equal share.")
+    priorities: Count = Field(
         1, ge=1, description="Requests are of so many priorities, each with an equal share; lower goes first."
     )
     cancel_fraction: float = Field(0.0, ge=0, le=1, description="Share of users who leave in mid-answer.")

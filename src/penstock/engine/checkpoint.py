@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -89,6 +89,7 @@ class Entry:
 
     file: Path
     shape: tuple[int, ...]
+    bytes: int
 
 
 def read_headers(path: Path | str) -> dict[str, Entry]:
@@ -116,7 +117,8 @@ def entries_of(file: Path) -> dict[str, Entry]:
                 why="this dtype is not implemented (quantized weights?)",
                 remedy="a checkpoint in float32, float16 or bfloat16",
             )
-        entries[name] = Entry(file, tuple(tensor["shape"]))
+        offsets = tensor["data_offsets"]
+        entries[name] = Entry(file, tuple(tensor["shape"]), offsets[1] - offsets[0])
     return entries
 
 
@@ -175,8 +177,14 @@ class Checkpoint:
     here, so that model files name tensors one way.
     """
 
-    def __init__(self, path: Path | str, dtype: torch.dtype, device: torch.device, *, prefix: str = "") -> None:
+    def __init__(
+        self, path: Path | str, dtype: torch.dtype, device: torch.device, *, prefix: str = "",
+        on_read: Callable[[int, int], None] | None = None,
+    ) -> None:  # fmt: skip
+        """`on_read` is told the bytes taken so far and those of all tensors, after each one."""
         self._entries = read_headers(path)
+        self._on_read, self._read_bytes = on_read, 0
+        self._total_bytes = sum(entry.bytes for entry in self._entries.values())
         self._dtype, self._device, self._prefix = dtype, device, prefix
         if prefix and not any(name.startswith(prefix) for name in self._entries):
             self._entries = {
@@ -195,7 +203,9 @@ class Checkpoint:
 
         Raises: UnsupportedModel: it is missing or has another shape.
         """
-        return self._mapped(name, *shape).to(self._device, self._dtype, copy=True)
+        tensor = self._mapped(name, *shape).to(self._device, self._dtype, copy=True)
+        self._count(name)
+        return tensor
 
     def _mapped(self, name: str, *shape: int) -> torch.Tensor:
         """As it is stored, in memory mapped from the file: the file is opened anew for each tensor, so that pages read
@@ -226,7 +236,15 @@ class Checkpoint:
         """Several tensors, one below the other along dimension 0, as one."""
         import torch
 
-        return torch.cat([self._mapped(name, *shape) for name, shape in names]).to(self._device, self._dtype)
+        parts = list(names)
+        tensor = torch.cat([self._mapped(name, *shape) for name, shape in parts]).to(self._device, self._dtype)
+        self._count(*(name for name, _ in parts))
+        return tensor
+
+    def _count(self, *names: str) -> None:
+        if self._on_read is not None:
+            self._read_bytes += sum(self._entries[name].bytes for name in names)
+            self._on_read(self._read_bytes, self._total_bytes)
 
     def finish(self, *, unused: Iterable[str] = ()) -> None:
         """Raises UnsupportedModel if the checkpoint holds tensors no one took, `unused` aside."""

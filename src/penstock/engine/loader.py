@@ -57,9 +57,11 @@ class LoadedModel:
     device: torch.device
 
 
-def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+def load_model(
+    path: Path | str, *, dtype: str = "float32", device: str = "cpu", on_read: Callable[[int, int], None] | None = None
+) -> LoadedModel:
     """Read the checkpoint in directory `path`; its weights become `dtype` (a name in weights/formats.py), whatever they
-    are stored in.
+    are stored in. `on_read`: as Checkpoint.
 
     Raises: UnsupportedModel: see engine/architecture/ and engine/checkpoint.py, or `dtype` does not suit the device.
     """
@@ -72,7 +74,7 @@ def load_model(path: Path | str, *, dtype: str = "float32", device: str = "cpu")
     # Embedding models are published without the prefix, as the inner model of transformers saves itself.
     prefix = gpt2.PREFIX if family == "GPT2" else "model."
     with process_memory.loading(), torch.inference_mode():
-        checkpoint = Checkpoint(path, number_type, place, prefix=prefix)
+        checkpoint = Checkpoint(path, number_type, place, prefix=prefix, on_read=on_read)
         model = _LOADERS.get(family, llama.load)(architecture, checkpoint, pack)
         if pack is not None:
             model.pack(pack, tied=form.narrow)

@@ -19,8 +19,9 @@ from penstock.deployment import Deployment, Model
 from penstock.errors import InvalidDeployment, InvalidRequest
 from penstock.runtime.executor import Executor
 from penstock.runtime.facts import ModelInfo, OnPhase
-from penstock.runtime.fingerprint import fingerprint
+from penstock.runtime.fingerprint import fingerprint, hash_of_checkpoint
 from penstock.runtime.local import Loop
+from penstock.runtime.reading import OnRead, seldom
 from penstock.runtime.size import require_device_fit, size_up
 from penstock.runtime.worker_adapters import AdapterHost
 from penstock.units import format_bytes
@@ -50,10 +51,12 @@ class Built:
     """Tokens beyond which a sequence is computed anew (legs.py); None: none is."""
 
 
-def build(deployment: Deployment, on_phase: OnPhase, *, grammars: bool = True) -> Built:
+def build(deployment: Deployment, on_phase: OnPhase, on_read: OnRead | None = None, *, grammars: bool = True) -> Built:
     """Load the engine and build its replica.
 
-    `grammars`: read what they need of the tokenizer now, rather than when the first one comes.
+    Args:
+        on_read: told now and then how far the weights are read, if that takes long.
+        grammars: read what they need of the tokenizer now, rather than when the first one comes.
 
     Raises:
         InvalidDeployment: the model is not there, does not fit, or a setting contradicts it.
@@ -77,7 +80,10 @@ def build(deployment: Deployment, on_phase: OnPhase, *, grammars: bool = True) -
             require_device_fit(deployment, size, torch.cuda.mem_get_info()[0])
         say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {deployment.hardware.device}")
     with _phase("load weights", on_phase) as say:
-        model = load_model(size.path, dtype=deployment.model.served_dtype, device=deployment.hardware.device)
+        model = load_model(
+            size.path, dtype=deployment.model.served_dtype, device=deployment.hardware.device,
+            on_read=None if on_read is None else seldom(on_read),
+        )  # fmt: skip
         say(f"{format_bytes(size.weight_bytes)} as {deployment.model.served_dtype}")
     with _phase("compile", on_phase) as say:
         kernels = kernels_for(model.device)
@@ -103,13 +109,15 @@ def build(deployment: Deployment, on_phase: OnPhase, *, grammars: bool = True) -
         say(f"a decode step of one sequence takes {_warm_up(model, deployment, pooling) * 1e3:.2f} ms")
         if isinstance(engine, DeviceEngine):
             say(f"{engine.warm_up()} graphs of decode steps")
+    checkpoint = hash_of_checkpoint(size.path)
     info = ModelInfo(
         name=deployment.model.name or size.path.name, path=str(size.path), architecture=size.architecture,
         parameters=size.parameters, dtype=deployment.model.served_dtype, vocab_size=size.vocab_size,
         max_sequence_tokens=size.max_sequence_tokens, kv_capacity_tokens=size.blocks * memory.block_tokens,
         block_tokens=memory.block_tokens, blocks=size.blocks, max_seqs=policy.max_seqs,
         embedding_width=model.architecture.hidden if pooling is not None else 0,
-        fingerprint=fingerprint(size.path, dtype=deployment.model.served_dtype, kernels=kernels.name),
+        checkpoint=checkpoint,
+        fingerprint=fingerprint(checkpoint, dtype=deployment.model.served_dtype, kernels=kernels.name),
     )  # fmt: skip
     return Built(
         replica, engine, info, policy.plan_ahead, size.host_blocks, engine.guides.prepare,

@@ -48,10 +48,12 @@ class ModelInfo:
     blocks: int
     max_seqs: int
     fingerprint: str
-    """'fp_...': changes with the weights, as far as samples of each tensor tell (runtime/fingerprint.py), with the
-    checkpoint's configuration, tokenizer and chat templates, the precision, the kernels and the version of Penstock."""
+    """'fp_...': changes with `checkpoint`, the precision, the kernels and the version of Penstock."""
     embedding_width: int = 0
     """Numbers in an embedding; 0: the model has none."""
+    checkpoint: str = ""
+    """12 hex digits: change with the weights, as far as samples of each tensor tell (runtime/fingerprint.py), and with
+    the checkpoint's configuration, tokenizer and chat templates. "": nobody looked."""
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ from penstock.runtime.admission import NO_BOUNDS, Admission
 from penstock.runtime.facts import ModelInfo, Output, State, StepReport, TimeBounds, Timings
 from penstock.runtime.in_flight import InFlight
 from penstock.runtime.launch import Launcher, launcher_for
+from penstock.runtime.reading import OnRead
 from penstock.runtime.stream import AtOnce, Stream
 from penstock.runtime.supervisor import OnPhase, Supervisor
 
@@ -41,7 +42,9 @@ QUICK_START_S: Final = 30.0
 class Service:
     """One replica, served. Make one with `start`; all methods belong to that event loop."""
 
-    def __init__(self, deployment: Deployment, on_phase: OnPhase | None, launcher: Launcher) -> None:
+    def __init__(
+        self, deployment: Deployment, on_phase: OnPhase | None, launcher: Launcher, on_read: OnRead | None = None
+    ) -> None:
         self.deployment = deployment
         queue = deployment.server.queue
         self.admission = Admission(
@@ -51,7 +54,7 @@ class Service:
         self._in_flight = InFlight(
             self.admission, lambda message: self._supervisor.send(message), lambda: self._supervisor.state == "ready"
         )
-        self._supervisor = Supervisor(deployment, launcher, self._in_flight, on_phase)
+        self._supervisor = Supervisor(deployment, launcher, self._in_flight, on_phase, on_read)
         self.adapters = self._in_flight.adapters = Adapters(
             deployment.model, self._supervisor.send, self._without_adapter
         )
@@ -67,13 +70,14 @@ class Service:
 
     @classmethod
     async def start(
-        cls, deployment: Deployment, on_phase: OnPhase | None = None, *, command: Sequence[str] | None = None,
-        launcher: Launcher | None = None,
+        cls, deployment: Deployment, on_phase: OnPhase | None = None, on_read: OnRead | None = None, *,
+        command: Sequence[str] | None = None, launcher: Launcher | None = None,
     ) -> Self:  # fmt: skip
         """Start the worker and return when it can take requests.
 
         Args:
             on_phase: called with (name, seconds, detail) as each phase of starting ends, also on later restarts.
+            on_read: called with (bytes read, bytes in all) now and then while large weights are read.
             command: what to run as the worker, with `--fd N` appended; None: the engine's.
             launcher: starts workers in place of that; closed with the service.
 
@@ -81,7 +85,7 @@ class Service:
             BadInput: the worker refused the deployment or the model, as its own error says.
             PenstockError: the worker could not start.
         """
-        service = cls(deployment, on_phase, launcher or launcher_for(command))
+        service = cls(deployment, on_phase, launcher or launcher_for(command), on_read)
         try:
             await service._supervisor.start()
         except BaseException:

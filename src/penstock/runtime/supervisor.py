@@ -25,6 +25,7 @@ from penstock.runtime.failures import revive
 from penstock.runtime.launch import Launcher
 from penstock.runtime.liveness import QUIET_S, SLOWEST_STEPS, Liveness
 from penstock.runtime.process import KILLED, WorkerProcess
+from penstock.runtime.reading import OnRead
 
 MAX_FRUITLESS_WORKERS: Final = 12
 """This many in a row that got nothing done, and no other is started."""
@@ -69,8 +70,9 @@ class Supervisor:
     """One worker at a time. Make it in an event loop, then `start`."""
 
     def __init__(
-        self, deployment: Deployment, launcher: Launcher, owner: Owner, on_phase: OnPhase | None = None
-    ) -> None:
+        self, deployment: Deployment, launcher: Launcher, owner: Owner, on_phase: OnPhase | None = None,
+        on_read: OnRead | None = None,
+    ) -> None:  # fmt: skip
         self.state: Literal["starting", "ready", "restarting", "stopped"] = "starting"
         self.info: ModelInfo | None = None
         self.restarts = 0
@@ -83,7 +85,8 @@ class Supervisor:
         """Why it gave up."""
         self.progress = time.monotonic()
         """When the worker was last known to be alive and advancing; the owner moves it on when work begins."""
-        self._deployment, self._launcher, self._owner, self._on_phase = deployment, launcher, owner, on_phase
+        self._deployment, self._launcher, self._owner = deployment, launcher, owner
+        self._on_phase, self._on_read = on_phase, on_read
         self._worker: WorkerProcess | None = None
         self._ready = asyncio.Event()
         self._last_words: PenstockError | None = None
@@ -254,6 +257,9 @@ class Supervisor:
                 self._owner.received(message)
             case wire.Phase(name, ended, detail):
                 self._phase(name, ended, detail)
+            case wire.Reading(done, total):
+                if self._on_read is not None:
+                    self._on_read(done, total)
             case wire.Ready(info):
                 self.info, self.state = info, "ready"
                 self.progress = self._ready_at = time.monotonic()

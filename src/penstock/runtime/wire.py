@@ -1,7 +1,8 @@
 """What front end and worker say to each other: typed messages in length-prefixed msgpack frames.
 
     front end -> worker    Start, Submit, Cancel, ForgetPrefixes, LoadAdapter, UnloadAdapter
-    worker -> front end    Phase, Ready, Admitted, Stepped, Refused, Failure, AdapterLoaded, AdapterRefused, AdapterGone
+    worker -> front end    Phase, Reading, Ready, Admitted, Stepped, Refused, Failure,
+                           AdapterLoaded, AdapterRefused, AdapterGone
 
 A frame is 4 bytes of length (big-endian), then that many bytes of msgpack. Bytes become exactly the types below or a
 ProtocolError; nothing received can run code or claim memory beyond MAX_FRAME_BYTES.
@@ -80,6 +81,13 @@ class Phase(Message, frozen=True):
     ended: float
     """Of the monotonic clock, which all processes of a machine share."""
     detail: str
+
+
+class Reading(Message, frozen=True):
+    """So much of the weights is read, where that takes long."""
+
+    done_bytes: int
+    total_bytes: int
 
 
 class Ready(Message, frozen=True):
@@ -161,7 +169,7 @@ class Failure(Message, frozen=True):
 
 ToWorker = Start | Submit | Cancel | ForgetPrefixes | LoadAdapter | UnloadAdapter
 AboutAdapters = AdapterLoaded | AdapterRefused | AdapterGone
-FromWorker = Phase | Ready | Admitted | Stepped | Refused | Failure | AboutAdapters
+FromWorker = Phase | Reading | Ready | Admitted | Stepped | Refused | Failure | AboutAdapters
 
 Incoming = TypeVar("Incoming")
 _encoder = msgspec.msgpack.Encoder()

@@ -45,6 +45,7 @@ from penstock.runtime.failures import describe
 from penstock.runtime.forkserver import serve_forks
 from penstock.runtime.local import Loop, Turn
 from penstock.runtime.parent import die_with_parent
+from penstock.runtime.reading import OnRead
 from penstock.runtime.record import Recorder, free_name, recorder_for
 from penstock.runtime.worker_adapters import Read, WorkerAdapters
 
@@ -52,7 +53,7 @@ LOG_LINE: Final = "%(levelname)s %(name)s: %(message)s"
 STATISTICS_EVERY_S: Final = 0.25
 _READ_BYTES: Final = 256 * 2**10
 
-Builder = Callable[[Deployment, OnPhase], Built]
+Builder = Callable[[Deployment, OnPhase, OnRead], Built]
 
 _log = logging.getLogger("penstock.runtime")
 
@@ -278,6 +279,7 @@ def serve(link: socket.socket, builder: Builder) -> None:
     built = builder(
         deployment,
         lambda name, seconds, detail: worker.send(wire.Phase(name, time.monotonic(), detail)),
+        lambda done, total: worker.send(wire.Reading(done, total)),
     )
     if deployment.server.record is not None:
         worker.recorder = _recorder(deployment, built, start.restart)
