@@ -9,7 +9,9 @@ import asyncio
 import itertools
 import json
 import logging
+import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -332,6 +334,49 @@ def test_the_fork_server_itself_may_be_killed(bench: Bench, undisturbed: Callabl
             bench.forks._server.kill()
             found = await asyncio.gather(*running)
             assert service.restarts == 1
+            return {one.id: each for one, each in zip(requests(), found, strict=True)}
+
+    assert_same(bench.run(body()), wanted)
+
+
+def test_a_fork_server_that_stands_still_is_replaced(
+    bench: Bench, undisturbed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = bench.deployment()
+    wanted = undisturbed(here)
+    monkeypatch.setattr("penstock.runtime.launch.FORK_PATIENCE_S", 0.5)
+    monkeypatch.setattr("penstock.runtime.process.REAP_S", 0.2)
+
+    async def body() -> dict[str, Served]:
+        async with bench.service(here) as service:
+            running = [asyncio.create_task(served(service, one)) for one in requests()]
+            await running[0]
+            stopped = bench.forks._server
+            assert stopped is not None
+            assert service.worker_pid is not None
+            stopped.send_signal(signal.SIGSTOP)
+            os.kill(service.worker_pid, signal.SIGKILL)
+            found = await asyncio.gather(*running)
+            assert service.restarts == 1
+            assert stopped.wait(timeout=10) == -signal.SIGKILL
+            return {one.id: each for one, each in zip(requests(), found, strict=True)}
+
+    with caplog.at_level(logging.WARNING, "penstock.runtime"):
+        assert_same(bench.run(body()), wanted)
+    assert "the fork server does not answer" in caplog.text
+
+
+def test_a_fork_server_that_stands_still_disturbs_no_worker(bench: Bench, undisturbed: Callable[..., Any]) -> None:
+    here = bench.deployment()
+    wanted = undisturbed(here)
+
+    async def body() -> dict[str, Served]:
+        async with bench.service(here) as service:
+            assert bench.forks._server is not None
+            bench.forks._server.send_signal(signal.SIGSTOP)
+            found = await asyncio.gather(*(served(service, one) for one in requests()))
+            bench.forks._server.send_signal(signal.SIGCONT)
+            assert service.restarts == 0
             return {one.id: each for one, each in zip(requests(), found, strict=True)}
 
     assert_same(bench.run(body()), wanted)

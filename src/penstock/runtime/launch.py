@@ -18,10 +18,13 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from penstock.runtime.forkserver import Ended, Forked, Hello, said
+from penstock.runtime.patience import patience
 
 COMMAND: Final = (sys.executable, "-m", "penstock.runtime.worker")
 FORK_PATIENCE_S: Final = 5.0
 """A fork server that has its imports done and takes longer than this to fork is stuck."""
+FIRST_FORK_PATIENCE: Final = 10
+"""Times as much, for its first fork: there is nothing better to turn to."""
 _CLOSING_S: Final = 2.0
 _MESSAGE_BYTES: Final = 4096
 
@@ -102,14 +105,13 @@ class Forks:
 
     async def _launch(self, link: socket.socket, on_mark: OnMark) -> Child:
         if self._control is not None:
-            with contextlib.suppress(OSError, TimeoutError):
+            with contextlib.suppress(OSError):
                 return await self._fork(link, FORK_PATIENCE_S)
             _log.warning("the fork server does not answer, another is started")
-            self._drop(signal.SIGKILL)
         hello = await self._start()
         on_mark("start Python", hello.began, "a process for workers to fork from")
         on_mark("import torch", hello.ended, "once for all workers")
-        return await self._fork(link, None)
+        return await self._fork(link, FIRST_FORK_PATIENCE * FORK_PATIENCE_S)
 
     async def close(self) -> None:
         server = self._server
@@ -136,12 +138,23 @@ class Forks:
             self._drop(signal.SIGKILL)
             raise
 
-    async def _fork(self, link: socket.socket, patience_s: float | None) -> Child:
+    async def _fork(self, link: socket.socket, patience_s: float) -> Child:
+        """Raises OSError. Whoever does not wait to the end drops the server, whose answer would be taken for that to
+        the next one's question."""
         assert self._control is not None
         self._forked = asyncio.get_running_loop().create_future()
-        socket.send_fds(self._control, [b"\0"], [link.fileno()])
-        async with asyncio.timeout(patience_s):
-            pid = await self._forked
+        try:
+            socket.send_fds(self._control, [b"\0"], [link.fileno()])
+            async with patience(patience_s):
+                pid = await self._forked
+        except TimeoutError:
+            self._drop(signal.SIGKILL)
+            raise ChildProcessError(
+                f"the process that workers are forked from did nothing for {patience_s:g} s"
+            ) from None
+        except BaseException:
+            self._drop(signal.SIGKILL)
+            raise
         return _Fork(pid, self._children[pid])
 
     def _readable(self) -> None:

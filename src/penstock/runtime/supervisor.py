@@ -14,7 +14,7 @@ import asyncio
 import logging
 import signal
 import time
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from penstock.deployment import Deployment
 from penstock.errors import PenstockError
@@ -24,6 +24,7 @@ from penstock.runtime.facts import OnPhase as OnPhase
 from penstock.runtime.failures import revive
 from penstock.runtime.launch import Launcher
 from penstock.runtime.liveness import QUIET_S, SLOWEST_STEPS, Liveness
+from penstock.runtime.patience import STOOD_STILL_S, patience
 from penstock.runtime.process import KILLED, WorkerProcess
 from penstock.runtime.reading import OnRead
 
@@ -34,9 +35,12 @@ SETTLED_S: Final = 1.0
 BACK_OFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0)
 POLL_S: Final = 1.0
 MIN_PATIENCE_S: Final = 60.0
-"""A replacement may take this long to start, or ten times what the last one took."""
+PATIENT_STARTS: Final = 10
+"""A replacement may take this many times as long to start as the last one, and at least MIN_PATIENCE_S."""
 LAST_DUMP_S: Final = 0.5
 """A stuck worker gets this long to write its stacks."""
+OF_SERVER: Final = frozenset({"log_format", "record"})
+"""What a worker reads of `server`."""
 
 _log = logging.getLogger("penstock.runtime")
 
@@ -64,6 +68,12 @@ class Owner(Protocol):
 
     def in_worker(self) -> list[str]:
         """Ids of the requests that the worker should be making steps for."""
+
+
+def for_worker(deployment: Deployment) -> dict[str, Any]:
+    """A deployment as a worker is told it: without the front end, and so without keys, certificates and collectors."""
+    told = deployment.model_dump(mode="json", exclude={"server"})
+    return told | {"server": deployment.server.model_dump(mode="json", include=OF_SERVER)}
 
 
 class Supervisor:
@@ -163,24 +173,24 @@ class Supervisor:
         self._ready.clear()
         self._last_words, self._steps, self._ready_at, self._was_stuck = None, 0, None, False
         began = self._untold = time.monotonic()
-        patience_s = max(MIN_PATIENCE_S, 10 * self.start_s) if self.restarts else None
+        patience_s = max(MIN_PATIENCE_S, PATIENT_STARTS * self.start_s) if self.restarts else None
         try:
-            async with asyncio.timeout(patience_s):
+            async with patience(patience_s):
                 self._worker = worker = await WorkerProcess.spawn(
                     self._launcher, self._received, self._lost, self._phase
                 )
                 self._phase("start worker", time.monotonic(), "a process of its own")
-                deployment, restart = self._deployment.model_dump(mode="json"), self.info is not None
-                worker.send(wire.Start(deployment, restart=restart, adapters=self._owner.adapters_to_load()))
+                restart, adapters = self.info is not None, self._owner.adapters_to_load()
+                worker.send(wire.Start(for_worker(self._deployment), restart=restart, adapters=adapters))
                 if not await self._is_ready(worker):
                     return await worker.exited
-        except OSError as error:
-            return f"it cannot be started: {error}"
-        except TimeoutError:
+        except TimeoutError:  # before OSError, of which it is one
             if self._worker is not None:
                 self._worker.signal(signal.SIGKILL)
                 await self._worker.exited
             return f"it was not ready within {patience_s:g} s"
+        except OSError as error:
+            return f"it cannot be started: {error}"
         self.start_s = time.monotonic() - began
         if self.restarts:
             self.recovery_s = time.monotonic() - died
@@ -211,8 +221,9 @@ class Supervisor:
             looked = time.monotonic()
             await asyncio.wait({worker.exited}, timeout=poll_s)
             now = time.monotonic()
-            if now - looked > poll_s + POLL_S:
-                self.progress = now  # this process stood still: what the worker sent meanwhile is still to be read
+            late_s = now - looked - poll_s
+            # If this process stood still, what the worker sent meanwhile is still to be read; it may have stood, too.
+            self.progress = now if late_s > STOOD_STILL_S else min(now, self.progress + max(late_s, 0.0))
             quiet_s = now - self.progress
             ids = self._owner.in_worker() if quiet_s > poll_s else []
             rests = alive.rests_for(now, working=bool(ids))
