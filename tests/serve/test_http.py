@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from penstock.deployment import Deployment
+from penstock.observe.request_log import STRANGERS_LINES, STRANGERS_S, Strangers
 from penstock.serve import http_protocol
 from penstock.serve.http_protocol import MAX_HEAD_BYTES
 
@@ -139,6 +140,35 @@ def test_what_is_refused_before_the_app_is_in_the_log_under_the_id_of_its_answer
         assert answer.startswith(b"HTTP/1.1 %d " % status), answer
         assert refusals(caplog) == [(id_in(answer), status, code)]
         assert (id_in(answer) == known.decode()) == (known == b"mine-1")
+
+
+def test_what_is_refused_before_the_app_is_counted_as_an_error_and_an_answer(scripted: Scripted) -> None:
+    def counts() -> tuple[float, float, float]:
+        text = scripted.http.get("/metrics").text
+        samples = {one.partition(" ")[0]: float(one.rpartition(" ")[2]) for one in text.splitlines() if one[:1] != "#"}
+        rejected = sum(value for name, value in samples.items() if name.startswith("penstock_rejections_total"))
+        errors = samples.get('penstock_errors_total{code="invalid_http"}', 0)
+        return errors, samples.get('penstock_http_responses_total{route="none",status="400"}', 0), rejected
+
+    errors, answers, rejected = counts()
+    for _ in range(3):
+        assert raw(scripted.url, b"\x16\x03\x01").startswith(b"HTTP/1.1 400 ")
+    assert counts() == (errors + 3, answers + 3, rejected)
+
+
+def test_refusals_of_strangers_flood_no_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="penstock.serve")
+    now = 5.0
+    monkeypatch.setattr("penstock.observe.request_log.time.monotonic", lambda: now)
+    strangers = Strangers()
+    for number in range(STRANGERS_LINES + 50):
+        strangers.write(f"id-{number}", 400, "invalid_http")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == STRANGERS_LINES + 1
+    assert "no more of these for 60 s" in lines[-1]
+    now += STRANGERS_S
+    strangers.write("later", 400, "invalid_http")
+    assert "request_id=later" in caplog.records[-1].getMessage()
 
 
 def test_what_follows_an_answer_has_an_id_of_its_own(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import shutil
 import socket
@@ -90,6 +91,65 @@ def test_what_it_says_in_each_case() -> None:
         sock.close()
 
     asyncio.run(main())
+
+
+class Exhausted:
+    """A listening socket in a process that has no descriptors left, until `freed`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock, self.asked, self.freed = sock, 0, False
+
+    def dup(self) -> Exhausted:
+        return self
+
+    def setblocking(self, flag: bool) -> None:
+        self._sock.setblocking(flag)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.asked += 1
+        if not self.freed:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._sock.accept()
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_without_descriptors_it_asks_again_after_a_pause_and_does_not_spin(
+    factory: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("penstock.serve.starting.ACCEPT_PAUSE_S", 0.2)
+
+    async def main() -> None:
+        sock = listen("127.0.0.1", 0)
+        exhausted = Exhausted(sock)
+        starting = Starting(exhausted)  # type: ignore[arg-type]
+        client = asyncio.create_task(asked(sock.getsockname()[1], b"GET /health HTTP/1.1"))
+        while not exhausted.asked:
+            await asyncio.sleep(0.001)
+        for _ in range(100):  # the connection still waits in the backlog: a spinning loop would see it in each round
+            await asyncio.sleep(0)
+        assert exhausted.asked == 1
+        exhausted.freed = True
+        head, _ = await client
+        assert head.startswith(b"HTTP/1.1 200 OK")
+        assert exhausted.asked == 2
+        exhausted.freed = False
+        waiting = socket.create_connection(sock.getsockname())
+        while exhausted.asked < 3:
+            await asyncio.sleep(0.001)
+        starting.close()
+        await asyncio.sleep(0.3)
+        assert exhausted.asked == 3, "it is closed, also in a pause"
+        waiting.close()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+    assert "no connection can be accepted" in caplog.text
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

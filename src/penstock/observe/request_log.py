@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 SILENT: Final = frozenset({"/health", "/ready", "/metrics", "/version", "/dashboard/live"})
 """Routes that are asked every few seconds."""
+STRANGERS_LINES: Final = 100
+STRANGERS_S: Final = 60.0
+"""In so long, at most so many lines about requests that were refused unread: whoever can connect can cause one."""
 _log = logging.getLogger("penstock.serve")
 
 
@@ -88,6 +92,29 @@ def write_refusal(request_id: str, route: str, status: int, code: str) -> None:
     facts = {"request_id": request_id, "route": route, "status": status, "outcome": code}
     level = logging.ERROR if status >= 500 else logging.INFO
     _log.log(level, "request_id=%s refused %d %s", request_id, status, code, extra=facts)
+
+
+class Strangers:
+    """Lines about requests that were refused before anything of them was read, and no flood of them."""
+
+    def __init__(self) -> None:
+        self._began = -STRANGERS_S
+        self._lines = 0
+
+    def write(self, request_id: str, status: int, code: str) -> None:
+        """As `write_refusal`, while there is room for a line; the first that finds none says so instead."""
+        now = time.monotonic()
+        if now - self._began >= STRANGERS_S:
+            self._began, self._lines = now, 0
+        self._lines += 1
+        if self._lines <= STRANGERS_LINES:
+            write_refusal(request_id, "", status, code)
+        elif self._lines == STRANGERS_LINES + 1:
+            rest_s = self._began + STRANGERS_S - now
+            _log.warning(
+                "requests are refused unread faster than lines are written: no more of these for %.0f s", rest_s,
+                extra={"lines": STRANGERS_LINES, "seconds": round(rest_s, 1)},
+            )  # fmt: skip
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -30,6 +30,7 @@ from penstock.serve.edge import Edge
 from penstock.serve.embeddings import embeddings
 from penstock.serve.errors import Refusal, retry_headers, wire
 from penstock.serve.front import Front
+from penstock.serve.http_protocol import Unread
 from penstock.serve.messages import count_tokens, messages
 from penstock.serve.metrics import CONTENT_TYPE, Metrics
 from penstock.serve.replies import json_reply
@@ -94,7 +95,8 @@ def guard(
     app: FastAPI, metrics: Metrics, *, local_only: bool, keyless: bool, origins: Sequence[str] = (),
     header_bytes: int = 32 * 1024,
 ) -> None:  # fmt: skip
-    """Errors in one shape, and the edge around everything; for both listeners."""
+    """Errors in one shape and counted, and the edge around everything; for both listeners."""
+    app.state.unread = Unread(metrics.answered, metrics.failed)
     for kind in (PenstockError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _error_handler(metrics))
     app.add_middleware(

@@ -8,13 +8,14 @@ Headers may also follow a body that comes in chunks. Nothing here wants those tr
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from penstock.observe.request_log import write_refusal
+from penstock.observe.request_log import Strangers
 from penstock.serve.edge import id_for
 from penstock.serve.errors import Refusal, wire
 
@@ -47,6 +48,22 @@ class Chunks:
     def write(self, data: bytes) -> None:
         """One chunk; `data` is not empty, which would end the body."""
         self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+class Unread:
+    """What becomes known of requests that are refused here; the app has one as `state.unread`, else they are silent.
+
+    `on_answer` hears the status of each, under no route, and `on_error` the code.
+    """
+
+    def __init__(self, on_answer: Callable[[str, int], None], on_error: Callable[[str], None]) -> None:
+        self._on_answer, self._on_error, self._log = on_answer, on_error, Strangers()
+
+    def refused(self, request_id: str, status: int, code: str) -> None:
+        """One was answered with an error."""
+        self._on_answer("", status)
+        self._on_error(code)
+        self._log.write(request_id, status, code)
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -145,7 +162,9 @@ class BoundedHttp(HttpToolsProtocol):
             known: str | None = self.scope.get("request_id") if self._in_body else None  # type: ignore[assignment]
             request_id = known or id_for(self.headers or ()).decode()
             answer = wire(Refusal(status, code, f"{message}. Remedy: send one complete HTTP/1.1 request"), request_id)
-            write_refusal(request_id, "", answer.status, answer.reason)
+            unread: Unread | None = getattr(getattr(self.config.app, "state", None), "unread", None)
+            if unread is not None:
+                unread.refused(request_id, answer.status, answer.reason)
             lines = [
                 b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()),
                 *(b": ".join(pair) for pair in answer.headers), b"x-request-id: " + request_id.encode(),

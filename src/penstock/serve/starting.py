@@ -7,14 +7,16 @@ event loop, so at the moment of `close` each is either here, where it gets its a
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import logging
 import socket
 import ssl
 import time
 from typing import Final
 
 from penstock.errors import Unavailable
-from penstock.observe.request_log import write_refusal
+from penstock.observe.request_log import Strangers
 from penstock.serve.edge import id_for
 from penstock.serve.errors import wire
 
@@ -23,7 +25,12 @@ REQUEST_S: Final = 10.0
 HEAD_BYTES: Final = 64 * 1024
 LINGER_S: Final = 2.0
 """A body that nobody wants is read for so long: a socket closed with bytes unread takes the answer back."""
+ACCEPT_PAUSE_S: Final = 1.0
+"""Without a descriptor for it a connection stays in the backlog, and the loop would be told of it for ever."""
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LONGEST_WAIT_S: Final = 60.0
+
+_log = logging.getLogger("penstock.serve")
 
 
 class Starting:
@@ -38,20 +45,32 @@ class Starting:
         self._began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._answers: set[asyncio.Task[None]] = set()
+        self._log = Strangers()
+        self._pause: asyncio.TimerHandle | None = None
         self._listener = sock.dup()
         self._listener.setblocking(False)
-        self._loop.add_reader(self._listener, self._accept)
+        self._listen()
 
     def close(self) -> None:
         """Accept no more. Who was accepted still gets an answer, beside the app."""
+        if self._pause is not None:
+            self._pause.cancel()
         self._loop.remove_reader(self._listener)
         self._listener.close()
+
+    def _listen(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:  # the client is gone again, or there are no descriptors left: it is asked again
-            return
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                _log.error("no connection can be accepted for %g s: %s", ACCEPT_PAUSE_S, error.strerror)
+                self._loop.remove_reader(self._listener)
+                self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._listen)
+            return  # else the client is gone again
         connection.setblocking(False)
         task = self._loop.create_task(self._answer(connection))
         self._answers.add(task)
@@ -99,7 +118,7 @@ class Starting:
             if path == b"/ready":  # the same word as the app's /ready has
                 body = json.dumps({"status": "starting", **json.loads(body)}).encode()
             else:
-                write_refusal(request_id.decode(), "", refusal.status, refusal.reason)
+                self._log.write(request_id.decode(), refusal.status, refusal.reason)
         headers += [
             (b"x-request-id", request_id), (b"content-length", b"%d" % len(body)), (b"connection", b"close")
         ]  # fmt: skip
