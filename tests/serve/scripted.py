@@ -20,7 +20,7 @@ from penstock.control.statistics import Statistics
 from penstock.control.step import PromptLogprobs, TokenLogprobs
 from penstock.deployment import Deployment
 from penstock.engine.token_settings import TokenSettings
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, Unavailable
 from penstock.runtime import ChatTemplate, Tokenizer
 from penstock.runtime.adapters import Adapters
 from penstock.runtime.admission import NO_BOUNDS, Admission
@@ -195,6 +195,9 @@ class ScriptedService:
     @property
     def retry_after_s(self) -> float:
         return self.admission.retry_after_s(0.0)
+
+    def unavailable(self) -> Unavailable:
+        return Unavailable(f"the service is {self.state}", retry_after_s=self.retry_after_s)
 
     def step(self, number: int, tokens: int) -> None:
         """Report a step to whoever listens."""

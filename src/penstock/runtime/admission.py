@@ -250,12 +250,16 @@ class Admission:
             case "queue_full":
                 text = f"{'your share of the queue' if self._shared else 'the queue'} is full: {whole}{own}"
             case "tpot":
-                text = f"a token takes {wait_s * 1e3:.0f} ms now, and at most {asked_s * 1e3:.0f} ms were asked for"
+                text = (
+                    f"a token takes {wait_s * 1e3:.0f} ms now, and at most {asked_s * 1e3:.0f} ms were asked for. "
+                    f"Remedy: come back in {retry_s:.2f} s, or ask for slower tokens"
+                )
             case _:
                 what = "the first token" if reason == "ttft" else "the deadline"
                 text = (
                     f"{what} cannot be kept: the wait would be about {wait_s * 1e3:.0f} ms, and "
-                    f"{asked_s * 1e3:.0f} ms were asked for; {whole}{own}"
+                    f"{asked_s * 1e3:.0f} ms were asked for; {whole}{own}. Remedy: come back in {retry_s:.2f} s, or "
+                    "ask for a longer time"
                 )
         details = {
             "reason": reason, "queue_requests": self.requests, "queue_prompt_tokens": self.prompt_tokens,

@@ -115,7 +115,10 @@ class GrammarCheck:
         turns = self._tenants.get(tenant) or _Tenant()
         if self._waiting >= MAX_WAITING or turns.waiting >= MAX_TENANT_WAITING:
             wait_s = max(_MIN_RETRY_S, turns.waiting * self._job_s)
-            raise Overloaded(f"{self._waiting} grammars wait to be checked", retry_after_s=wait_s)
+            raise Overloaded(
+                f"{self._waiting} grammars wait to be checked, {turns.waiting} of them yours; {MAX_WAITING} may, and "
+                f"of one key {MAX_TENANT_WAITING}", retry_after_s=wait_s,
+            )  # fmt: skip
         self._tenants[tenant] = turns
         self._waiting += 1
         turns.waiting += 1

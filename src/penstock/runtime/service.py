@@ -102,7 +102,7 @@ class Service:
     def info(self) -> ModelInfo:
         """Raises Unavailable before the model was loaded for the first time."""
         if self._supervisor.info is None:
-            raise self._unavailable()
+            raise self.unavailable()
         return self._supervisor.info
 
     @property
@@ -150,7 +150,26 @@ class Service:
         """When to come back: from the queue if the model is ready, else from how long it takes to start."""
         if self.state == "ready":
             return self.admission.retry_after_s(time.monotonic())
-        return self._unavailable().retry_after_s
+        return self.unavailable().retry_after_s
+
+    def unavailable(self) -> Unavailable:
+        """What a request is told that comes while none is taken: why, and what to do."""
+        match self.state:
+            case "draining":
+                wait_s = max((self._drain_ends or 0.0) - time.monotonic(), 1.0)
+                return Unavailable(
+                    "the server is shutting down: it takes no new requests, and the running ones finish. Remedy: come "
+                    f"back in {wait_s:.2f} s, or ask another replica", retry_after_s=wait_s,
+                )  # fmt: skip
+            case "stopped":
+                return Unavailable(
+                    f"the server has stopped: {self.failure or 'it was closed'}. Remedy: start it again (its log says "
+                    "more), or ask another replica", retry_after_s=60.0,
+                )  # fmt: skip
+            case state:
+                last_s = self._supervisor.start_s
+                why = "" if state == "starting" else f": a worker ended, and the last was ready after {last_s:.1f} s"
+                return Unavailable(f"the model is {state}{why}", retry_after_s=min(max(last_s, 1.0), 60.0))
 
     async def generate(
         self, request: Request, bounds: TimeBounds = NO_BOUNDS, at_once: AtOnce | None = None
@@ -243,7 +262,8 @@ class Service:
         rest = [stream for stream in self._streams.values() if not stream.ended]
         for stream in rest:
             self._in_flight.cancel(stream)
-            stream.fail(self._unavailable())
+            text = f"the server is shutting down, and this request was not done within the {timeout_s:g} s it had left"
+            stream.fail(Unavailable(text, retry_after_s=self.retry_after_s))
         return len(rest)
 
     async def close(self) -> None:
@@ -276,7 +296,7 @@ class Service:
     def _check_open(self) -> None:
         state = self.state
         if state not in ("ready", "restarting") or (state == "restarting" and self._supervisor.start_s > QUICK_START_S):
-            raise self._unavailable()
+            raise self.unavailable()
 
     def _admit(self, request: Request, bounds: TimeBounds, at_once: AtOnce | None) -> Stream:
         self._check_open()
@@ -331,8 +351,11 @@ class Service:
         if not stream.output and not stream.ended:
             wait_s = self.admission.retry_after_s(time.monotonic())
             self._in_flight.cancel(stream)
-            text = f"no token within the deadline of {deadline_s * 1e3:.0f} ms; {self.admission.requests} requests wait"
-            stream.fail(DeadlinePassed(f"{text} for a first token", retry_after_s=wait_s))
+            text = (
+                f"no token within the deadline of {deadline_s * 1e3:.0f} ms; {self.admission.requests} requests wait "
+                f"for a first token. Remedy: come back in {wait_s:.2f} s, or a longer deadline"
+            )
+            stream.fail(DeadlinePassed(text, retry_after_s=wait_s))
 
     def _leave(self, stream: Stream) -> None:
         if not stream.ended:
@@ -340,13 +363,3 @@ class Service:
         self.admission.gone(stream.request.id, time.monotonic())
         stream.over.set()
         self._in_flight.take_out(stream)
-
-    def _unavailable(self) -> Unavailable:
-        match self.state:
-            case "draining":
-                rest_s = (self._drain_ends or 0.0) - time.monotonic()
-                return Unavailable("the server is shutting down", retry_after_s=max(rest_s, 1.0))
-            case "stopped":
-                return Unavailable(f"the server has stopped: {self.failure or 'it was closed'}", retry_after_s=60.0)
-            case state:
-                return Unavailable(f"the model is {state}", retry_after_s=min(max(self._supervisor.start_s, 1.0), 60.0))

@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from penstock.deployment import Deployment, is_loopback
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, Unavailable
 from penstock.observe.request_log import write_refusal
 from penstock.observe.tracing import Tracer
 from penstock.serve.auth import MODELS, KeyRing, keys_of
@@ -28,7 +29,7 @@ from penstock.serve.dashboard import live_router, page_router
 from penstock.serve.direct import Answering, Direct, Endpoint
 from penstock.serve.edge import Edge
 from penstock.serve.embeddings import embeddings
-from penstock.serve.errors import Refusal, retry_headers, wire
+from penstock.serve.errors import Refusal, wire
 from penstock.serve.front import Front
 from penstock.serve.http_protocol import Unread
 from penstock.serve.messages import count_tokens, messages
@@ -128,16 +129,23 @@ def _inference(front: Front, keys: KeyRing, endpoints: Sequence[Endpoint]) -> AP
 
 def _operations(front: Front, keys: KeyRing) -> APIRouter:
     router = APIRouter()
-    service = front.service
+    service, deployment = front.service, front.deployment
 
     @router.get("/ready", dependencies=[Depends(keys.anyone)])
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
         now = service.statistics
         status = "saturated" if service.state == "ready" and service.admission.saturated else service.state
         body = {"status": status, "restarts": service.restarts, "running": now.running, "waiting": now.waiting}
         if status == "ready":
             return json_reply(body)
-        return json_reply(body, status=503, headers=retry_headers(service.retry_after_s))
+        if status != "saturated":
+            return _not_now(request, body, service.unavailable())
+        queue, most = service.admission, deployment.server.queue
+        text = (
+            f"the queue is full: {queue.requests} of {most.max_requests} requests and {queue.prompt_tokens} of "
+            f"{most.max_prompt_tokens} prompt tokens wait for a first token"
+        )
+        return _not_now(request, body, Unavailable(text, retry_after_s=service.retry_after_s))
 
     @router.get("/metrics", dependencies=[Depends(keys.require("metrics"))])
     async def metrics() -> Response:
@@ -150,17 +158,27 @@ def _open(service: Service, deployment: Deployment) -> APIRouter:
     router = APIRouter()
 
     @router.get("/health")
-    async def health() -> Response:
+    async def health(request: Request) -> Response:
         # A busy server is not a dead one: only work that waits while no step ends counts. A restart has its own time.
-        stalled = service.state == "ready" and service.stalled_s > deployment.server.step_deadline
+        most_s = deployment.server.step_deadline
+        stalled_s = service.stalled_s
+        stalled = service.state == "ready" and stalled_s > most_s
         if service.state == "stopped" or stalled:
-            return json_reply(
-                {"status": "stalled" if stalled else "stopped", "seconds": round(service.stalled_s, 1)}, status=503,
-                headers=retry_headers(service.retry_after_s),
-            )  # fmt: skip
+            error = service.unavailable()
+            if stalled:
+                text = f"requests wait, and no step was made for {stalled_s:.1f} s; {most_s:g} s may pass"
+                error = Unavailable(text, retry_after_s=service.retry_after_s)
+            body = {"status": "stalled" if stalled else "stopped", "seconds": round(stalled_s, 1)}
+            return _not_now(request, body, error)
         return json_reply({"status": "alive", "state": service.state})
 
     return router
+
+
+def _not_now(request: Request, body: dict[str, Any], error: Unavailable) -> Response:
+    """503: `body`, and beside it the error as any request would get it. No line in the log: probes come for ever."""
+    answer = wire(error, request.scope["request_id"])
+    return json_reply(body | msgspec.json.decode(answer.body), status=503, headers=list(answer.headers[1:]))
 
 
 def _model(front: Front, started: int, name: str) -> dict[str, Any]:

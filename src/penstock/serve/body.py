@@ -57,7 +57,7 @@ class BodyRoom:
         """Raises Overloaded: there is no room for `size` bytes more."""
         if self.held + size > self.max_bytes:
             raise Overloaded(
-                f"{self.held:,} bytes of requests are being read; this server holds {self.max_bytes:,}",
+                f"{self.held:,} bytes of requests are being read, and {self.max_bytes:,} may; this one has {size:,}",
                 retry_after_s=self.wait_s(),
             )  # fmt: skip
         self.held += size

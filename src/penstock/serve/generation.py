@@ -72,10 +72,12 @@ class Generation:
             return bounds
         past_s = monotonic() - min(choice.arrived for choice in self.choices)
         if bounds.deadline_s is not None and past_s >= bounds.deadline_s:
+            wait_s = self.service.retry_after_s
             raise DeadlinePassed(
-                f"the deadline of {bounds.deadline_s * 1e3:.0f} ms passed while the request was read",
-                retry_after_s=self.service.retry_after_s,
-            )
+                f"the deadline of {bounds.deadline_s * 1e3:g} ms passed while the request was read, which took "
+                f"{past_s * 1e3:.0f} ms. Remedy: come back in {wait_s:.2f} s, or a longer deadline",
+                retry_after_s=wait_s,
+            )  # fmt: skip
         return replace(
             bounds, ttft_s=None if bounds.ttft_s is None else max(bounds.ttft_s - past_s, 0.0),
             deadline_s=None if bounds.deadline_s is None else bounds.deadline_s - past_s,

@@ -43,7 +43,9 @@ class Offload:
             return work()
         if self._pending >= self._max_pending:
             wait_s = max(MIN_RETRY_S, self._pending * self._work_s / THREADS)
-            raise Overloaded(f"{self._pending} prompts wait to be tokenised", retry_after_s=wait_s)
+            raise Overloaded(
+                f"{self._pending} prompts wait to be tokenised, and {self._max_pending} may", retry_after_s=wait_s
+            )
         self._pending += 1
 
         def timed() -> Result:
