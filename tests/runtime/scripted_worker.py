@@ -12,6 +12,7 @@ garbage_at_step   write bytes that are no message into the socket, in the first 
 raise_on_token    raise whenever a prompt with this token is computed, in every worker
 fail_on_token     report a request with this token as failed
 file_bytes        no file can grow beyond this: as on a full disk
+reads             tell that so many of 100 bytes of weights are read
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import shlex
 import signal
 import time
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.markup import escape
@@ -20,6 +20,9 @@ from penstock.cli.loading import Loading
 from penstock.deployment import Deployment, is_loopback
 from penstock.observe.logs import configure
 from penstock.runtime.facts import ModelInfo
+
+STEPS_TO_WORKER: Final = 4
+"""Of the event loop, from the start of a service until its worker is a process: two, and some to spare."""
 
 
 @with_flags_of("serve")
@@ -85,7 +88,8 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
     show_phase("check", time.monotonic() - began - told_s, f"{fits.path.name} fits into memory")
     starting = asyncio.create_task(Service.start(deployment, show_phase, loading.read))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)
-    await asyncio.sleep(0)  # the worker loads the model while this process loads the HTTP side
+    for _ in range(STEPS_TO_WORKER):  # so that it loads the model while this process loads the HTTP side
+        await asyncio.sleep(0)
     from penstock.cli.hosting import app_for, text_side_of
     from penstock.serve.server import listen, run
     from penstock.serve.starting import Starting
