@@ -10,9 +10,13 @@ import typer
 from rich.markup import escape
 
 from penstock.cli.console import stdout
+from penstock.errors import BadInput
+from penstock.report.compare import Comparison, compare
+from penstock.report.compare_read import CONTROL, run_of
+from penstock.report.compare_table import comparison_table
 from penstock.runtime.replay import Replayed
 from penstock.runtime.replay import replay as replay_schedule
-from penstock.runtime.schedule import read_schedule
+from penstock.runtime.schedule import NANOSECONDS, Schedule, read_schedule
 
 
 def replay(
@@ -22,14 +26,30 @@ def replay(
     """Run a recorded schedule again at virtual time, and show the first step that differs.
 
     Arrivals, step durations and token counts come from the recording; which steps follow from them is decided anew by
-    the same control plane.
+    the same control plane. Latencies of both, side by side, say what a difference meant for users.
     """
-    found = replay_schedule(read_schedule(schedule))
+    recording = read_schedule(schedule)
+    found = replay_schedule(recording)
+    beside = _beside(recording, found)
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(found.to_json() | {"latency": None if beside is None else beside.to_json()}))
     else:
+        if beside is not None:
+            print(comparison_table(beside))
         stdout().print(escape(_text(found)))
     raise typer.Exit(0 if found.identical else 1)
+
+
+def _beside(recording: Schedule, found: Replayed) -> Comparison | None:
+    """Latencies as recorded and as replayed, up to the difference if there is one: there the replay ends. None where
+    nothing was completed, and of a recording that contradicts itself: what does, the difference says."""
+    until = found.virtual_s * NANOSECONDS
+    events = recording.events if found.identical else [event for event in recording.events if event.t <= until]
+    same = Schedule(recording.header, events, recording.truncated)
+    try:
+        return compare(run_of(same, "recorded", CONTROL), run_of(found.schedule, "replayed", "replayed by the twin"))
+    except BadInput:
+        return None
 
 
 def _text(found: Replayed) -> str:

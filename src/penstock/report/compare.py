@@ -163,6 +163,8 @@ class Comparison:
     distances: Mapping[str, Distance]
     warnings: tuple[str, ...]
     """Why like may not stand beside like."""
+    notes: tuple[str, ...]
+    """Where the times were taken, and what is approximate."""
     curves: tuple[Mapping[str, Floats], Mapping[str, Floats]] = field(repr=False)
     """`samples` of both."""
 
@@ -196,12 +198,17 @@ class Comparison:
                        "a_count": one.a_count, "b_count": one.b_count}
                 for name, one in self.distances.items()
             },
-            "warnings": list(self.warnings),
+            "warnings": list(self.warnings), "notes": list(self.notes),
         }  # fmt: skip
 
 
 def compare(a: Run, b: Run) -> Comparison:
-    """Set two runs side by side. Raises BadInput: they have no metric in common."""
+    """Set two runs side by side. Raises BadInput: one completed no request, or they have no metric in common."""
+    for run in (a, b):
+        if run.number("completed") == 0:
+            raise BadInput(
+                field=run.name, value=0, why="no request was completed", remedy="a run whose requests were answered"
+            )
     rows = {}
     for metric in METRICS:
         of_a, of_b = a.number(metric.key), b.number(metric.key)
@@ -210,12 +217,15 @@ def compare(a: Run, b: Run) -> Comparison:
     if not rows:
         raise BadInput(
             field=b.name, value=b.source, why=f"it has no metric in common with {a.name} ({a.source})",
-            remedy="two runs in which requests were completed",
+            remedy="two results of penstock bench or simulate",
         )  # fmt: skip
     curves = samples(a), samples(b)
     found = {name: Distance.of(curves[0][name], curves[1][name]) for name in _SAMPLED if all(name in c for c in curves)}
     distances = {name: distance for name, distance in found.items() if distance is not None}
-    return Comparison(a=a, b=b, rows=rows, distances=distances, warnings=tuple(_warnings(a, b)), curves=curves)
+    return Comparison(
+        a=a, b=b, rows=rows, distances=distances, warnings=tuple(_warnings(a, b)), notes=tuple(_notes(a, b)),
+        curves=curves,
+    )  # fmt: skip
 
 
 def _warnings(a: Run, b: Run) -> list[str]:
@@ -239,11 +249,18 @@ def _warnings(a: Run, b: Run) -> list[str]:
         elif name == "rate" and (of_a is None) != (of_b is None):
             told.append(f"{'A' if of_a is None else 'B'} has no arrival rate: all requests came at once, or one came")
     slo_a, slo_b = a.numbers.get("slo"), b.numbers.get("slo")
-    if {a.number("request_goodput"), b.number("request_goodput")} != {None} and slo_a != slo_b:
+    if None not in (a.number("request_goodput"), b.number("request_goodput")) and slo_a != slo_b:
         told.append("their limits (slo) differ, so their goodput does not compare")
-    if a.source != b.source:
-        told.append(f"A: {a.source}; B: {b.source}")
     return told
+
+
+def _notes(a: Run, b: Run) -> list[str]:
+    told = [
+        f"{side} has no token times: its ITL is exact in the mean only"
+        for side, run in (("A", a), ("B", b))
+        if run.numbers.get("itl_approximate")
+    ]
+    return [*told, f"both {a.source}" if a.source == b.source else f"A {a.source}; B {b.source}"]
 
 
 def _troubles(run: Run) -> list[str]:
@@ -253,8 +270,6 @@ def _troubles(run: Run) -> list[str]:
         told.append(f"was cut off: {numbers['interrupted']}")
     if numbers.get("saturated"):
         told.append("is past saturation: its latencies grow with the length of the run")
-    if numbers.get("itl_approximate"):
-        told.append("has no token times: its ITL is exact in the mean only")
     return [*told, *run.notes]
 
 

@@ -27,7 +27,7 @@ from penstock.runtime.schedule import Schedule, read_schedule
 KINDS: Final = "JSON of penstock bench or simulate, their --out of a line per request, or a schedule of --server.record"
 CLIENT: Final = "measured by a client, HTTP included"
 ENGINE: Final = "measured in the engine's process, all requests at once"
-CONTROL: Final = "recorded where control sees requests and tokens, without HTTP"
+CONTROL: Final = "recorded where control sees it, without HTTP"
 SIMULATED: Final = "simulated, without HTTP"
 _KEYS: Final = {metric.key for metric in METRICS}
 _COUNTS: Final = ("num_prompts", "completed", "achieved_request_rate", "total_input_tokens", "total_output_tokens")
@@ -71,7 +71,7 @@ def read_run(named: str) -> Run:
     try:
         text, cut = _inflated(path.read_bytes())
     except (OSError, zlib.error) as error:
-        raise BadInput(field=named, value=str(path), why=f"it cannot be read: {error}", remedy=KINDS) from None
+        raise BadInput(field="file", value=named, why=f"it cannot be read: {error}", remedy=KINDS) from None
     head = text[:4096].lstrip()
     if head.startswith(b'{"event":'):
         if stage:

@@ -28,8 +28,8 @@ TITLES: Final = _WHOLE | {
 
 
 def comparison_table(found: Comparison) -> str:
-    """The block, 80 columns: what ran, latencies, throughput, distances; then the warnings."""
-    shown = {name: row for name, row in found.rows.items() if name in TITLES}
+    """The block, 80 columns: what ran, latencies, throughput, distances; then warnings and notes."""
+    shown = {name: row for name, row in found.rows.items() if name in TITLES and (row.a or row.b)}
     lines = [f"{' A beside B ':=^{_WIDTH}}", f"A: {found.a.name}", f"B: {found.b.name}"]
     lines.append(f"{'':{_LABEL}}{'A':>{_VALUE}}{'B':>{_VALUE}}{'B - A':>{_VALUE}}{'of A':>{_RELATIVE}}")
     lines += _facts(found.a, found.b)
@@ -41,6 +41,7 @@ def comparison_table(found: Comparison) -> str:
     lines += _distances(found)
     lines.append("=" * _WIDTH)
     lines += [f"warning: {warning}" for warning in found.warnings]
+    lines += [f"note: {note}" for note in found.notes]
     return "\n".join(lines)
 
 

@@ -69,6 +69,8 @@ class Replayed:
     virtual_s: float
     wall_s: float
     truncated: bool
+    schedule: Schedule = field(repr=False)
+    """What was replayed, as a recording of its own: the recorded arrivals and cancellations, steps and ends anew."""
     policy: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -142,6 +144,8 @@ class _Replay:
         self.launched: deque[tuple[int, Step]] = deque()
         self.last_end = 0
         self.planned = 0
+        self.events: list[Submit | Cancel | Plan | Done] = []
+        """What happens in the replay."""
         self.live: set[str] = set()
         """What the recorder knew: submitted, and neither ended nor cancelled."""
         self.loop = Loop(
@@ -255,6 +259,8 @@ class _Replay:
 
     def _handle(self, event: tuple[int, int, Submit | Cancel | Step]) -> None:
         self.now, number, what = event
+        if not isinstance(what, Step):
+            self.events.append(what)
         match what:
             case Submit():
                 self.arrivals.popleft()
@@ -284,17 +290,23 @@ class _Replay:
         result.finished = {request_id: made[request_id] for request_id in recorded}
         result.failed = dict(done.failed)
         self.live.difference_update(recorded, done.failed)
+        ends = [End(id, finish.reason, len(finish.output)) for id, finish in result.finished.items()]
+        self.events.append(
+            Done(t=self.now, n=step.number, start=self.now, end=self.now, finished=ends, failed=result.failed)
+        )
         seconds = self._seconds()
         self.loop.done(result, seconds, seconds)
 
     def _launch(self, step: Step) -> None:
         self.launched.append((self.now, step))
         self.planned += 1
+        replayed = plan_of(step, self.now)
+        self.events.append(replayed)
         if step.number > len(self.plans):
             if self.now < self.schedule.events[-1].t:
-                raise _Differs(self._difference(step.number, "step", None, plan_of(step, self.now)))
+                raise _Differs(self._difference(step.number, "step", None, replayed))
             return  # the recording ends here
-        recorded, replayed = self.plans[step.number - 1], plan_of(step, self.now)
+        recorded = self.plans[step.number - 1]
         for name in recorded.__struct_fields__:
             if name not in _SKIPPED and getattr(recorded, name) != getattr(replayed, name):
                 raise _Differs(
@@ -329,7 +341,8 @@ def replay(schedule: Schedule) -> Replayed:
     return Replayed(
         steps=same if difference is None else min(same, difference.step - 1), difference=difference,
         statistics=run.replica.statistics(), virtual_s=run.now / NANOSECONDS, wall_s=perf_counter() - started,
-        truncated=schedule.truncated, policy=run.deployment.policy.model_dump(mode="json"),
+        truncated=schedule.truncated, schedule=Schedule(schedule.header, run.events, schedule.truncated),
+        policy=run.deployment.policy.model_dump(mode="json"),
     )  # fmt: skip
 
 
