@@ -73,7 +73,7 @@ class Owner(Protocol):
 def for_worker(deployment: Deployment) -> dict[str, Any]:
     """A deployment as a worker is told it: without the front end, and so without keys, certificates and collectors."""
     told = deployment.model_dump(mode="json", exclude={"server"})
-    return told | {"server": deployment.server.model_dump(mode="json", include=OF_SERVER)}
+    return told | {"server": deployment.server.model_dump(mode="json", include=set(OF_SERVER))}
 
 
 class Supervisor:
