@@ -8,7 +8,8 @@ can only be an event in the stream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -74,7 +75,10 @@ class Answer(Response):
         super().__init__()
         self._chunks: Chunks | None = None
         self._generation, self._form, self._stream, self._tenant = generation, form, stream, tenant
-        self._events: list[bytes] = []
+        self._events: list[bytes | Callable[[], bytes]] = []
+        """To be sent: what is made already, and what is to be made in a thread."""
+        self._late = False
+        """Something in `_events` is to be made, or is being made: what follows is not made before it."""
         self._started = self._ended = self._failed = False
         self._wrote_at = monotonic()
         self._sending = False
@@ -121,13 +125,13 @@ class Answer(Response):
 
     def open(self) -> bool:
         """The head and the first piece have left, and nothing waits to be written (express.Way)."""
-        return self._started and not self._sending and self._chunks is not None and self._chunks.open()
+        return self._started and not (self._sending or self._late) and self._chunks is not None and self._chunks.open()
 
     def leave(self) -> None:
         """What was emitted goes to the socket (express.Way)."""
         if self._events and self._chunks is not None:
             self._wrote_at = monotonic()
-            self._chunks.write(self._events[0] if len(self._events) == 1 else b"".join(self._events))
+            self._chunks.write(_made(self._events))
             self._events.clear()
 
     def around(self, choice: Choice) -> tuple[bytes, bytes] | None:
@@ -142,8 +146,8 @@ class Answer(Response):
 
     async def _streamed(self) -> None:
         await self._generation.run(self._emit, self._flush, self)
-        self._events.append(self._form.ending(self._generation))
-        await self._write(b"".join(self._events), more=False)
+        rest = await self._take()
+        await self._write(rest + self._form.ending(self._generation), more=False)
 
     async def _whole(self) -> None:
         await self._generation.run(_nothing, _pause, Collected())
@@ -155,6 +159,12 @@ class Answer(Response):
         await _send_json(self._send, 200, ((b"content-type", b"application/json"),), body)
 
     def _emit(self, choice: Choice, piece: Piece) -> None:
+        if self._late or _is_large(choice, piece):
+            self._late = True
+            first, last = not choice.opened, choice.finish_reason is not None
+            self._events.append(partial(self._events_of, choice, piece, first=first, last=last))
+            choice.opened = True
+            return
         if not choice.opened:
             choice.opened = True
             self._events.append(self._form.opening(choice))
@@ -164,10 +174,23 @@ class Answer(Response):
         if choice.finish_reason is not None:
             self._events.append(self._form.closing(choice))
 
+    def _events_of(self, choice: Choice, piece: Piece, *, first: bool, last: bool) -> bytes:
+        opening = self._form.opening(choice) if first else b""
+        shown = self._form.piece(choice, piece)
+        return opening + shown + (self._form.closing(choice) if last else b"")
+
+    async def _take(self) -> bytes:
+        """What is to be sent now, made in a thread where that takes long. Sequences may emit meanwhile."""
+        events, self._events = self._events, []
+        if not self._late:
+            return _made(events)
+        data = await asyncio.to_thread(_made, events)
+        self._late = bool(self._events)
+        return data
+
     async def _flush(self) -> None:
         if self._events:
-            data = b"".join(self._events)
-            self._events.clear()
+            data = await self._take()
             if self._started:
                 self._wrote_at, self._sending = monotonic(), True
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -198,9 +221,23 @@ class Answer(Response):
             await _send_json(self._send, answer.status, answer.headers, answer.body)
         else:
             named = getattr(self._form, "error_event", None)
-            self._events.append(b"data: " + answer.body + b"\n\n" if named is None else named(answer.body))
-            await self._write(b"".join(self._events), more=False)
+            last = b"data: " + answer.body + b"\n\n" if named is None else named(answer.body)
+            await self._write(await self._take() + last, more=False)
         return answer.reason
+
+
+def _made(events: Sequence[bytes | Callable[[], bytes]]) -> bytes:
+    if len(events) == 1 and isinstance(events[0], bytes):
+        return events[0]
+    return b"".join([one if isinstance(one, bytes) else one() for one in events])
+
+
+def _is_large(choice: Choice, piece: Piece) -> bool:
+    """Whether a piece, with what opens its choice, has too many log-probabilities to be written on the event loop."""
+    scored = None if choice.opened else choice.prompt_logprobs
+    if scored is not None and scored.chosen and len(scored.chosen) * (1 + len(scored.top[0])) > INLINE_LOGPROBS:
+        return True
+    return bool(piece.logprobs) and len(piece.logprobs) * (1 + len(piece.logprobs[0].top)) > INLINE_LOGPROBS
 
 
 def _is_long(choices: Sequence[Choice]) -> bool:

@@ -39,8 +39,6 @@ BODIES: Final = 16
 """Of the largest size, that may be under way together."""
 MAX_ENTRIES: Final = 2**18
 """Log-probabilities of prompt tokens in one answer: 30 MB of JSON, made off the event loop."""
-MAX_STREAMED_ENTRIES: Final = 2**13
-"""In one stream, where a chunk is made on the loop: some 20 ms."""
 
 SomeBody = TypeVar("SomeBody", bound=Named)
 
@@ -194,13 +192,11 @@ class Front:
         if top is None:
             return
         entries = (body.n or 1) * sum(len(prompt.ids) for prompt in prompts) * (top + 1)
-        most = MAX_STREAMED_ENTRIES if body.stream else MAX_ENTRIES
-        if entries > most:
+        if entries > MAX_ENTRIES:
             raise InvalidRequest(
                 field="prompt_logprobs", value=top,
-                why=f"that is {entries} log-probabilities of the prompt; {most} fit into one "
-                + ("stream" if body.stream else "answer"),
-                remedy="fewer of them, a shorter prompt" + (", or stream: false" if body.stream else ""),
+                why=f"that is {entries} log-probabilities of the prompt; {MAX_ENTRIES} fit into one answer",
+                remedy="fewer of them, or a shorter prompt",
             )  # fmt: skip
 
     def _bound(self, prompt: Prompt, asked: int | None, max_field: str, prompt_field: str, *, embed: bool) -> int:

@@ -63,7 +63,7 @@ MEANING: Final[dict[str, str]] = {
     "logprobs": "Chat: a switch. Completions: the logprob of each token, and those of so many likeliest ones.",
     "top_logprobs": "With `logprobs: true`: so many likeliest tokens at each place.",
     "prompt_logprobs": "Of the prompt's tokens by id, with rank; null for the first. Nothing is taken from the prefix "
-    "cache then. n x prompt tokens x (this + 1) up to 262,144, in a stream 8,192.",
+    "cache then. n x prompt tokens x (this + 1) up to 262,144.",
     "echo": "The prompt comes first in the text; with `logprobs`, so do its log-probabilities.",
     "return_token_ids": "`prompt_token_ids` and `token_ids` beside the text.",
     "timings": "Where the time went, in seconds: queue, prefill, first token, decode, mean gap; and cached tokens.",
