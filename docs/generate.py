@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from penstock.deployment import keys
+from penstock.deployment import keys, why_unread
 from penstock.observe.alerts import rules
 from penstock.observe.grafana import dashboard
 from penstock.observe.reference import reference
@@ -21,12 +21,18 @@ DEPLOY = DOCS.parent / "deploy"
 
 
 def table() -> str:
-    """One row per key: name, what it takes, default, meaning."""
-    rows = ["| key | takes | default | meaning |", "|---|---|---|---|"]
+    """One row per key: name, what it takes, default, whether a server or a simulation reads it, meaning."""
+    rows = ["| key | takes | default | read by | meaning |", "|---|---|---|---|---|"]
     for name, (kind, default, meaning) in keys().items():
         shown = "none" if default is None else f"`{default}`" if default != () else "none"
-        rows.append(f"| `{name}` | {takes(kind)} | {shown} | {meaning} |")
+        rows.append(f"| `{name}` | {takes(kind)} | {shown} | {readers(name)} | {meaning} |")
     return "\n".join(rows)
+
+
+def readers(key: str) -> str:
+    """Who reads a key; the others refuse it as a flag and in the environment."""
+    served, simulated = why_unread("serve", key) is None, why_unread("simulate", key) is None
+    return "both" if served and simulated else "server" if served else "simulation"
 
 
 def takes(kind: object) -> str:

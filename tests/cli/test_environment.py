@@ -82,11 +82,13 @@ def test_every_key_and_every_switch_is_known() -> None:
         assert unknown(name) == {}, name
 
 
-def test_every_switch_that_the_code_reads_is_listed() -> None:
+def test_every_switch_that_the_code_reads_is_listed_and_documented() -> None:
     reads = re.compile(r"(?:environ\.get\(|environ\[|getenv\(|envvar=)\s*\"(PENSTOCK_\w+)\"")
     sources = Path(package.__file__).parent.rglob("*.py")
     found = {name for file in sources for name in reads.findall(file.read_text(encoding="utf-8"))} | {SWITCH}
     assert found == SWITCHES.keys() - {"PENSTOCK_OPTIONS"}  # that one is the flag --options
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert all(name in page for name in found)
 
 
 def test_the_program_ends_with_2_or_goes_on_with_a_line_on_stderr() -> None:
