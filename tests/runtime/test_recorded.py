@@ -64,7 +64,9 @@ def watched(out: Path, script: list[tuple[str, int]], kind: dict[str, Any], fail
     return seen[0]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(script=scripts, kind=kinds)
 def test_token_times_are_those_that_control_saw(
     tmp_path: Path, script: list[tuple[str, int]], kind: dict[str, Any]
@@ -86,7 +88,9 @@ def test_token_times_are_those_that_control_saw(
         assert record.arrival_s == record.sent_s <= record.end_s
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(script=scripts, kind=kinds)
 def test_what_is_replayed_has_the_latencies_of_the_recording(
     tmp_path: Path, script: list[tuple[str, int]], kind: dict[str, Any]

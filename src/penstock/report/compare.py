@@ -74,10 +74,11 @@ class Run:
     @property
     def facts(self) -> dict[str, float | None]:
         """What ran: requests, completed ones, their arrival rate (requests/s) and mean lengths (tokens)."""
-        completed, rate = self.number("completed"), self.number("achieved_request_rate")
+        requests, completed = self.number("num_prompts"), self.number("completed")
         prompt, output = self.number("total_input_tokens"), self.number("total_output_tokens")
         return {
-            "requests": self.number("num_prompts"), "completed": completed, "rate": rate,
+            "requests": None if requests is None else int(requests),
+            "completed": None if completed is None else int(completed), "rate": self.number("achieved_request_rate"),
             "prompt_tokens": None if prompt is None or not completed else prompt / completed,
             "output_tokens": None if output is None or not completed else output / completed,
         }  # fmt: skip
