@@ -14,7 +14,7 @@ import typer
 
 from penstock.cli.bench_shown import progress_shown, show
 from penstock.cli.counts import count
-from penstock.cli.effect import require_effect
+from penstock.cli.effect import BENCH, require_effect
 from penstock.errors import BadInput
 from penstock.report.html import html_report
 from penstock.report.latency import Limits
@@ -233,7 +233,7 @@ def bench(
     ]
     if len(pace) > 1:
         raise BadInput(field="--" + pace[1], value=True, why=f"--{pace[0]} sets the pace already", remedy="one of them")
-    require_effect(context)
+    require_effect(context, BENCH)
     if offline:
         from penstock.cli.bench_offline import without_server
 

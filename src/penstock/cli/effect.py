@@ -1,4 +1,4 @@
-"""Options of `penstock bench` that a run would not read: whoever gave one expects an effect, so it is an error."""
+"""Options that a run of `bench` or `inspect` would not read: whoever gave one expects an effect, so it is an error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def _measured(options: Options) -> bool:
     return not options["find_capacity"] or options["trace"] is not None or any(options[name] for name in _PACES)
 
 
-_RULES: Final[tuple[tuple[tuple[str, ...], Callable[[Options], bool], str], ...]] = (
+Rules = tuple[tuple[tuple[str, ...], Callable[[Options], bool], str], ...]
+"""Names, whether this run reads them, and where they belong."""
+
+BENCH: Final[Rules] = (
     (("dtype", "threads", "token_budget", "peak"), _offline, "with --offline"),
     (_SERVED, _online, "without --offline"),
     (("input_tokens", "output_tokens"), lambda o: o["trace"] is None and o["lengths_from"] is None,
@@ -61,11 +64,17 @@ _RULES: Final[tuple[tuple[tuple[str, ...], Callable[[Options], bool], str], ...]
 )  # fmt: skip
 
 
-def require_effect(context: typer.Context) -> None:
+INSPECT: Final[Rules] = (
+    (("hardware", "tensor_parallel", "pipeline_parallel"), lambda o: o["what"] == "fit", "with `inspect fit`"),
+    (("context", "dtype", "kv_dtype"), lambda o: o["what"] != "hardware" and o["name"] is not None, "with a model"),
+)
+
+
+def require_effect(context: typer.Context, rules: Rules) -> None:
     """Raises BadInput: an option was given, on the command line, in a file or in the environment, that
     nothing of this run would read."""
     options = context.params
-    for names, belongs, place in _RULES:
+    for names, belongs, place in rules:
         for name in names:
             if _given(context, name) and not belongs(options):
                 raise BadInput(

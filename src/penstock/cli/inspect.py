@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from penstock.cli.counts import count
+from penstock.cli.effect import INSPECT, require_effect
 from penstock.errors import BadInput
 
 Text = Optional[str]  # noqa: UP045 - typer reads these at run time
@@ -14,6 +15,7 @@ WHAT = ("model", "hardware", "fit")
 
 
 def inspect(
+    command: typer.Context,
     what: Annotated[str, typer.Argument(metavar="model|hardware|fit")],
     name: Annotated[
         Text,
@@ -36,6 +38,8 @@ def inspect(
     """
     from penstock.catalog.shape import DTYPE_BYTES
 
+    if what in WHAT:
+        require_effect(command, INSPECT)
     for flag, given in (("--dtype", dtype), ("--kv-dtype", kv_dtype)):
         if given is not None and given not in DTYPE_BYTES:
             raise BadInput(field=flag, value=given, why="no such type", remedy="one of " + ", ".join(DTYPE_BYTES))
