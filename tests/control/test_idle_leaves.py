@@ -19,16 +19,16 @@ class Tree:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.root = Node(None, b"", (), [], BORDER)
+        self.idle = IdleLeaves()
+        self.root = Node(None, b"", (), [], BORDER, self.idle)
         self.root.users = 1
         self.nodes: list[Node] = []
-        self.idle = IdleLeaves()
         self.ticks = 0
 
     def grow(self) -> None:
         """A leaf below any node, used and given up at once."""
         parent = self.chance.choice([self.root, *self.nodes])
-        leaf = Node(parent, len(self.nodes), (), [], BORDER)
+        leaf = Node(parent, len(self.nodes), (), [], BORDER, self.idle)
         parent.children[self.ticks] = leaf
         leaf.key = self.ticks
         self.nodes.append(leaf)
@@ -48,8 +48,10 @@ class Tree:
         return min((node for node in self.nodes if node.idle_leaf), key=lambda node: node.stamp)
 
     def trim(self) -> None:
-        node, parent = self.idle.first(), self.idle.first().parent
+        node = self.idle.first()
+        assert node is not None
         assert node is self.oldest()
+        parent = node.parent
         assert parent is not None
         self.idle.drop_first()
         del parent.children[node.key]
@@ -72,6 +74,7 @@ def test_the_first_is_the_one_idle_longest(seed: int, moves: list[str]) -> None:
         assert len(tree.idle) <= 66 + 3 * len(tree.nodes)
     while tree.nodes:
         tree.trim()
+    assert tree.idle.first() is None
 
 
 def test_what_fresh_steps_share_stays_empty() -> None:

@@ -21,6 +21,7 @@ SETUPS: dict[str, dict[str, object]] = {
     "orca priority": {"policy": "orca", "order": "priority"},
     "vllm_prefill_first": {"policy": "vllm_prefill_first"},
     "request_level shortest": {"policy": "request_level", "order": "shortest"},
+    "sarathi fair_share, idle fair": {"policy": "sarathi", "order": "fair_share", "evict_idle": "fair"},
 }
 
 
@@ -38,9 +39,10 @@ def compact(step: Step) -> dict[str, object]:
 
 
 def schedule(setup: dict[str, object]) -> list[dict[str, object]]:
-    """The steps of 14 requests that come while others run, with shared stems, stops, a cancellation, little memory."""
+    """The steps of 14 requests of two tenants that come while others run, with shared stems, stops, a cancellation,
+    little memory; what idles longest gives way, unless `setup` says otherwise."""
     chance = random.Random(2024)
-    replica = small_replica(blocks=14, token_budget=16, max_seqs=6, **setup)
+    replica = small_replica(blocks=14, token_budget=16, max_seqs=6, **({"evict_idle": "lru"} | setup))
     driver = Driver(
         replica, ScriptedExecutor(blocks=14, block_tokens=4, host_blocks=40, vocabulary=11), plan_ahead=True
     )

@@ -50,6 +50,7 @@ MODULES: Final = (
     "penstock.control.lifecycle",
     "penstock.control.memory.blocks",
     "penstock.control.memory.idle_leaves",
+    "penstock.control.memory.idle_share",
     "penstock.control.memory.paged",
     "penstock.control.memory.prefix_node",
     "penstock.control.memory.prefix_tree",

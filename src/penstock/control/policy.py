@@ -67,6 +67,7 @@ def build_replica(
     compose: str | None = None,
     evict: str = "recompute",
     memory: str = "prefix_tree",
+    evict_idle: str = "fair",
     token_budget: int = 512,
     max_seqs: int = 128,
     ageing_s: float = 30.0,
@@ -82,7 +83,7 @@ def build_replica(
         order=_known("policy.order", order, ORDERS)(ageing_s, max_seqs),
         compose=_known("policy.compose", compose, COMPOSES)(token_budget),
         evict=_evict(evict, host_blocks),
-        memory=_memory(memory, blocks, block_tokens, max_sequence_tokens),
+        memory=_memory(memory, evict_idle, blocks, block_tokens, max_sequence_tokens),
         max_seqs=max_seqs,
         watermark=watermark,
     )
@@ -93,10 +94,11 @@ def _evict(name: str, host_blocks: int) -> Evict:
     return _known("policy.evict", name, makers)()
 
 
-def _memory(name: str, blocks: int, block_tokens: int, max_sequence_tokens: int) -> Memory:
+def _memory(name: str, evict_idle: str, blocks: int, block_tokens: int, max_sequence_tokens: int) -> Memory:
+    fair = _known("memory.evict_idle", evict_idle, {"fair": True, "lru": False})
     makers: dict[str, Callable[[], Memory]] = {
         "paged": lambda: Paged(blocks, block_tokens),
-        "prefix_tree": lambda: PrefixTree(blocks, block_tokens),
+        "prefix_tree": lambda: PrefixTree(blocks, block_tokens, fair=fair),
         "reserved": lambda: Reserved(blocks, block_tokens, max_sequence_tokens),
     }
     memory = _known("memory.kind", name, makers)()

@@ -85,6 +85,7 @@ def nothing_without_effect(deployment: Deployment) -> None:
         ("policy.name", policy, policy.compose is not None, "policy.compose: null"),
         ("policy.ageing_s", policy, policy.order not in {"priority", "shortest"}, "policy.order: priority or shortest"),
         ("memory.watermark", memory, memory.kind == "reserved", "memory.kind: paged or prefix_tree"),
+        ("memory.evict_idle", memory, memory.kind != "prefix_tree", "memory.kind: prefix_tree"),
         ("memory.host_tier", memory, policy.evict != "swap", "policy.evict: swap"),
         ("server.allow_public_without_key", server, loopback, "server.host: 0.0.0.0"),
     )

@@ -119,6 +119,11 @@ class Memory(Section):
         description="prefix_tree shares equal prefixes; paged shares nothing; reserved gives each request room for the "
         "longest sequence at once (the baseline before paging).",
     )
+    evict_idle: Literal["fair", "lru"] = Field(
+        "fair",
+        description="Whose cached prefixes make room: fair, those of the tenant that holds most for its weight, so "
+        "that none can push out another's share; lru, those that were idle longest, whoever's they are.",
+    )
     block_tokens: Count = Field(16, ge=1, le=1024, description="Tokens in one KV block.")
     kv_bytes: Count | None = Field(
         None,

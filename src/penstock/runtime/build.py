@@ -144,8 +144,8 @@ def replica_for(deployment: Deployment, *, blocks: int, max_sequence_tokens: int
     return build_replica(
         blocks=blocks, block_tokens=memory.block_tokens, max_sequence_tokens=max_sequence_tokens,
         policy=policy.name, order=policy.order, compose=policy.compose, evict=policy.evict, memory=memory.kind,
-        token_budget=policy.token_budget, max_seqs=policy.max_seqs, ageing_s=policy.ageing_s,
-        watermark=memory.watermark, host_blocks=host_blocks,
+        evict_idle=memory.evict_idle, token_budget=policy.token_budget, max_seqs=policy.max_seqs,
+        ageing_s=policy.ageing_s, watermark=memory.watermark, host_blocks=host_blocks,
     )  # fmt: skip
 
 

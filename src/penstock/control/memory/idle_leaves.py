@@ -1,4 +1,4 @@
-"""Which leaf of the prefix tree gives way next: the one that has been idle longest.
+"""Which leaf of a tenant's prefixes gives way next: the one that has been idle longest.
 
 Leaves become idle in the order of time, so a line is enough: new ones at its end, the oldest at its head. Only a node
 that becomes a leaf because its last child was trimmed has been idle for longer than the end of the line; those few go
@@ -18,7 +18,15 @@ _SLACK: Final = 64
 class IdleLeaves:
     """Amortised O(1); O(log n) for those in the heap."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        """The tenant's, or the group's."""
+        self.weight = 1.0
+        """That of its newest request."""
+        self.nodes = 0
+        """Of its prefixes, roots included."""
+        self.blocks = 0
+        """Of its prefixes, in use or idle."""
         self._line: list[Node] = []
         self._head = 0
         self._gone = 0
@@ -49,22 +57,26 @@ class IdleLeaves:
         self._older[entry] = node
         heappush(self._heap, entry)
 
-    def first(self) -> Node:
-        """The leaf that has been idle longest. There must be one."""
+    def first(self) -> Node | None:
+        """The leaf that has been idle longest, if there is one."""
         line, heap = self._line, self._heap
+        older: Node | None = None
         while heap:
-            oldest = self._older[heap[0]]
-            if oldest.place == -2 - (heap[0] & 0xFFFFFFFF) and oldest.idle_leaf:
+            node = self._older[heap[0]]
+            if node.place == -2 - (heap[0] & 0xFFFFFFFF) and node.idle_leaf:
+                older = node
                 break
             del self._older[heappop(heap)]
         while self._head < len(line):
             node = line[self._head]
             if node.place == self._gone + self._head and node.idle_leaf:
-                self._from_heap = bool(heap) and oldest.stamp < node.stamp
-                return oldest if self._from_heap else node
+                if older is not None and older.stamp < node.stamp:
+                    break
+                self._from_heap = False
+                return node
             self._head += 1
         self._from_heap = True
-        return oldest
+        return older
 
     def __len__(self) -> int:
         """Places taken, also by leaves that were used again."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from penstock.control.sequence import Tokens
+
+if TYPE_CHECKING:
+    from penstock.control.memory.idle_leaves import IdleLeaves
 
 Border = tuple[str, str, str]
 """(tenant or group, salt, adapter): nothing is shared across it."""
@@ -17,10 +22,14 @@ class Node:
     Blocks are trimmed from the end; `tokens` then keeps its tail, which means nothing any more.
     """
 
-    __slots__ = ("blocks", "border", "children", "key", "parent", "place", "stamp", "tokens", "users")
+    __slots__ = ("blocks", "border", "children", "key", "leaves", "parent", "place", "stamp", "tokens", "users")
 
-    def __init__(self, parent: Node | None, key: BlockKey, tokens: Tokens, blocks: list[int], border: Border) -> None:
+    def __init__(
+        self, parent: Node | None, key: BlockKey, tokens: Tokens, blocks: list[int], border: Border, leaves: IdleLeaves
+    ) -> None:
         self.parent = parent
+        self.leaves = leaves
+        """Of its tenant: where it stands when it is idle."""
         self.border = border
         self.key = key
         """Of its first block; the parent has it under this."""

@@ -6,10 +6,11 @@ Who owns a block, for a sequence whose table has n blocks:
     [shared_blocks, n)    the sequence alone
 
 A node is a run of whole blocks. `users` counts the sequences whose path goes through it; a node with users 0 and no
-child may be trimmed from its end, least recently used first. Each (tenant, salt, adapter) has a root of its own, so
-nothing is shared, and no timing leaks, across that border; tenants that name one group count as one. Prefixes are equal
-when their ids are, not when hashes of them are, so no collision can be made. Comparing a prompt with a run is one slice
-comparison, so a request costs O(nodes on its path), not O(blocks).
+child may be trimmed from its end: of the tenant that holds most (idle_share.py), least recently used first. Each
+(tenant, salt, adapter) has a root of its own, so nothing is shared, and no timing leaks, across that border; tenants
+that name one group count as one. Prefixes are equal when their ids are, not when hashes of them are, so no collision
+can be made. Comparing a prompt with a run is one slice comparison, so a request costs O(nodes on its path), not
+O(blocks).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from penstock.control.memory.blocks import (
     move_top,
     top,
 )
-from penstock.control.memory.idle_leaves import IdleLeaves
+from penstock.control.memory.idle_share import IdleShare
 from penstock.control.memory.prefix_node import BlockKey, Border, Node
 from penstock.control.request import PLAIN, Sampling
 from penstock.control.sequence import Sequence, Tokens
@@ -40,18 +41,17 @@ _FORGOTTEN: Final = "\0forgotten"
 class PrefixTree(Memory):
     """Paged memory whose released blocks stay findable by their content until somebody needs the room."""
 
-    def __init__(self, blocks: int, block_tokens: int) -> None:
+    def __init__(self, blocks: int, block_tokens: int, *, fair: bool = True) -> None:
+        """`fair`: room is made by the tenant that holds most for its weight; else by whoever was idle longest."""
         super().__init__(blocks, block_tokens)
         self._free = block_numbers(blocks)[::-1]
         self._pack = Struct(f"{block_tokens}q").pack
         self._bite = max(1, blocks // 1024)
         """At least so many blocks are trimmed at a time: a thousandth of all, which the cache hardly notices."""
         self._roots: dict[Border, Node] = {}
-        self._idle = IdleLeaves()
+        self._idle = IdleShare(fair=fair)
         self._ticks = 0
         self._cached = 0
-        self._count = 0
-        """Nodes, roots left out."""
         self._forgotten = 0
 
     # -- the Memory protocol ------------------------------------------------------------------------------------
@@ -68,6 +68,7 @@ class PrefixTree(Memory):
         missed: BlockKey | None = None
         path: list[Node] = []
         if node is not None:
+            node.leaves.weight = sequence.request.weight
             if node.children and (sequence.outputs or not _reads_prompt(sequence.request.sampling)):
                 node, matched, missed = self._match(node, sequence.prompt, tokens - 1)
             path = _path(node)
@@ -184,13 +185,13 @@ class PrefixTree(Memory):
         """Cut `node` after its first `tokens` tokens. The lower part stays the same object: sequences point at it."""
         assert node.parent is not None
         count = tokens // self.block_tokens
-        upper = Node(node.parent, node.key, node.tokens[:tokens], node.blocks[:count], node.border)
+        upper = Node(node.parent, node.key, node.tokens[:tokens], node.blocks[:count], node.border, node.leaves)
         upper.users, upper.stamp = node.users, node.stamp
         node.parent.children[node.key] = upper
         node.parent, node.tokens, node.blocks = upper, node.tokens[tokens:], node.blocks[count:]
         node.key = self._key(node.tokens)
         upper.children[node.key] = node
-        self._count += 1
+        node.leaves.nodes += 1
         return upper
 
     def _extend(self, sequence: Sequence, tokens: Tokens, valid: int, *, keep_going: bool = False) -> None:
@@ -209,7 +210,7 @@ class PrefixTree(Memory):
             border = sequence.border
             node = self._roots.get(border)
             if node is None:
-                node = self._roots[border] = Node(None, b"", (), [], border)
+                node = self._root(sequence)
             for step in _path(node):
                 self._enter(step)
         key, sequence.next_key = sequence.next_key, None
@@ -241,17 +242,18 @@ class PrefixTree(Memory):
 
         A leaf that nobody else uses grows, so that a prompt published chunk by chunk is one run and not a chain.
         """
-        size = self.block_tokens
+        size, leaves = self.block_tokens, node.leaves
+        leaves.blocks += len(blocks)
         if node.parent is not None and node.users == 1 and not node.children:
             node.tokens = _cut(tokens, (at - len(node.blocks)) * size, full * size)
             node.blocks += blocks
             return node
         if key is None:
             key = self._key(tokens, at * size)
-        leaf = Node(node, key, _cut(tokens, at * size, full * size), blocks, node.border)
+        leaf = Node(node, key, _cut(tokens, at * size, full * size), blocks, node.border, leaves)
         leaf.users = 1
         node.children[leaf.key] = leaf
-        self._count += 1
+        leaves.nodes += 1
         return leaf
 
     @staticmethod
@@ -280,37 +282,57 @@ class PrefixTree(Memory):
         if node.children:
             return
         if node.parent is None:
-            del self._roots[node.border]
+            self._drop_root(node)
         else:
-            self._idle.add(node, 2 * self._count)
+            node.leaves.add(node, 2 * node.leaves.nodes)
 
     def _trim(self, wanted: int) -> None:
-        """Free `wanted` blocks or a bite at the end of the least recently used idle leaf, or all it has."""
-        node = self._idle.first()
+        """Free `wanted` blocks, or those its tenant has above the next, at least a bite, at the end of the least
+        recently used idle leaf of who holds most; or all it has."""
+        leaves = self._idle.next()
+        node = leaves.first()
+        assert node is not None, "who gives way has an idle leaf"
         parent = node.parent
         assert parent is not None, "a root is never trimmed"
         blocks = node.blocks
-        wanted = max(wanted, self._bite)
+        wanted = max(min(wanted, self._idle.above), self._bite)
         kept = len(blocks) - wanted
         # What is less than a bite goes with it.
         if kept >= self._bite:
             # It stays the least recently used one.
             self._free += blocks[kept:]
             self._cached -= wanted
+            leaves.blocks -= wanted
             del blocks[kept:]
             return
-        self._idle.drop_first()
+        leaves.drop_first()
         self._free += blocks
         self._cached -= len(blocks)
+        leaves.blocks -= len(blocks)
         del parent.children[node.key]
         node.parent, node.blocks = None, []
-        self._count -= 1
+        leaves.nodes -= 1
         if parent.users or parent.children:
             return
         if parent.parent is None:
-            del self._roots[parent.border]
+            self._drop_root(parent)
         else:
-            self._idle.add_older(parent)
+            leaves.add_older(parent)
+
+    def _root(self, sequence: Sequence) -> Node:
+        """A new one. It counts for the tenant also where nobody may find it any more."""
+        request, border = sequence.request, sequence.border
+        leaves = self._idle.of(request.prefix_group or request.tenant)
+        leaves.nodes += 1
+        leaves.weight = request.weight
+        root = self._roots[border] = Node(None, b"", (), [], border, leaves)
+        return root
+
+    def _drop_root(self, root: Node) -> None:
+        del self._roots[root.border]
+        root.leaves.nodes -= 1
+        if not root.leaves.nodes:
+            self._idle.gone(root.leaves)
 
     # -- checks -------------------------------------------------------------------------------------------------
 
@@ -334,15 +356,19 @@ class PrefixTree(Memory):
                 users[id(step)] = users.get(id(step), 0) + 1
         in_tree: list[int] = []
         cached = 0
+        counted: dict[str, tuple[int, int]] = {leaves.name: (0, 0) for leaves in self._idle.tenants()}
         for node in self._nodes():
             in_tree += node.blocks
+            nodes, blocks = counted[node.leaves.name]
+            counted[node.leaves.name] = (nodes + 1, blocks + len(node.blocks))
             expect(node.users == users.get(id(node), 0), "a node's users were miscounted")
             expect(len(node.blocks) * self.block_tokens <= len(node.tokens), "a node has more blocks than tokens")
             cached += 0 if node.users else len(node.blocks)
             for key, child in node.children.items():
                 expect(child.parent is node and key == child.key == self._key(child.tokens), "a child is misfiled")
                 expect(not child.users or node.users > 0, "a used node hangs below an unused one")
-        expect(sum(1 for node in self._nodes() if node.parent) == self._count, "nodes were miscounted")
+        for leaves in self._idle.tenants():
+            expect(counted[leaves.name] == (leaves.nodes, leaves.blocks), "a tenant's nodes or blocks were miscounted")
         expect(cached == self._cached, f"{cached} blocks are idle in the tree, {self._cached} were counted")
         expect(sorted(own + in_tree + self._free) == list(range(self.total)), "a block is lost, or has two owners")
 
