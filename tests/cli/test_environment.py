@@ -59,6 +59,18 @@ def test_a_name_that_resembles_none_may_be_another_programs(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("PENSTOCK_PORT", "PENSTOCK_SERVER__PORT"),
+        ("PENSTOCK_MAX_SEQS", "PENSTOCK_POLICY__MAX_SEQS"),
+        ("PENSTOCK_HARDWARE_DIRECTORY", "PENSTOCK_HARDWARE_DIR"),
+    ],
+)
+def test_the_nearest_name_is_told_with_one_that_is_not_ours(name: str, nearest: str) -> None:
+    assert unknown(name, "8000") == {name: nearest}
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("PENSTOCK_SERVICE_HOST", "10.0.0.1"),

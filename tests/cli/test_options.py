@@ -74,6 +74,8 @@ def test_the_shell_completes_verbs_and_flags(shell: str) -> None:
         assert set(done.stdout.split()) == set(VERBS)
         done = penstock(_PENSTOCK_COMPLETE="complete_bash", COMP_WORDS="penstock serve --policy.max", COMP_CWORD="2")
         assert done.stdout.split() == ["--policy.max-seqs"]
+        done = penstock(_PENSTOCK_COMPLETE="complete_bash", COMP_WORDS="penstock serve --hardware.", COMP_CWORD="2")
+        assert done.stdout.split() == ["--hardware.device", "--hardware.threads"]  # those that a server reads
 
 
 def test_an_error_nobody_foresaw_is_one_line_and_its_traceback_a_private_file(

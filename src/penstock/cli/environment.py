@@ -67,10 +67,11 @@ def unknown_names(
 def _judged(name: str, known: Collection[str]) -> str:
     from penstock.errors import InvalidDeployment
 
-    plain = {_plain(one): one for one in known}
-    found = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=_MENTIONED)
+    plain, short = {_plain(one): one for one in known}, _plain(name)
+    same_end = sorted((one for one in plain if one.endswith("_" + short)), key=len)
+    found = difflib.get_close_matches(short, plain, n=1, cutoff=_MENTIONED) or same_end
     nearest = plain[found[0]] if found else ""
-    likeness = difflib.SequenceMatcher(None, _plain(name), found[0]).ratio() if found else 0.0
+    likeness = difflib.SequenceMatcher(None, short, found[0]).ratio() if found else 0.0
     if likeness >= NEAR or "__" in name:
         raise InvalidDeployment(
             field=name, value="...", why="this environment variable names no key and no flag",
