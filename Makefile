@@ -1,5 +1,6 @@
 # make serve   answers on http://127.0.0.1:8000 with the model in the box
 # make test    everything that must hold; the aim is 15 minutes on 2 cores
+# make help    every other target
 # Each makes its own .venv first; all that is needed before is python3 (3.11 or later), pip, make and a C compiler.
 
 VENV ?= .venv
@@ -7,8 +8,11 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life bench-guide bench-overload \
+.PHONY: help setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life bench-guide bench-overload \
 	bench-engine bench-products bench-weights bench-engine-serving bench-stack bench-gpu bench-adapters bench-start bench-recovery soak bench-twin bench-step bench-attention schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{printf "%-21s %s\n", $$1, $$2}'
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,29 +24,29 @@ $(VENV)/.dev: $(VENV)/.serve
 	$(PIP) --editable '.[dev]'
 	touch $@
 
-setup: $(VENV)/.serve
-setup-dev: $(VENV)/.dev
+setup: $(VENV)/.serve  ## .venv with what serving needs
+setup-dev: $(VENV)/.dev  ## and with what tests need
 
-serve: setup  ## FLAGS="--server.port 9000" for more
+serve: setup  ## the server, with the model in the box; FLAGS="--server.port 9000" for more
 	$(BIN)/penstock serve $(FLAGS)
 
-test: lint types unit
+test: lint types unit  ## everything that must hold
 
-lint: setup-dev
+lint: setup-dev  ## ruff, and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: setup-dev
+types: setup-dev  ## mypy
 	$(BIN)/mypy
 
-unit: setup-dev  ## FLAGS="-n 2 --dist loadfile": in half the time, on a machine with nothing else to do
+unit: setup-dev  ## the tests but the slow ones; FLAGS="-n 2 --dist loadfile": in half the time, on a machine with nothing else to do
 	$(BIN)/pytest -m "not slow and not gpu" $(FLAGS)
 
-test-slow: setup-dev  ## minutes to hours; figures go to benchmarks/RESULTS.md
+test-slow: setup-dev  ## the slow tests: minutes to hours; figures go to benchmarks/RESULTS.md
 	$(BIN)/pytest -m slow
 
-format: setup-dev
+format: setup-dev  ## ruff, repairing
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -50,10 +54,10 @@ fuzz: setup-dev  ## 100,000 fuzzed requests against a running server: no 5xx, st
 	$(BIN)/python tests/serve/fuzz_server.py
 
 bench-control: setup  ## planning time per step by batch size, and its share of a real step
-	$(BIN)/python benchmarks/control_overhead.py
+	$(BIN)/python benchmarks/control_overhead.py $(FLAGS)
 
 bench-azure: setup  ## the Azure trace at 40, 80 and 150 % of this machine's capacity
-	$(BIN)/python benchmarks/azure_replay.py
+	$(BIN)/python benchmarks/azure_replay.py $(FLAGS)
 
 bench-life: setup-dev  ## start to first token, memory at rest, the pause when the worker is killed
 	$(BIN)/python benchmarks/server_life.py
@@ -68,7 +72,7 @@ bench-guide: setup-dev  ## grammars: compilation, masks, and what a batch pays f
 	$(BIN)/python benchmarks/guide.py
 
 bench-stack: setup-dev  ## throughput over HTTP against the bare engine at batch 64, and the front end's CPU per token
-	$(BIN)/python benchmarks/stack.py
+	$(BIN)/python benchmarks/stack.py $(FLAGS)
 
 bench-engine: setup-dev  ## this engine beside others on this CPU, in turn; FLAGS="--sizes S,M,L --peers openvino"; peers in build/peers
 	$(BIN)/python benchmarks/engine.py $(FLAGS)
@@ -77,10 +81,10 @@ bench-engine-serving: setup-dev  ## S over HTTP at 2, 8 and 90 %-of-capacity req
 	$(BIN)/python benchmarks/engine_serving.py $(FLAGS)
 
 bench-products: setup-dev  ## matrix products of packed weights beside torch; FLAGS="--models S M L --rows 1 64"
-	$(BIN)/python -m benchmarks.products $(FLAGS)
+	$(BIN)/python benchmarks/products.py $(FLAGS)
 
 bench-weights: setup-dev  ## what narrow weights cost in accuracy: perplexity and logits of the model in the box
-	$(BIN)/python -m benchmarks.weight_error $(FLAGS)
+	$(BIN)/python benchmarks/weight_error.py $(FLAGS)
 
 bench-gpu: setup-dev  ## on a CUDA device: errors, limits, Llama 3 8B, a peer; minutes, FLAGS="--parts peaks,serve" for some
 	PATH=$(abspath $(BIN)):$$PATH benchmarks/gpu_all.sh $(FLAGS)
@@ -88,7 +92,7 @@ bench-gpu: setup-dev  ## on a CUDA device: errors, limits, Llama 3 8B, a peer; m
 bench-adapters: setup  ## a decode step with LoRA adapters: none, unused, one, four, sixteen in a batch
 	$(BIN)/python benchmarks/adapters.py $(FLAGS)
 
-bench-start: bench-life  ## the same: phases of the start come first
+bench-start: bench-life  ## the same as bench-life: phases of the start come first
 
 bench-recovery: setup-dev  ## 200 SIGKILLs of the worker under load: errors, wrong tokens, time to recover; 4 minutes
 	$(BIN)/python benchmarks/kill_worker.py $(FLAGS)
@@ -104,13 +108,13 @@ bench-overload: setup-dev  ## two tenants, one of which floods: throughput, the 
 
 bench-twin: setup-dev  ## compiles the hot modules, then: simulated requests per second: one replica, sixteen, a million requests
 	$(BIN)/python -m penstock.compiled.build
-	$(BIN)/python benchmarks/twin_speed.py
+	$(BIN)/python benchmarks/twin_speed.py $(FLAGS)
 
 schedule-identity: setup  ## Contract 3 on 2,000 requests of the Azure trace, every policy: minutes of real engine
-	$(BIN)/python benchmarks/schedule_identity.py
+	$(BIN)/python benchmarks/schedule_identity.py $(FLAGS)
 
 fidelity: setup  ## calibrate, predict, then run the engine: the error of every cell; 20 minutes
-	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/fidelity.py $(FLAGS)
 
 .venv-peer/.aiconfigurator:
 	$(PYTHON) -m venv .venv-peer
@@ -122,10 +126,10 @@ bench-silicon: setup-measured .venv-peer/.aiconfigurator  ## the twin and AIConf
 	$(BIN)/python benchmarks/silicon.py --sample 1800 --fit-rows 28 --peer-python .venv-peer/bin/python --peer-rows 200
 
 bench-vidur: setup-dev  ## Vidur's Sarathi schedule on Vidur's own tables
-	$(BIN)/python benchmarks/vidur_schedule.py
+	$(BIN)/python benchmarks/vidur_schedule.py $(FLAGS)
 
 bench-learned: setup-measured  ## the learned price: random split beside shapes held out
-	$(BIN)/python benchmarks/learned_price.py
+	$(BIN)/python benchmarks/learned_price.py $(FLAGS)
 
 model: setup-dev  ## train the model in the box from nothing; the same command goes on where it stopped
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m recipes.millrace.train --out build/millrace
@@ -133,5 +137,5 @@ model: setup-dev  ## train the model in the box from nothing; the same command g
 model-score: setup-dev  ## what the shipped weights can do, on held-out questions
 	$(BIN)/python -m recipes.millrace.score src/penstock/catalog/models/millrace
 
-clean:
+clean:  ## removes what make and runs have left
 	rm -rf $(VENV) .venv-peer build dist runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

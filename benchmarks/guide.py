@@ -19,6 +19,7 @@ The last line of stdout is JSON.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import time
@@ -217,6 +218,7 @@ def _model() -> Any:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"masks": {}, "batch": {}}
     contestants: dict[str, Callable[[Vocabulary], dict[str, Any]]] = {"llguidance": with_llguidance}

@@ -7,7 +7,10 @@ larger than the last cache, as in a model. Contestants take turns; each figure i
 work on the machine only ever adds time.
 Prediction, written before the first run: float32 0.9 of the peak from 16 rows on (torch 0.3 to 0.6 below 128); int8
 3 times the peak from 64 rows on; one row at 0.9 of the memory's speed in every format.
-Run: make bench-products. Last figures: RESULTS.md.
+
+    python benchmarks/products.py [--models S M L] [--rows 1 64]
+
+Last figures: RESULTS.md. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ The first run, on a busy machine: 6.8 s to the first token, 343 MB, a pause of 2
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -60,6 +61,7 @@ def answer(client: openai.OpenAI, tokens: int, on_token: object = None) -> tuple
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     (ROOT / "runs").mkdir(exist_ok=True)
     begin = time.monotonic()
     server = start()

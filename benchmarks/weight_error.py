@@ -2,7 +2,10 @@
 
 The model in the box, 24 documents of its training corpus's held-out tenth, each position predicted from all before it.
 Prediction, written before the first run: int8 within 0.5 % of float32's perplexity, int4 within 3 %.
-Run: python -m benchmarks.weight_error [--model DIR]. Last figures: RESULTS.md.
+
+    python benchmarks/weight_error.py [--model DIR]
+
+Last figures: RESULTS.md. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import argparse
 import json
 import math
 import random
+import sys
 from pathlib import Path
 
 import torch
@@ -25,6 +29,9 @@ from penstock.engine.ops.kernels import Segments, kernels_for
 from penstock.engine.ops.rope import LayerAngles
 from penstock.engine.pool import KVPool
 from penstock.engine.weights.formats import FORMATS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from recipes.millrace.corpus import long_story
 from recipes.millrace.split import Split
 
@@ -46,7 +53,7 @@ def logits_of(model: LoadedModel, ids: list[int]) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="millrace")
     path = Path(resolve_model(parser.parse_args().model))
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
