@@ -125,13 +125,16 @@ def test_a_replacement_that_is_never_ready_is_ended_and_replaced(
 def test_a_worker_is_told_no_key_and_no_path_of_one(tmp_path: Path) -> None:
     secrets = {
         "api_keys": ["sk-first-secret", "sk-second-secret"], "key_file": str(tmp_path / "who-may.yaml"),
-        "keys": [{"name": "ann", "hash": "sha256:" + "a1" * 32}],
+        "keys": [{"name": "ann", "hash": "sha256:" + "a1" * 32, "scopes": ["inference", "admin"]}],
         "tls_certificate": "/certificates/chain.pem", "tls_key": "/certificates/secret.pem",
         "trace_endpoint": "http://user:password@collector.example:4318/v1/traces",
     }  # fmt: skip
     deployment = Deployment.parse(
-        {"server": {**secrets, "host": "0.0.0.0", "log_format": "json", "record": "run.jsonl.gz"}}
-    )
+        {
+            "server": {**secrets, "host": "0.0.0.0", "admin_port": 0, "log_format": "json", "record": "run.jsonl.gz"},
+            "model": {"adapter_directory": "/adapters"}, "policy": {"order": "fair_share"},
+        }
+    )  # fmt: skip
     frame = encode(Start(for_worker(deployment)))
     for secret in ("sk-", "who-may", "ann", "a1a1", "certificates", "password", "0.0.0.0"):
         assert secret.encode() not in frame

@@ -39,8 +39,8 @@ PATIENT_STARTS: Final = 10
 """A replacement may take this many times as long to start as the last one, and at least MIN_PATIENCE_S."""
 LAST_DUMP_S: Final = 0.5
 """A stuck worker gets this long to write its stacks."""
-OF_SERVER: Final = frozenset({"log_format", "record"})
-"""What a worker reads of `server`."""
+OF_SERVER: Final = frozenset({"log_format", "record", "admin_port"})
+"""What a worker reads of `server`; the port, since without one a directory of adapters is refused as having no use."""
 
 _log = logging.getLogger("penstock.runtime")
 
