@@ -2,7 +2,8 @@
 
 `penstock serve` runs as it is shipped, with the model in the box. Hypothesis makes a pool of bodies from the request
 schemas (strategies.py); each request is one of them with fields of others put in, some with bytes damaged; beside them
-go raw bytes that are no HTTP, and clients that hang up in the middle. That multiplies the pool: hypothesis itself makes
+go raw bytes that are no HTTP, and clients that hang up in the middle; and a few go to the administration, where an
+adapter is loaded and unloaded all the time. That multiplies the pool: hypothesis itself makes
 some hundred bodies a second, the server answers more. Same seed, same requests, in another order.
 
 What must hold: no answer is 5xx; the worker is never replaced; a known request gives the same tokens after every
@@ -22,6 +23,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -37,11 +39,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from serve.strategies import BY_PATH, LONG, RAW, encoded
+from penstock.catalog import resolve_model
+from penstock.testing.adapters import tiny_adapter
+from serve.strategies import ADMIN_BY_PATH, BY_PATH, LONG, RAW, encoded
 
 WEIGHTS: Final = {
     "/v1/chat/completions": 35, "/v1/completions": 35, "/v1/responses": 8, "/v1/messages": 8, "/v1/embeddings": 4,
-    "/tokenize": 5, "/detokenize": 5,
+    "/tokenize": 5, "/detokenize": 5, "/v1/messages/count_tokens": 4,
+}  # fmt: skip
+ADMIN_WEIGHTS: Final = {
+    "/v1/load_lora_adapter": 3, "/v1/unload_lora_adapter": 3, "/admin/reset_prefix_cache": 1, "/admin/reload_keys": 1,
 }  # fmt: skip
 THREADS: Final = 4
 REFERENCE: Final = b'{"prompt":"The river","max_tokens":8,"temperature":0,"ignore_eos":true,"return_token_ids":true}'
@@ -54,8 +61,8 @@ class Pool:
 
     def __init__(self, size: int, number: int) -> None:
         self.bodies: dict[str, list[dict[str, Any]]] = {
-            path: _examples(strategy, max(20, size * WEIGHTS[path] // 100), number)
-            for path, strategy in BY_PATH.items()
+            path: _examples(strategy, max(20, size * (WEIGHTS | ADMIN_WEIGHTS)[path] // 100), number)
+            for path, strategy in (BY_PATH | ADMIN_BY_PATH).items()
         }
         self.raw: list[bytes] = _examples(RAW, size // 8, number)
 
@@ -88,10 +95,11 @@ class Shot:
     hang_up: bool = False
 
 
-def shots(pool: Pool, count: int, number: int) -> Iterator[Shot]:
-    """`count` requests, each made of several of the pool's."""
+def shots(pool: Pool, count: int, number: int, *, admin: bool = False) -> Iterator[Shot]:
+    """`count` requests, each made of several of the pool's. `admin`: some for the administration's listener."""
     rng = random.Random(number)
-    paths, weights = list(WEIGHTS), list(WEIGHTS.values())
+    of_path = WEIGHTS | (ADMIN_WEIGHTS if admin else {})
+    paths, weights = list(of_path), list(of_path.values())
     for _ in range(count):
         (path,) = rng.choices(paths, weights)
         kind = rng.random()
@@ -102,7 +110,11 @@ def shots(pool: Pool, count: int, number: int) -> Iterator[Shot]:
         if kind < 0.08:
             yield Shot(path, rng.choice(pool.raw))
             continue
-        body = dict(rng.choice(pool.bodies[path]))
+        drawn = rng.choice(pool.bodies[path])
+        if not isinstance(drawn, dict) or path.startswith("/admin/"):
+            yield Shot(path, encoded(drawn))
+            continue
+        body = dict(drawn)
         for _ in range(rng.choice((0, 0, 1, 1, 2))):
             others = rng.choice(pool.bodies[path])
             body |= {name: value for name, value in others.items() if name not in LONG and rng.random() < 0.3}
@@ -133,24 +145,29 @@ class Tally:
 
 
 class Client:
-    """One keep-alive connection."""
+    """One keep-alive connection to each listener."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self.host, self.port = host, port
-        self.connection = http.client.HTTPConnection(host, port, timeout=300)
+    def __init__(self, url: str, admin_url: str | None) -> None:
+        self.address = _address(url)
+        self.listener = http.client.HTTPConnection(*self.address, timeout=300)
+        self.administration = (
+            None if admin_url is None else http.client.HTTPConnection(*_address(admin_url), timeout=300)
+        )
 
     def send(self, shot: Shot, tally: Tally) -> None:
         if not shot.path or shot.hang_up:
             tally.add(shot.path, self._briefly(shot))
             return
+        connection = self.administration if shot.path in ADMIN_WEIGHTS else self.listener
+        assert connection is not None
         for attempt in range(2):
             try:
-                self.connection.request("POST", shot.path, shot.body, {"Content-Type": "application/json"})
-                reply = self.connection.getresponse()
+                connection.request("POST", shot.path, shot.body, {"Content-Type": "application/json"})
+                reply = connection.getresponse()
                 answer = reply.read()
                 break
             except (http.client.HTTPException, OSError) as error:
-                self.connection.close()
+                connection.close()
                 if attempt:
                     tally.add(shot.path, 0, f"no answer to {shot.path} {shot.body[:2000]!r}: {error!r}")
                     return
@@ -161,7 +178,7 @@ class Client:
         head = b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
         sent = head % (shot.path.encode(), len(shot.body)) + shot.body if shot.path else shot.body
         try:
-            with socket.create_connection((self.host, self.port), timeout=10) as client:
+            with socket.create_connection(self.address, timeout=10) as client:
                 client.sendall(sent)
                 client.settimeout(0.001 if shot.hang_up else 0.02)
                 heard = client.recv(4096)
@@ -169,6 +186,10 @@ class Client:
             return 0
         status = re.match(rb"HTTP/1\.1 (\d{3}) ", heard)
         return int(status[1]) if status else 0
+
+
+def _address(url: str) -> tuple[str, int]:
+    return urlsplit(url).hostname or "", urlsplit(url).port or 0
 
 
 def problem_in(shot: Shot, status: int, headers: Any, answer: bytes) -> str:
@@ -179,7 +200,9 @@ def problem_in(shot: Shot, status: int, headers: Any, answer: bytes) -> str:
     if not headers.get("x-request-id"):
         return f"no request id: {where}"
     try:
-        if status != 200:
+        if headers["content-type"].startswith("text/plain"):
+            fine = status == 200 and answer.startswith(b"Success: ")
+        elif status not in (200, 202):
             error = json.loads(answer)["error"]
             fine = set(error) == {"message", "type", "param", "code"}
         elif headers["content-type"].startswith("text/event-stream"):
@@ -200,7 +223,7 @@ class RunningServer:
         self.log: list[str] = []
         self.process = subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         self.ready = threading.Event()
-        self.url = ""
+        self.url = self.admin_url = ""
         threading.Thread(target=self._read, daemon=True).start()
         if not self.ready.wait(120):
             self.process.kill()
@@ -210,6 +233,8 @@ class RunningServer:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log = [*self.log[-200:], line.rstrip()]
+            if found := re.search(r"administration at (http://\S+)/admin", line):
+                self.admin_url = found[1]
             found = re.search(r"ready (http://\S+)", line)
             if found:
                 self.url = found[1]
@@ -259,10 +284,9 @@ def reference(url: str) -> list[int]:
     return [int(token) for token in choice["token_ids"]]
 
 
-def fuzz(url: str, pool: Pool, count: int, number: int, every: Any = None) -> Tally:
+def fuzz(url: str, pool: Pool, count: int, number: int, every: Any = None, *, admin_url: str | None = None) -> Tally:
     """Send `count` requests from several threads; call `every(done)` after each thousand, while nothing runs."""
-    host, port = urlsplit(url).hostname or "", urlsplit(url).port or 0
-    tally, source, lock = Tally(), shots(pool, count, number), threading.Lock()
+    tally, source, lock = Tally(), shots(pool, count, number, admin=admin_url is not None), threading.Lock()
     expected = reference(url)
 
     def some(batch: list[Shot], client: Client) -> None:
@@ -273,7 +297,7 @@ def fuzz(url: str, pool: Pool, count: int, number: int, every: Any = None) -> Ta
                 shot = batch.pop()
             client.send(shot, tally)
 
-    clients = [Client(host, port) for _ in range(THREADS)]
+    clients = [Client(url, admin_url) for _ in range(THREADS)]
     while batch := list(islice(source, 1000)):
         threads = [threading.Thread(target=some, args=(batch, client)) for client in clients]
         for thread in threads:
@@ -298,7 +322,12 @@ def main() -> None:
     pool = Pool(asked.pool, asked.seed)
     made_s = time.monotonic() - started
     print(f"pool of {sum(map(len, pool.bodies.values()))} bodies in {made_s:.0f} s", file=sys.stderr)
-    server = RunningServer("--hardware.threads", "1", "--memory.kv-bytes", "32MiB")
+    directory = tempfile.TemporaryDirectory()
+    tiny_adapter(resolve_model("millrace"), Path(directory.name) / "one")
+    server = RunningServer(
+        "--hardware.threads", "1", "--memory.kv-bytes", "32MiB", "--server.admin-port", "0",
+        "--model.adapter-directory", directory.name,
+    )  # fmt: skip
     samples: list[tuple[int, dict[str, float], int]] = []
 
     def sample(done: int) -> None:
@@ -309,13 +338,16 @@ def main() -> None:
 
     began = time.monotonic()
     try:
-        tally = fuzz(server.url, pool, asked.requests, asked.seed, sample)
+        while not server.admin_url:
+            time.sleep(0.01)
+        tally = fuzz(server.url, pool, asked.requests, asked.seed, sample, admin_url=server.admin_url)
     except BaseException:
         server.process.kill()
         raise
     seconds = time.monotonic() - began
     ready = json.loads(ask(server.url, "GET", "/ready"))
     exit_code = server.stop()
+    directory.cleanup()
     fifth = max(1, len(samples) // 5)
     warm, last = samples[fifth : 2 * fifth] or samples, samples[-fifth:]
     names = [name for name in samples[-1][1] if all(name in one[1] for one in (*warm, *last))]

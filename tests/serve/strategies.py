@@ -12,8 +12,9 @@ from typing import Any, Final
 import msgspec.inspect as types
 from hypothesis import strategies as st
 
+from penstock.serve.adapters import LoadBody, UnloadBody
 from penstock.serve.embeddings import EmbeddingBody
-from penstock.serve.messages_body import MessagesBody
+from penstock.serve.messages_body import CountBody, MessagesBody
 from penstock.serve.responses_body import ResponsesBody
 from penstock.serve.schema import ChatBody, CompletionBody
 from penstock.serve.text import DetokenizeBody, TokenizeBody
@@ -118,6 +119,7 @@ _inputs = usually(st.text(min_size=1, max_size=20), sound_messages, _prompts)
 RESPONSES = bodies(ResponsesBody, {"input": _inputs}, ("max_output_tokens",))
 _turns = {"messages": usually(sound_messages, messages, values), "max_tokens": usually(counts, values)}
 MESSAGES = bodies(MessagesBody, _turns)
+COUNT = bodies(CountBody, {"messages": _turns["messages"]})
 EMBEDDING = bodies(EmbeddingBody, {"input": _prompts})
 TOKENIZE = bodies(TokenizeBody, {}) | bodies(TokenizeBody, {"prompt": texts}) | bodies(
     TokenizeBody, {"messages": sound_messages | messages}
@@ -128,10 +130,24 @@ BY_PATH: Final[dict[str, Values]] = {
     "/v1/completions": COMPLETION,
     "/v1/responses": RESPONSES,
     "/v1/messages": MESSAGES,
+    "/v1/messages/count_tokens": COUNT,
     "/v1/embeddings": EMBEDDING,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
 }
+_names = st.sampled_from(["river", "mill", "scripted", "millrace"]) | texts | st.text("ab._:/-", max_size=140)
+_places = st.sampled_from(["one", "one/../one", "..", ".", "/", "/etc", "~", "none", "one\0", "a/" * 2000]) | texts
+ADMIN_BY_PATH: Final[dict[str, Values]] = {
+    "/v1/load_lora_adapter": bodies(
+        LoadBody, {"lora_name": usually(_names, values), "lora_path": usually(_places, values)}
+    ),
+    "/v1/unload_lora_adapter": bodies(UnloadBody, {"lora_name": usually(_names, values)}),
+    "/admin/reset_prefix_cache": values,
+    "/admin/reload_keys": values,
+}
+"""On the administration's listener. In its directory lies an adapter called "one"."""
+END: Final[dict[str, Values]] = {"/admin/drain": values}
+"""Also there, and the end of a real server."""
 
 
 def encoded(body: Any) -> bytes:
