@@ -49,6 +49,19 @@ class Watched(PrefixTree):
     weights = WEIGHTS
     trims = 0
 
+    def take(self, count: int) -> list[int]:
+        before = holdings(self)
+        taken = super().take(count)
+        after = holdings(self)
+        level = {name: Fraction(held) / Fraction(self.weights[name]) for name, (held, _, _) in after.items()}
+        bites = Fraction(2 * self._bite - 1)
+        for name, (held, _, _) in before.items():
+            if after.get(name, (0, 0, None))[0] < held:
+                left = level.get(name, Fraction(0)) + bites / Fraction(self.weights[name])
+                others = [level[other] for other, (_, idle, _) in after.items() if idle and other != name]
+                assert left >= max(others, default=Fraction(0)), "nobody with idle blocks is left with more"
+        return taken
+
     def _trim(self, wanted: int) -> None:
         before = holdings(self)
         leaves = {name: (leaf, len(leaf.blocks)) for name, (_, _, leaf) in before.items() if leaf is not None}
@@ -59,9 +72,6 @@ class Watched(PrefixTree):
         (victim,) = [name for name, blocks in lost.items() if blocks]
         level = {name: Fraction(before[name][0]) / Fraction(self.weights[name]) for name in leaves}
         assert level[victim] == max(level.values()), "who holds most for its weight gives way"
-        second = max([level[name] for name in leaves if name != victim], default=Fraction(0))
-        above = before[victim][0] - second * Fraction(self.weights[victim])
-        assert lost[victim] < max(above, self._bite) + self._bite
         leaf, had = leaves[victim]
         assert had - len(leaf.blocks) == lost[victim], "and of its leaves, the one that has idled longest"
 

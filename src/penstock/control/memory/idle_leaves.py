@@ -18,9 +18,12 @@ _SLACK: Final = 64
 class IdleLeaves:
     """Amortised O(1); O(log n) for those in the heap."""
 
-    def __init__(self, name: str = "") -> None:
+    def __init__(self, name: str = "", number: int = 0) -> None:
         self.name = name
         """The tenant's, or the group's."""
+        self.number = number
+        self.noted = -1.0
+        """What idle_share.py takes it to hold for its weight, or more than that; -1: it stands in no order."""
         self.weight = 1.0
         """That of its newest request."""
         self.nodes = 0

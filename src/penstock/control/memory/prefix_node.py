@@ -46,3 +46,12 @@ class Node:
     def idle_leaf(self) -> bool:
         """It may be trimmed."""
         return not self.users and not self.children and self.parent is not None
+
+
+def path_of(node: Node | None) -> list[Node]:
+    """From `node` up to its root."""
+    path: list[Node] = []
+    while node is not None:
+        path.append(node)
+        node = node.parent
+    return path

@@ -30,7 +30,7 @@ from penstock.control.memory.blocks import (
     top,
 )
 from penstock.control.memory.idle_share import IdleShare
-from penstock.control.memory.prefix_node import BlockKey, Border, Node
+from penstock.control.memory.prefix_node import BlockKey, Border, Node, path_of
 from penstock.control.request import PLAIN, Sampling
 from penstock.control.sequence import Sequence, Tokens
 
@@ -68,10 +68,11 @@ class PrefixTree(Memory):
         missed: BlockKey | None = None
         path: list[Node] = []
         if node is not None:
-            node.leaves.weight = sequence.request.weight
+            if node.leaves.weight != sequence.request.weight:
+                self._idle.weigh(node.leaves, sequence.request.weight)
             if node.children and (sequence.outputs or not _reads_prompt(sequence.request.sampling)):
                 node, matched, missed = self._match(node, sequence.prompt, tokens - 1)
-            path = _path(node)
+            path = path_of(node)
             for step in path:
                 if not step.users:
                     idle += len(step.blocks)
@@ -211,7 +212,7 @@ class PrefixTree(Memory):
             node = self._roots.get(border)
             if node is None:
                 node = self._root(sequence)
-            for step in _path(node):
+            for step in path_of(node):
                 self._enter(step)
         key, sequence.next_key = sequence.next_key, None
         while at < full and node.children:
@@ -244,6 +245,8 @@ class PrefixTree(Memory):
         """
         size, leaves = self.block_tokens, node.leaves
         leaves.blocks += len(blocks)
+        if self._idle.many:
+            self._idle.risen(leaves)
         if node.parent is not None and node.users == 1 and not node.children:
             node.tokens = _cut(tokens, (at - len(node.blocks)) * size, full * size)
             node.blocks += blocks
@@ -284,18 +287,21 @@ class PrefixTree(Memory):
         if node.parent is None:
             self._drop_root(node)
         else:
-            node.leaves.add(node, 2 * node.leaves.nodes)
+            leaves = node.leaves
+            leaves.add(node, 2 * leaves.nodes)
+            if self._idle.many:
+                self._idle.risen(leaves)
 
     def _trim(self, wanted: int) -> None:
-        """Free `wanted` blocks, or those its tenant has above the next, at least a bite, at the end of the least
-        recently used idle leaf of who holds most; or all it has."""
-        leaves = self._idle.next()
+        """Free what is due of `wanted` blocks from who holds most, at least a bite, at the end of its least recently
+        used idle leaf; or all it has."""
+        leaves = self._idle.next(wanted)
         node = leaves.first()
         assert node is not None, "who gives way has an idle leaf"
         parent = node.parent
         assert parent is not None, "a root is never trimmed"
         blocks = node.blocks
-        wanted = max(min(wanted, self._idle.above), self._bite)
+        wanted = max(self._idle.due, self._bite)
         kept = len(blocks) - wanted
         # What is less than a bite goes with it.
         if kept >= self._bite:
@@ -324,7 +330,8 @@ class PrefixTree(Memory):
         request, border = sequence.request, sequence.border
         leaves = self._idle.of(request.prefix_group or request.tenant)
         leaves.nodes += 1
-        leaves.weight = request.weight
+        if leaves.weight != request.weight:
+            self._idle.weigh(leaves, request.weight)
         root = self._roots[border] = Node(None, b"", (), [], border, leaves)
         return root
 
@@ -349,7 +356,7 @@ class PrefixTree(Memory):
         for sequence in holders:
             own += sequence.blocks[sequence.shared_blocks :]
             node = sequence.shared
-            path = _path(node if isinstance(node, Node) else None)
+            path = path_of(node if isinstance(node, Node) else None)
             shared = [block for step in reversed(path) for block in step.blocks]
             expect(shared == sequence.blocks[: sequence.shared_blocks], "a table and its path in the tree disagree")
             for step in path:
@@ -385,12 +392,3 @@ def _equal(a: Tokens, b: Tokens) -> bool:
 def _cut(tokens: Tokens, start: int, end: int) -> Tokens:
     """tokens[start:end], and no copy where that is all of them."""
     return tokens if not start and end == len(tokens) else tokens[start:end]
-
-
-def _path(node: Node | None) -> list[Node]:
-    """From `node` up to its root."""
-    path: list[Node] = []
-    while node is not None:
-        path.append(node)
-        node = node.parent
-    return path
