@@ -10,6 +10,8 @@ import pytest
 import typer
 import yaml
 
+from penstock.catalog import architectures
+from penstock.catalog.hardware_load import devices
 from penstock.cli import VERBS, _load
 from penstock.deployment import Deployment, keys
 from penstock.observe.alerts import unknown_names
@@ -29,11 +31,12 @@ def flags_of(verb: str) -> set[str]:
 
 def commands(text: str) -> list[str]:
     """Command lines of `penstock` in a page: indented or fenced lines, and code in a sentence."""
-    lines = [line.split(" #")[0] for line in text.splitlines() if re.match(r" {4}\S|penstock ", line)]
+    text = re.sub(r"\n {5,}(?=\[?--)", " ", text)  # a usage that goes on in the next line
+    lines = [line.split(" #")[0] for line in text.splitlines() if re.match(r" {4}\S|\$ |penstock ", line)]
     return [
         found
         for one in (*lines, *re.findall(r"`([^`\n]+)`", text))
-        for found in re.findall(r"(?:^|\s|/)penstock (?=[a-z-])([^|>;#]*)", one)
+        for found in re.findall(r"(?:^|\s|/)penstock (?=[a-z-])((?:\[[^]]*\]|[^|>;#])*)", one)
     ]
 
 
@@ -46,8 +49,36 @@ def test_every_command_in_a_page_names_a_verb_and_flags_that_exist(page: Path) -
             continue
         assert words[0] in VERBS, line
         flags = known.setdefault(words[0], flags_of(words[0]))
-        for flag in re.findall(r"(?<=\s)(--?[a-z][\w.-]*)", line):
+        for flag in re.findall(r"(?:(?<=\s)|(?<=\[))(--?[a-z][\w.-]*)", line):
             assert flag in flags or flag == "--section.key", f"{flag} in: penstock {line}"
+
+
+def test_every_verb_has_a_section_that_names_no_flag_it_lacks() -> None:
+    parts = re.split(r"^## (.*)$", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    sections = {verb: body for title, body in zip(parts[1::2], parts[2::2], strict=True) for verb in title.split(", ")}
+    assert set(sections) == set(VERBS)
+    for verb, body in sections.items():
+        usage = "".join(line for line in body.splitlines(keepends=True) if line.startswith("    "))
+        title = next(each for each in parts[1::2] if verb in each.split(", "))
+        takes = set().union(*(flags_of(each) for each in title.split(", "))) | {"--section.key"}
+        assert [flag for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", usage) if flag not in takes] == [], verb
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_make_target_named_in_a_page_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = re.findall(r"(?:^ {4}|`)make ([a-z][\w-]*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [target for target in named if target not in targets] == []
+
+
+def test_the_pages_count_models_and_devices_as_the_catalogue_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PENSTOCK_HARDWARE_DIR", str(tmp_path))
+    for name in ("README.md", "docs/simulate.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert re.findall(r"# (\d+) (?:models by|public) name", text) == [str(len(architectures()))]
+        assert re.findall(r"(\d+) devices", text) == [str(len(devices()))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
