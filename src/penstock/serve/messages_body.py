@@ -70,6 +70,7 @@ class CountBody(Named, frozen=True, kw_only=True):
     tools: Annotated[list[Any], Meta(max_length=1024)] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: Thinking | None = None
+    output_config: dict[str, Any] | None = None
 
 
 class MessagesBody(CountBody, frozen=True, kw_only=True):
@@ -82,7 +83,6 @@ class MessagesBody(CountBody, frozen=True, kw_only=True):
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     metadata: dict[str, Any] | None = None
-    output_config: dict[str, Any] | None = None
     mcp_servers: list[Any] | None = None
     service_tier: str | None = None
 
@@ -167,17 +167,18 @@ def chat_of(body: CountBody, turns: list[Turn], template: str) -> ChatBody:
     """The same as a chat. `template`: text of the model's own. Raises InvalidRequest."""
     choice, parallel = _choice(body.tool_choice)
     kwargs = thinking_switch(body.thinking is not None and body.thinking.type != "disabled", template)
+    effort, form = _output(body.output_config)
     chat = ChatBody(
         messages=[turn.message() for turn in turns],
         tools=None if body.tools is None else [_tool(at, given) for at, given in enumerate(body.tools)],
         tool_choice=choice, parallel_tool_calls=parallel, chat_template_kwargs=kwargs, model=body.model,
+        reasoning_effort=effort if "reasoning_effort" in template else None,
     )  # fmt: skip
     if not isinstance(body, MessagesBody):
         return chat
-    effort, form = _output(body.output_config)
     return msgspec.structs.replace(
         chat, temperature=body.temperature, top_k=body.top_k, top_p=body.top_p, stop=body.stop_sequences,
-        response_format=form, reasoning_effort=effort if "reasoning_effort" in template else None,
+        response_format=form,
     )  # fmt: skip
 
 

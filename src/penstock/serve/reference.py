@@ -61,7 +61,7 @@ MEANING: Final[dict[str, str]] = {
     "include_stop_str_in_output": "Show the string or token that ended the answer.",
     "skip_special_tokens": "false: control tokens show in the text. Default true.",
     "logprobs": "Chat: a switch. Completions: the logprob of each token, and those of so many likeliest ones.",
-    "top_logprobs": "With `logprobs: true`: so many likeliest tokens at each place.",
+    "top_logprobs": "With `logprobs: true`: so many likeliest tokens at each place. Of /v1/responses: 0, or left out.",
     "prompt_logprobs": "Of the prompt's tokens by id, with rank; null for the first. Nothing is taken from the prefix "
     "cache then. n x prompt tokens x (this + 1) up to 262,144.",
     "echo": "The prompt comes first in the text; with `logprobs`, so do its log-probabilities.",

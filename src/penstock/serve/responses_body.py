@@ -62,6 +62,7 @@ class ResponsesBody(Named, frozen=True, kw_only=True):
     conversation: Any = None
     prompt: dict[str, Any] | None = None
     include: Annotated[list[str], Meta(max_length=64)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     truncation: str | None = None
     store: bool | None = None
     background: bool | None = None
@@ -78,6 +79,8 @@ def refuse_what_is_not_there(body: ResponsesBody) -> None:
         raise refuse("truncation", body.truncation, '"disabled", or leave it out: nothing is ever cut silently')
     if body.reasoning is not None and (summary := body.reasoning.summary or body.reasoning.generate_summary):
         raise refuse("reasoning.summary", summary, "leave it out: the reasoning itself is in the answer")
+    if body.top_logprobs:
+        raise refuse("top_logprobs", body.top_logprobs, "/v1/chat/completions with logprobs")
     for name in body.include or ():
         if name in _UNKNOWN_INCLUDE:
             raise refuse("include", name, "/v1/chat/completions with logprobs")
