@@ -146,7 +146,7 @@ def test_whoever_asks_the_tenant_that_holds_most_for_its_weight_gives_way(
         crowd.move("go", "")
     tree.forget([])
     tree.check([])
-    assert (tree.occupancy().free, tree._idle.tenants()) == (blocks, []), "nothing is remembered of who is gone"
+    assert (tree.occupancy().free, tree._idle.tenants) == (blocks, []), "nothing is remembered of who is gone"
 
 
 def test_the_rule_is_put_to_the_test() -> None:
@@ -226,7 +226,7 @@ def test_the_weight_that_counts_is_that_of_the_newest_request() -> None:
     left_idle(tree, "b", 2, 20, weight=1.0)
     left_idle(tree, "a", 1, 8, weight=4.0)  # half of it is found, the other half takes a block
     left_idle(tree, "c", 1, 12)
-    held = {leaves.name: (leaves.weight, leaves.blocks) for leaves in tree._idle.tenants()}
+    held = {leaves.name: (leaves.weight, leaves.blocks) for leaves in tree._idle.tenants}
     assert held == {"a": (4.0, 10), "b": (1.0, 7), "c": (1.0, 3)}, "b alone made room"
 
 

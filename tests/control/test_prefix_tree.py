@@ -151,7 +151,7 @@ def test_many_hits_on_one_prefix_leave_no_trail() -> None:
     tree = PrefixTree(blocks=16, block_tokens=BLOCK)
     for number in range(5000):
         keep(tree, number, (1,) * 12)
-    assert sum(len(leaves) for leaves in tree._idle.tenants()) <= 72
+    assert sum(len(leaves) for leaves in tree._idle.tenants) <= 72
 
 
 def test_ids_of_any_size_are_told_apart() -> None:

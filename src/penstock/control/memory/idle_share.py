@@ -23,20 +23,21 @@ _SLACK: Final = 64
 
 
 class IdleShare:
-    """The idle leaves of each tenant. O(log tenants) per eviction and per change; O(1) while there is one tenant."""
+    """The idle leaves of each tenant. O(log tenants) per eviction and per change; nothing while there is one tenant."""
 
     def __init__(self, *, fair: bool = True) -> None:
         """`fair`: False counts all as one tenant."""
         self._fair = fair
         self._by_name: dict[str, IdleLeaves] = {}
-        self._all: list[IdleLeaves] = []
+        self.tenants: list[IdleLeaves] = []
+        """All that have a root."""
         self._numbers = 0
         self._heap: list[tuple[float, int]] = []
         """(-level, number) of who may have an idle leaf. A level that has fallen is corrected when it comes up; one
         that is not what the tenant has `noted` counts no more."""
         self._numbered: dict[int, IdleLeaves] = {}
         self.many = False
-        """There is more than one tenant, so that `risen` must be told."""
+        """There is more than one tenant: `risen` must be told, and `next` asked."""
         self._weights = 0.0
         """Of all tenants."""
         self.due = 0
@@ -49,9 +50,9 @@ class IdleShare:
         if leaves is None:
             self._numbers += 1
             leaves = self._by_name[name] = self._numbered[self._numbers] = IdleLeaves(name, self._numbers)
-            self._all.append(leaves)
+            self.tenants.append(leaves)
             self._weights += leaves.weight
-            if not self.many and len(self._all) > 1:
+            if not self.many and len(self.tenants) > 1:
                 self.many = True
                 self._note_all()
         return leaves
@@ -59,9 +60,9 @@ class IdleShare:
     def gone(self, leaves: IdleLeaves) -> None:
         """No node is left."""
         del self._by_name[leaves.name], self._numbered[leaves.number]
-        self._all.remove(leaves)
+        self.tenants.remove(leaves)
         self._weights -= leaves.weight
-        self.many = len(self._all) > 1
+        self.many = len(self.tenants) > 1
 
     def weigh(self, leaves: IdleLeaves, weight: float) -> None:
         """Its weight from now on."""
@@ -76,16 +77,12 @@ class IdleShare:
         if level > leaves.noted:
             leaves.noted = level
             heappush(self._heap, (-level, leaves.number))
-            if len(self._heap) > 2 * len(self._all) + _SLACK:
+            if len(self._heap) > 2 * len(self.tenants) + _SLACK:
                 self._note_all()
 
     def next(self, wanted: int) -> IdleLeaves:
-        """Who gives way first, so that in the end there are `wanted` blocks: one that has an idle leaf. There must be
-        one."""
-        if not self.many:
-            only = self._all[0]
-            self.due = wanted
-            return only
+        """Who of `many` gives way first, so that in the end there are `wanted` blocks: one that has an idle leaf. There
+        must be one."""
         heap = self._heap
         while True:
             entry = heap[0]
@@ -111,13 +108,9 @@ class IdleShare:
         self.due = int(above + (wanted - above) * leaves.weight / self._weights)
         return leaves
 
-    def tenants(self) -> list[IdleLeaves]:
-        """All that have a root."""
-        return self._all
-
     def _note_all(self) -> None:
         self._heap = []
-        for leaves in self._all:
+        for leaves in self.tenants:
             leaves.noted = leaves.blocks / leaves.weight
             self._heap.append((-leaves.noted, leaves.number))
         heapify(self._heap)

@@ -295,13 +295,18 @@ class PrefixTree(Memory):
     def _trim(self, wanted: int) -> None:
         """Free what is due of `wanted` blocks from who holds most, at least a bite, at the end of its least recently
         used idle leaf; or all it has."""
-        leaves = self._idle.next(wanted)
+        idle = self._idle
+        if idle.many:
+            leaves = idle.next(wanted)
+            wanted = idle.due
+        else:
+            leaves = idle.tenants[0]
         node = leaves.first()
         assert node is not None, "who gives way has an idle leaf"
         parent = node.parent
         assert parent is not None, "a root is never trimmed"
         blocks = node.blocks
-        wanted = max(self._idle.due, self._bite)
+        wanted = max(wanted, self._bite)
         kept = len(blocks) - wanted
         # What is less than a bite goes with it.
         if kept >= self._bite:
@@ -363,7 +368,7 @@ class PrefixTree(Memory):
                 users[id(step)] = users.get(id(step), 0) + 1
         in_tree: list[int] = []
         cached = 0
-        counted: dict[str, tuple[int, int]] = {leaves.name: (0, 0) for leaves in self._idle.tenants()}
+        counted: dict[str, tuple[int, int]] = {leaves.name: (0, 0) for leaves in self._idle.tenants}
         for node in self._nodes():
             in_tree += node.blocks
             nodes, blocks = counted[node.leaves.name]
@@ -374,7 +379,7 @@ class PrefixTree(Memory):
             for key, child in node.children.items():
                 expect(child.parent is node and key == child.key == self._key(child.tokens), "a child is misfiled")
                 expect(not child.users or node.users > 0, "a used node hangs below an unused one")
-        for leaves in self._idle.tenants():
+        for leaves in self._idle.tenants:
             expect(counted[leaves.name] == (leaves.nodes, leaves.blocks), "a tenant's nodes or blocks were miscounted")
         expect(cached == self._cached, f"{cached} blocks are idle in the tree, {self._cached} were counted")
         expect(sorted(own + in_tree + self._free) == list(range(self.total)), "a block is lost, or has two owners")
