@@ -9,6 +9,7 @@ from engine_driver import Driver
 from penstock.control.step import Step
 from penstock.engine.engine import Engine
 from penstock.engine.loader import load_model
+from penstock.engine.ops.layers import SMALL_STEPS
 from penstock.engine.ops.native import NativeKernels, load_native
 from penstock.engine.ops.portable import PortableKernels
 
@@ -43,6 +44,8 @@ def keys_values_and_tokens(model, kernels, threads):
             step = Step(0)
             if tokens:
                 driver.admit(step, "d")
+                for name in ("a", "b", "c"):
+                    driver.join(step, name)
             driver.decode(step)
             driver.chunk(step, "d", tokens)
             driver.run(step)
@@ -86,3 +89,36 @@ def test_other_kernels_are_called_one_by_one(checkpoint):
     model = load_model(checkpoint("llama")).model
     assert isinstance(load_native(), NativeKernels)
     assert model.whole(PortableKernels()) is None
+
+
+def test_working_memory_follows_the_steps_down_after_a_while_and_up_at_once(checkpoint):
+    model = load_model(checkpoint("llama"))
+    layers = model.model.whole(load_native())
+    assert layers is not None
+    prompt = [3 + number % 50 for number in range(96)]
+    driver = Driver(Engine(model, blocks=60, block_tokens=BLOCK, max_seqs=4), 60, BLOCK)
+
+    def prefill(name):
+        driver.add(name, prompt, SMALL_STEPS + 2)
+        driver.prefill(name)
+        return layers.working_bytes
+
+    def decode(steps):
+        for _ in range(steps):
+            step = Step(0)
+            if not driver.decoding:
+                driver.join(step, next(iter(driver.requests)))
+            driver.decode(step)
+            driver.run(step)
+        return layers.working_bytes
+
+    large = prefill("a")
+    assert decode(SMALL_STEPS - 1) == large
+    assert 4 * decode(1) < large
+    expected = driver.output["a"][:SMALL_STEPS]
+    driver.engine.close()
+
+    driver = Driver(Engine(model, blocks=60, block_tokens=BLOCK, max_seqs=4), 60, BLOCK)
+    assert prefill("b") == large
+    decode(SMALL_STEPS)
+    assert driver.output["b"][:SMALL_STEPS] == expected

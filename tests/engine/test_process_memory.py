@@ -22,6 +22,10 @@ Anonymous:             0 kB
 Anonymous:             0 kB
 7f0000007000-7f0000009000 r-xp 00000000 fe:00 1236    /opt/a folder/lib.so
 Anonymous:             0 kB
+7f0000009000-7f000000a000 r--p 00002000 fe:00 1236    /opt/a folder/lib.so
+Anonymous:             4 kB
+7f000000a000-7f000000b000 r--s 00000000 fe:00 1237    /opt/shared
+Anonymous:             0 kB
 """
 
 PROGRAM = """
@@ -46,8 +50,28 @@ print(after - anonymous, files, files_after)
 """
 
 
-def test_only_text_that_is_as_its_file_has_it_is_dropped() -> None:
-    assert text_mappings(SMAPS) == [(0x7F0000000000, 0x3000), (0x7F0000007000, 0x2000)]
+HOLES = """
+import torch
+from penstock.engine.process_memory import loading, trim
+
+def held():
+    with open("/proc/self/smaps_rollup") as rollup:
+        return sum(int(words[1]) for words in map(str.split, rollup) if words[0] == "Anonymous:") / 1024
+
+with loading():
+    pass  # from here on working memory comes from the heap
+before = held()
+kept = [(torch.ones(1 << 20), torch.ones(1 << 16)) for _ in range(20)]
+kept = [small for _, small in kept]
+with_holes = held()
+trim()
+assert sum(int(one.sum()) for one in kept) == 20 << 16
+print(with_holes - before, held() - before)
+"""
+
+
+def test_only_text_and_constants_that_are_as_their_file_has_them_are_dropped() -> None:
+    assert text_mappings(SMAPS) == [(0x7F0000000000, 0x3000), (0x7F0000005000, 0x1000), (0x7F0000007000, 0x2000)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only done on Linux")
@@ -56,3 +80,11 @@ def test_what_loading_frees_is_given_back_and_what_it_keeps_is_whole() -> None:
     grown, files_before, files_after = (float(word) for word in done.stdout.split())
     assert grown < 80 + 8  # MiB: what is kept, without the 4 MiB that were read before each
     assert files_after < files_before / 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only done on Linux")
+def test_trimming_gives_back_what_lies_free_between_what_is_kept() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    with_holes, trimmed = (float(word) for word in done.stdout.split())
+    assert with_holes > 80  # MiB: 4 of each hole, 0.25 of each that is kept
+    assert trimmed < 5 + 3

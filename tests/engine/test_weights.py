@@ -47,7 +47,7 @@ def int8_codes(weight: Int8Panels | Int8WeightPanels) -> Tensor:
 
 
 def int4_matrix(weight: Int4Panels) -> Tensor:
-    """What the panels stand for, [O, I] float64: see products_int.c for their layout."""
+    """What the panels stand for, [O, I] float64: see products_int4.c for their layout."""
     panels, groups, _ = weight.packed.shape
     codes = weight.packed[..., :512].reshape(panels, groups, 2, 4, 16, 4)
     both = torch.stack((codes & 15, codes >> 4), dim=3).double() - 8

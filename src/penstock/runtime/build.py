@@ -71,6 +71,7 @@ def build(deployment: Deployment, on_phase: OnPhase, on_read: OnRead | None = No
         from penstock.engine.device_engine import DeviceEngine, engine_for
         from penstock.engine.loader import load_model
         from penstock.engine.ops.kernels import kernels_for
+        from penstock.engine.process_memory import settle
 
         threads = deployment.hardware.threads
         if threads is not None:
@@ -109,6 +110,7 @@ def build(deployment: Deployment, on_phase: OnPhase, on_read: OnRead | None = No
         say(f"a decode step of one sequence takes {_warm_up(model, deployment, pooling) * 1e3:.2f} ms")
         if isinstance(engine, DeviceEngine):
             say(f"{engine.warm_up()} graphs of decode steps")
+        settle()
     checkpoint = hash_of_checkpoint(size.path)
     info = ModelInfo(
         name=deployment.model.name or size.path.name, path=str(size.path), architecture=size.architecture,

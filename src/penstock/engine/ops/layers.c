@@ -55,12 +55,14 @@ static size_t lay_out(const Model *m, long rows, long threads, char *from, Place
         const Matrix *all[] = {&l->qkv, &l->out, &l->gate_up, &l->down};
         for (int k = 0; k < 4; k++) room = larger_of(room, penstock_room(all[k], rows, m->half));
     }
-    size_t sizes[] = {lines(rows * widest * element), lines(rows * (queries + 2 * keys) * element),
-                      lines(rows * gate_up * element), lines(room), penstock_team_bytes(threads)};
-    void **places[] = {&at->h, &at->qkv, &at->gate_up, &at->room, (void **)&at->taken};
+    /* What attention reads has been read before the MLP writes: one place for both. */
+    size_t sizes[] = {lines(rows * widest * element), lines(rows * larger_of(queries + 2 * keys, gate_up) * element),
+                      lines(room), penstock_team_bytes(threads)};
+    void **places[] = {&at->h, &at->qkv, &at->room, (void **)&at->taken};
     size_t sum = 0;
-    for (int i = 0; i < 5; sum += sizes[i++])
+    for (int i = 0; i < 4; sum += sizes[i++])
         if (from) *places[i] = from + sum;
+    if (from) at->gate_up = at->qkv;
     return sum;
 }
 

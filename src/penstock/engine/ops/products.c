@@ -109,7 +109,7 @@ INLINE void widen_bfloat16(float *to, const uint16_t *panel, long k, long depth)
     }
 }
 
-/* The same of int8 panels (products_int.c), where the bytes of four k make a word; k is a multiple of four. Values
+/* The same of int8 panels (products_int8.c), where the bytes of four k make a word; k is a multiple of four. Values
  * are whole numbers: the scale of each output comes last. */
 INLINE void widen_int8(float *to, const int8_t *panel, long k, long depth) {
     for (long i = 0; i < depth; i++)
@@ -178,14 +178,19 @@ INLINE long partial_bytes(const Product *p, long rows) {
 }
 
 size_t penstock_room(const Matrix *m, long rows, long half) {
-    if (m->kind >= INT8) return penstock_room_int(m, rows);
+    if (m->kind == INT8) return penstock_room_int8(m, rows);
+    if (m->kind == INT4) return penstock_room_int4(m, rows);
     Product p = shape(m, rows, half);
     return (size_t)(copy_bytes(&p, rows) + partial_bytes(&p, rows));
 }
 
 void penstock_multiply(Team *team, const Matrix *m, const void *x, void *out, long rows, long half, void *room) {
-    if (m->kind >= INT8) {
-        penstock_multiply_int(team, m, x, out, rows, room);
+    if (m->kind == INT8) {
+        penstock_multiply_int8(team, m, x, out, rows, room);
+        return;
+    }
+    if (m->kind == INT4) {
+        penstock_multiply_int4(team, m, x, out, rows, room);
         return;
     }
     Product p = shape(m, rows, half);

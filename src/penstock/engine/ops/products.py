@@ -1,4 +1,4 @@
-"""products.c and products_int.c through ctypes: packing weights into panels, and products with them.
+"""products.c, products_int8.c and products_int4.c through ctypes: packing weights into panels, and products with them.
 
 T rows, O outputs, I inputs. Tensors are contiguous and on the CPU; threads follow torch.get_num_threads().
 """
@@ -19,11 +19,16 @@ PANEL: Final = 32
 KINDS: Final = {"float32": 0, "bfloat16": 1, "int8_weights": 2, "int8": 3, "int4": 4}
 """How team.h numbers the forms of packed weights."""
 
+_LARGE: Final = 1 << 16
+"""Elements of a result from which on it comes in few sizes."""
+_ROWS: Final = 16
+"""Whose multiples those are."""
+
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
 
 class Products:
-    """The functions of the two files. Each raises MemoryError when its working memory cannot be had."""
+    """The functions of the three files. Each raises MemoryError when its working memory cannot be had."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._pack = library.penstock_pack
@@ -48,7 +53,7 @@ class Products:
         """x [T, I] times panels of one of the first three KINDS; `scales` [O] go with int8, and x is float32 then."""
         rows, inputs = x.shape
         x = x.contiguous()
-        out = x.new_empty(rows, outputs)
+        out = _result(x, rows, outputs)
         _check(
             self._product(
                 x.data_ptr(), packed.data_ptr(), _address(scales), _address(bias), out.data_ptr(), rows, inputs,
@@ -75,7 +80,7 @@ class Products:
         """x [T, I] float32, made int8 by row, times what pack_int8 gave."""
         (rows, inputs), outputs = x.shape, scales.shape[0]
         x = x.contiguous()
-        out = x.new_empty(rows, outputs)
+        out = _result(x, rows, outputs)
         _check(
             self._product_int8(
                 x.data_ptr(), packed.data_ptr(), scales.data_ptr(), sums.data_ptr(), _address(bias), out.data_ptr(),
@@ -100,7 +105,7 @@ class Products:
         """x [T, I] float32, made int8 by row and group, times what pack_int4 gave."""
         rows, inputs = x.shape
         x = x.contiguous()
-        out = x.new_empty(rows, outputs)
+        out = _result(x, rows, outputs)
         _check(
             self._product_int4(
                 x.data_ptr(), packed.data_ptr(), _address(bias), out.data_ptr(), rows, inputs, outputs,
@@ -119,6 +124,14 @@ def load_products() -> Products:
 def _function(function: ctypes._NamedFuncPointer, pointers: int, numbers: int) -> ctypes._NamedFuncPointer:
     function.argtypes, function.restype = [_POINTER] * pointers + [_LONG] * numbers, ctypes.c_int
     return function
+
+
+def _result(x: Tensor, rows: int, outputs: int) -> Tensor:
+    """[rows, outputs], not written yet. Large ones of steps that differ by a few rows have one size, and so one place
+    in the heap: logits of every size would leave holes of every size behind."""
+    if rows * outputs < _LARGE:
+        return x.new_empty(rows, outputs)
+    return x.new_empty(-(-rows // _ROWS) * _ROWS, outputs)[:rows]
 
 
 def _address(tensor: Tensor | None) -> int | None:

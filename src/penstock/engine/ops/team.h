@@ -73,15 +73,17 @@ static inline void penstock_barrier(const Team *team) {
     }
 }
 
-/* ---- products.c, products_int.c ---- */
+/* ---- products.c, products_int8.c, products_int4.c ---- */
 
 /* Bytes of working memory for `rows` rows, of float or bfloat16 (`half`). */
 size_t penstock_room(const Matrix *m, long rows, long half);
-size_t penstock_room_int(const Matrix *m, long rows);
+size_t penstock_room_int8(const Matrix *m, long rows);
+size_t penstock_room_int4(const Matrix *m, long rows);
 /* x [rows, inputs] times the weight, plus bias: out [rows, outputs], both of one type, float unless the kind allows
  * bfloat16. `room`: aligned to 64. */
 void penstock_multiply(Team *team, const Matrix *m, const void *x, void *out, long rows, long half, void *room);
-void penstock_multiply_int(Team *team, const Matrix *m, const float *x, float *out, long rows, void *room);
+void penstock_multiply_int8(Team *team, const Matrix *m, const float *x, float *out, long rows, void *room);
+void penstock_multiply_int4(Team *team, const Matrix *m, const float *x, float *out, long rows, void *room);
 
 /* ---- native.c ---- */
 

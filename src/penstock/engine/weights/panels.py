@@ -1,4 +1,4 @@
-"""Weights for the C kernels: panels that a product reads once and in order (ops/products.c, ops/products_int.c).
+"""Weights for the C kernels: panels that a product reads once and in order (ops/products*.c).
 
 In each form a row's result is the same to the bit whatever rows stand beside it.
 """
