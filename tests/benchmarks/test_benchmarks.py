@@ -14,7 +14,12 @@ FOLDER = ROOT / "benchmarks"
 RESULTS = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 SCRIPTS = [file for file in sorted(FOLDER.glob("*.py")) if "ArgumentParser(" in file.read_text(encoding="utf-8")]
-PAGES = [FOLDER / "RESULTS.md", *sorted((FOLDER / "results").glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    FOLDER / "RESULTS.md",
+    *sorted((FOLDER / "results").glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def anchors(page: Path) -> set[str]:
