@@ -44,6 +44,7 @@ def test_an_override_wins_over_the_file_and_leaves_its_neighbours(tmp_path: Path
         ({"policy": {"token_budget": 64}}, "policy.token_budget", "129"),
         ({"policy": {"ageing_s": 5}}, "policy.ageing_s", "shortest"),
         ({"memory": {"kind": "reserved", "watermark": 0.2}}, "memory.watermark", "paged"),
+        ({"memory": {"kind": "paged", "evict_idle": "lru"}}, "memory.evict_idle", "prefix_tree"),
         ({"policy": {"evict": "swap"}, "memory": {"kind": "reserved", "host_bytes": 1024}}, "policy.evict", "paged"),
         ({"policy": {"name": "orca", "compose": "stall_free"}}, "policy.name", "compose"),
         ({"policy": {"order": "priority", "ageing_s": ".inf"}}, "policy.ageing_s", "priority"),

@@ -156,3 +156,19 @@ def test_measurements_over_another_link_are_not_used_for_the_one_that_was_named(
     assert [between.price(each).model for each in (near, far, product)] == ["tables", "roofline", "tables"]
     assert between.price(swap).seconds == pytest.approx(80e-6 + 8e9 * (1 / 6.8e9 + 1 / 4e9) / 2)
     assert between.uses_spread
+
+
+def test_whose_cached_prefixes_give_way_is_the_same_rule_in_a_simulation() -> None:
+    tenants = {"model.path": "llama-3.2-1b", "hardware.name": "h100-sxm", "memory.kv_bytes": "150MB",
+               "workload.requests": 300, "workload.rate": 200, "workload.prompt_tokens": "600",
+               "workload.output_tokens": "8", "workload.shared_prefix.tokens": 512,
+               "workload.shared_prefix.groups": 8}  # fmt: skip
+
+    def found(**more: Any) -> int:
+        return int(run(**tenants, **more).requests.cached_tokens.sum())
+
+    alone = {rule: found(**{"memory.evict_idle": rule}) for rule in ("fair", "lru")}
+    assert alone["fair"] == alone["lru"] > 0
+    six = {rule: found(**{"memory.evict_idle": rule, "workload.tenants": 6}) for rule in ("fair", "lru")}
+    assert 0 < six["fair"] != six["lru"]
+    assert found(**{"workload.tenants": 6}) == six["fair"]
