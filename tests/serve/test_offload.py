@@ -40,6 +40,17 @@ def test_work_that_takes_too_long_is_the_callers_fault() -> None:
         asyncio.run(main())
 
 
+def test_a_server_that_stood_still_blames_no_prompt() -> None:
+    async def main() -> bool:
+        loop = asyncio.get_running_loop()
+        there = threading.Event()
+        loop.call_later(0.01, time.sleep, 1.4)  # for the event loop the same as a stop, of which the work knows nothing
+        loop.call_later(0.02, there.set)
+        return await Offload(max_pending=1, limit_s=0.3).run(lambda: there.wait(20), characters=BIG, field="prompt")
+
+    assert asyncio.run(main())
+
+
 def test_what_waits_for_a_thread_is_bounded() -> None:
     go_on = threading.Event()
 

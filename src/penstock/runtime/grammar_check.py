@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Final
 
 from penstock.errors import InvalidRequest, Overloaded
+from penstock.runtime.patience import patience
 
 LIMIT_S: Final = 2.0
 """CPU seconds of one job."""
@@ -202,7 +203,7 @@ class GrammarCheck:
         answer = b""
         try:
             with contextlib.suppress(TimeoutError, ConnectionError, ValueError):
-                async with asyncio.timeout(limit_s):
+                async with patience(limit_s):
                     process.stdin.write(line)
                     await process.stdin.drain()
                     answer = await process.stdout.readline()

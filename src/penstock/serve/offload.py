@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from penstock.errors import InvalidRequest, Overloaded
+from penstock.runtime.patience import patience
 
 INLINE_CHARACTERS: Final = 4_000
 """Below this a tokenizer is done sooner (about a millisecond) than a thread has answered under load."""
@@ -58,7 +59,8 @@ class Offload:
         running = asyncio.get_running_loop().run_in_executor(self._pool, timed)
         running.add_done_callback(self._finished)
         try:
-            return await asyncio.wait_for(asyncio.shield(running), self._limit_s)
+            async with patience(self._limit_s):
+                return await asyncio.shield(running)
         except TimeoutError:
             running.cancel()
             raise InvalidRequest(
