@@ -1,6 +1,6 @@
 """Whose idle prefixes give way: a tenant that floods pays with its own before it takes another's share.
 
-The rule is checked at every trim against a recount of the whole tree; what follows from it, against any flood.
+The rule is checked against a recount of the whole tree whenever room was made; what follows from it, against any flood.
 """
 
 from __future__ import annotations
@@ -31,56 +31,54 @@ def owner(node: Node) -> str:
     return node.border[0]
 
 
-def holdings(tree: PrefixTree) -> dict[str, tuple[int, int, Node | None]]:
-    """By tenant or group: blocks of its prefixes, those of them that idle, and its leaf that has idled longest."""
-    found: dict[str, tuple[int, int, Node | None]] = {}
+def holdings(tree: PrefixTree) -> dict[str, tuple[int, int]]:
+    """By tenant or group: blocks of its prefixes, and those of them that idle."""
+    found: dict[str, tuple[int, int]] = {}
     for node in tree._nodes():
-        held, idle, oldest = found.get(owner(node), (0, 0, None))
-        if node.idle_leaf and (oldest is None or node.stamp < oldest.stamp):
-            oldest = node
+        held, idle = found.get(owner(node), (0, 0))
         blocks = len(node.blocks)
-        found[owner(node)] = held + blocks, idle + (0 if node.users else blocks), oldest
+        found[owner(node)] = held + blocks, idle + (0 if node.users else blocks)
     return found
 
 
-class Watched(PrefixTree):
-    """Checks the rule at each trim."""
+class Watch:
+    """Over what makes room: checks afterwards who gave it, and which of its leaves."""
 
-    weights = WEIGHTS
-    trims = 0
+    def __init__(self, tree: PrefixTree, weights: dict[str, float]) -> None:
+        self.tree, self.weights, self.made_room = tree, weights, 0
 
-    def take(self, count: int) -> list[int]:
-        before = holdings(self)
-        taken = super().take(count)
-        after = holdings(self)
-        level = {name: Fraction(held) / Fraction(self.weights[name]) for name, (held, _, _) in after.items()}
-        bites = Fraction(2 * self._bite - 1)
-        for name, (held, _, _) in before.items():
-            if after.get(name, (0, 0, None))[0] < held:
-                left = level.get(name, Fraction(0)) + bites / Fraction(self.weights[name])
-                others = [level[other] for other, (_, idle, _) in after.items() if idle and other != name]
-                assert left >= max(others, default=Fraction(0)), "nobody with idle blocks is left with more"
-        return taken
+    def __enter__(self) -> None:
+        self.held = holdings(self.tree)
+        self.leaves = [
+            (owner(node), node, node.parent, len(node.blocks)) for node in self.tree._nodes() if node.idle_leaf
+        ]
 
-    def _trim(self, wanted: int) -> None:
-        before = holdings(self)
-        leaves = {name: (leaf, len(leaf.blocks)) for name, (_, _, leaf) in before.items() if leaf is not None}
-        super()._trim(wanted)
-        self.trims += 1
-        after = holdings(self)
-        lost = {name: held - after.get(name, (0, 0, None))[0] for name, (held, _, _) in before.items()}
-        (victim,) = [name for name, blocks in lost.items() if blocks]
-        level = {name: Fraction(before[name][0]) / Fraction(self.weights[name]) for name in leaves}
-        assert level[victim] == max(level.values()), "who holds most for its weight gives way"
-        leaf, had = leaves[victim]
-        assert had - len(leaf.blocks) == lost[victim], "and of its leaves, the one that has idled longest"
+    def __exit__(self, *raised: object) -> None:
+        after = holdings(self.tree)
+        level = {name: Fraction(held) / Fraction(self.weights[name]) for name, (held, _) in after.items()}
+        for name, (held, _) in self.held.items():
+            if after.get(name, (0, 0))[0] == held:
+                continue
+            self.made_room += 1
+            left = level.get(name, Fraction(0)) + (2 * self.tree._bite - 1) / Fraction(self.weights[name])
+            others = [level[other] for other, (_, idle) in after.items() if idle and other != name]
+            assert left >= max(others, default=Fraction(0)), "nobody with idle blocks is left with more"
+            shorter, kept = [], []
+            for of, node, parent, had in self.leaves:
+                if of == name and (node.parent is parent or node.parent is None) and not node.users:
+                    (shorter if len(node.blocks) < had else kept).append(node.stamp)
+            # None is shorter where the only one was split before: its lower part gave room then.
+            assert max(shorter, default=-1) < min(kept, default=1 << 60), (
+                "and of its leaves, those that have idled longest"
+            )
 
 
 class Crowd:
     """Requests of several tenants that come, are computed in part or whole, answered, cancelled, in any order."""
 
-    def __init__(self, tree: PrefixTree, seed: int, longest: int) -> None:
+    def __init__(self, tree: PrefixTree, seed: int, longest: int, weights: dict[str, float]) -> None:
         self.tree, self.chance, self.longest = tree, random.Random(seed), longest
+        self.weights, self.watch = weights, Watch(tree, weights)
         self.running: list[Sequence] = []
         self.count = 0
 
@@ -92,11 +90,13 @@ class Crowd:
         one = Sequence(
             Request(
                 id=str(self.count), prompt=prompt, max_tokens=self.longest, tenant=tenant, prefix_group=group,
-                weight=WEIGHTS[group or tenant], salt=self.chance.choice(("", "", "salt")),
+                weight=self.weights[group or tenant], salt=self.chance.choice(("", "", "salt")),
             ),
             self.count, 0.0,
         )  # fmt: skip
-        if self.tree.admit(one, len(prompt), 0) is not None:
+        with self.watch:
+            admitted = self.tree.admit(one, len(prompt), 0)
+        if admitted is not None:
             self.running.append(one)
 
     def work(self) -> None:
@@ -105,7 +105,8 @@ class Crowd:
         one = self.chance.choice(self.running)
         self.tree.publish(one, self.chance.randrange(one.prompt_tokens + 1))
         if self.tree.available() and self.chance.random() < 0.5:
-            self.tree.give(one.blocks)
+            with self.watch:
+                self.tree.give(one.blocks)
 
     def go(self) -> None:
         if not self.running:
@@ -138,8 +139,8 @@ def test_whoever_asks_the_tenant_that_holds_most_for_its_weight_gives_way(
     seed: int, script: list[tuple[str, str]], size: tuple[int, int]
 ) -> None:
     blocks, longest = size
-    tree = Watched(blocks, BLOCK)
-    crowd = Crowd(tree, seed, longest)
+    tree = PrefixTree(blocks, BLOCK)
+    crowd = Crowd(tree, seed, longest, WEIGHTS)
     for name, who in script:
         crowd.move(name, who)
     while crowd.running:
@@ -150,11 +151,11 @@ def test_whoever_asks_the_tenant_that_holds_most_for_its_weight_gives_way(
 
 
 def test_the_rule_is_put_to_the_test() -> None:
-    tree = Watched(24, BLOCK)
-    crowd = Crowd(tree, 1, 40)
+    tree = PrefixTree(24, BLOCK)
+    crowd = Crowd(tree, 1, 40, WEIGHTS)
     for _ in range(300):
         crowd.move(crowd.chance.choice(("come", "work", "go")), crowd.chance.choice(sorted(MEMBERS)))
-    assert tree.trims > 50
+    assert crowd.watch.made_room > 50
 
 
 def left_idle(tree: PrefixTree, tenant: str, prompts: int, tokens: int, weight: float = 1.0) -> list[tuple[int, ...]]:
@@ -182,18 +183,18 @@ def left_idle(tree: PrefixTree, tenant: str, prompts: int, tokens: int, weight: 
 def test_whatever_a_flood_does_the_other_keeps_its_share_of_what_running_requests_leave(
     seed: int, flood: list[str], prompts: int, weight: float
 ) -> None:
-    total = 60
+    total = 60  # so that a bite is one block
     tree = PrefixTree(total, BLOCK)
     left_idle(tree, "quiet", prompts, 5 * BLOCK, weight)
     had = tree.occupancy().cached
     assert had == 5 * prompts
-    crowd = Crowd(tree, seed, 40)
+    crowd = Crowd(tree, seed, 40, WEIGHTS | {"quiet": weight})
     most_running = 0
     for move in flood:
         crowd.move(move, "flood")
         most_running = max(most_running, tree.occupancy().held)
         share = weight / (weight + WEIGHTS["flood"]) * (total - most_running)
-        assert holdings(tree).get("quiet", (0, 0, None))[1] > min(had, share) - 1
+        assert holdings(tree).get("quiet", (0, 0))[1] > min(had, share) - 1
 
 
 def hits(tree: PrefixTree, prompts: list[tuple[int, ...]], tenant: str) -> list[int]:
@@ -212,11 +213,7 @@ def hits(tree: PrefixTree, prompts: list[tuple[int, ...]], tenant: str) -> list[
 def test_a_flood_one_by_one_takes_nothing_unless_all_count_as_one(fair: bool, kept: int) -> None:
     tree = PrefixTree(40, BLOCK, fair=fair)
     prompts = left_idle(tree, "quiet", 3, 20)
-    for start in range(50):
-        crowd = Crowd(tree, start, 40)
-        crowd.count = 100 * start
-        crowd.move("come", "flood")
-        crowd.move("go", "flood")
+    left_idle(tree, "flood", 50, 20)
     assert sum(hits(tree, prompts, "quiet")) == kept
 
 
