@@ -58,8 +58,10 @@ def test_a_real_run_as_its_client_and_as_control_saw_it(run: Run, tmp_path: Path
     for client, control in zip(seen, known[1:], strict=True):
         assert (client.prompt_tokens, client.output_tokens) == (control.prompt_tokens, control.output_tokens) == (40, 8)
         assert len(control.token_s) == 8
-        assert 0 < (ttft_s(control) or 0) < (ttft_s(client) or 0), "what control saw lies within what the client saw"
-        assert 0 < (e2e_s(control) or 0) < (e2e_s(client) or 0)
+        # What control saw lies within what the client saw: since the request was due, as the note of when it was sent
+        # may come late on a busy machine.
+        assert 0 < (ttft_s(control) or 0) < client.token_s[0] - client.arrival_s
+        assert 0 < (e2e_s(control) or 0) < client.token_s[-1] - client.arrival_s
 
     code, out, _ = run("compare", whole, requests)
     assert code == 0
