@@ -61,7 +61,7 @@ def test_a_real_run_as_its_client_and_as_control_saw_it(run: Run, tmp_path: Path
         # What control saw lies within what the client saw: since the request was due, as the note of when it was sent
         # may come late on a busy machine.
         assert 0 < (ttft_s(control) or 0) < client.token_s[0] - client.arrival_s
-        assert 0 < (e2e_s(control) or 0) < client.token_s[-1] - client.arrival_s
+        assert 0 < (e2e_s(control) or 0) < client.end_s - client.arrival_s, "the last token may bring no text"
 
     code, out, _ = run("compare", whole, requests)
     assert code == 0
