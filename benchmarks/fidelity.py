@@ -17,7 +17,8 @@ out afterwards from the record, from nothing that came later.
     python benchmarks/fidelity.py [--requests 400] [--threads 1] [--folder build/fidelity]
 
 Aim: 5 % on p50, 10 % on p99. Whatever else the machine does meanwhile is part of the measurement and not of the
-prediction: the CPUs that others took are shown, and the probe before and after. `pace` is how long the cell's steps
+prediction: the CPUs that others took are shown, those that the host of a virtual machine took, and the probe before and
+after. `pace` is how long the cell's steps
 took over what the table says of the very same steps: 1 on a machine that ran as it did when it was calibrated. The
 error `at that pace` is that of the prediction for a machine so much slower: what remains is not the machine's doing.
 It knows the run, so it explains and does not count.
@@ -197,8 +198,9 @@ def rolling(cell: Cell, schedule: Schedule, pace: float, options: argparse.Names
     return Served(*joined), paces
 
 
-async def serve(cell: Cell, seed: int, out: Path) -> float:
-    """The cell's arrivals through the server's worker process. Returns the CPUs that other programs took meanwhile."""
+async def serve(cell: Cell, seed: int, out: Path) -> tuple[float, float]:
+    """The cell's arrivals through the server's worker process. Returns the CPUs that other programs took
+    meanwhile, and those that other guests of the host took."""
     server = cell.deployment.server.model_copy(update={"record": str(out)})
     service = await Service.start(cell.deployment.model_copy(update={"server": server}))
     generator = np.random.default_rng(seed)
@@ -221,13 +223,14 @@ async def serve(cell: Cell, seed: int, out: Path) -> float:
 
     before = cpu_seconds(pid)
     await asyncio.gather(*(client(request, float(at)) for request, at in zip(requests, rows.arrival_s, strict=True)))
-    all_s, mine_s, wall_s = (after - now for after, now in zip(cpu_seconds(pid), before, strict=True))
+    all_s, mine_s, stolen_s, wall_s = (after - now for after, now in zip(cpu_seconds(pid), before, strict=True))
     await service.close()
-    return max(0.0, (all_s - mine_s) / wall_s)
+    return max(0.0, (all_s - mine_s) / wall_s), stolen_s / wall_s
 
 
-def cpu_seconds(pid: int | None) -> tuple[float, float, float]:
-    """CPU seconds of everything on this machine, of this process and its worker; and the wall clock."""
+def cpu_seconds(pid: int | None) -> tuple[float, float, float, float]:
+    """CPU seconds of everything on this machine, of this process and its worker, stolen by the host; and the wall
+    clock."""
     tick = os.sysconf("SC_CLK_TCK")
     with open("/proc/stat", encoding="ascii") as lines:
         fields = [int(value) for value in lines.readline().split()[1:]]
@@ -235,7 +238,8 @@ def cpu_seconds(pid: int | None) -> tuple[float, float, float]:
     if pid is not None:
         with open(f"/proc/{pid}/stat", encoding="ascii") as line:
             mine += sum(int(value) for value in line.read().rpartition(")")[2].split()[11:13]) / tick
-    return (sum(fields) - fields[3] - fields[4]) / tick, mine, time.monotonic()
+    idle, waiting, stolen = fields[3], fields[4], fields[7]
+    return (sum(fields[:8]) - idle - waiting - stolen) / tick, mine, stolen / tick, time.monotonic()
 
 
 def served(schedule: Schedule) -> Served:
@@ -254,7 +258,7 @@ def run(cells: list[Cell], options: argparse.Namespace) -> Iterator[dict[str, An
         while (before := probe.slowness(21)) > DISTURBED and time.monotonic() < patience:
             time.sleep(0.5)
         second = probed(cell, number, options)
-        others = asyncio.run(serve(cell, number, out))
+        others, stolen = asyncio.run(serve(cell, number, out))
         after, schedule = probe.slowness(21), read_schedule(out)
         real, pace = served(schedule).figures(), pace_of(cell, list(loads(schedule)))
         paced = at_pace(cell, pace, options).figures()
@@ -267,6 +271,7 @@ def run(cells: list[Cell], options: argparse.Namespace) -> Iterator[dict[str, An
             "rolling": third, "rolling_paces": paces,
             "error_rolling": {name: third[name] / real[name] - 1 for name in real},
             "error_at_pace": {name: paced[name] / real[name] - 1 for name in real}, "other_cpus": others,
+            "stolen_cpus": stolen,
             "probe": [before, after],
         }  # fmt: skip
 
@@ -289,7 +294,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         told = (marked(row[kind][name], "throughput") for kind in ERRORS)
         cells.append("\n".join([f"{row['measured'][name]:.0f}", *told]))
         machine = f"pace {row['probed']['pace']:.2f} before, {row['pace']:.2f}\n"
-        machine += f"others {row['other_cpus']:.2f} CPUs\nprobe "
+        machine += f"others {row['other_cpus']:.2f} CPUs, stolen {row['stolen_cpus']:.2f}\nprobe "
         machine += " ".join(f"{value:.2f}" for value in row["probe"])
         table.add_row(row["policy"], f"{100 * row['load']:.0f} %", *cells, machine, end_section=True)
     Console(width=170, highlight=False).print(table)
