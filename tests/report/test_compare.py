@@ -215,13 +215,14 @@ ROW = '{"stage":"x","index":0,"outcome":"completed","arrival_s":0,"sent_s":0,"en
         (f"{ROW}}}\n".encode(), r":1 = .*output_tokens"),
         (f'{ROW},"output_tokens":2}}\n{{"broken'.encode(), r":2 = "),
         (f'{ROW},"output_tokens":"two"}}\n'.encode(), r":1 = .*output_tokens"),
-        (gzip.compress(b'{"p50_ttft_ms": 1.0}' * 50)[:-12], "cut off"),
+        (gzip.compress(b'{"p50_ttft_ms": 1.0}' * 50, mtime=0)[:-12], "cut off"),
         (b'{"event":"plan","t":0,"n":1}\n', "the first line is not a schedule's header"),
         (b'{"event":"header","format":99,"penstock":"9","deployment":{},"blocks":1,"block_tokens":1,'
          b'"max_sequence_tokens":1}\n', "reads format 1"),
-        (gzip.compress(b'{"event":"header","format":1}')[:20], "not a run|header"),
+        (gzip.compress(b'{"event":"header","format":1}', mtime=0)[:20], "not a run|header"),
         (b"\x1f\x8bnot really", "cannot be read"),
     ],
+    ids=lambda given: given if isinstance(given, str) else "",
 )  # fmt: skip
 def test_a_file_that_is_no_run_is_named_with_a_remedy(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "file"
