@@ -181,7 +181,6 @@ def test_pauses_have_their_published_median(law: str, median: float) -> None:
         (WorkloadSettings(shared_prefix=SharedPrefixSettings(tokens=16, share=2)), "shared_prefix.share"),
         (WorkloadSettings(shared_prefix=SharedPrefixSettings(groups=2)), "shared_prefix.groups"),
         (WorkloadSettings(shared_prefix=SharedPrefixSettings(share=0.5)), "shared_prefix.share"),
-        (WorkloadSettings(trace=Path("/no/trace.csv"), trace_format="azure", output_tokens="9"), "output_tokens"),
         (WorkloadSettings(context_tokens=1), "context_tokens"),
     ],
 )

@@ -162,7 +162,6 @@ def _check_belongs(settings: WorkloadSettings) -> None:
     arrivals, law = settings.arrivals, settings.arrivals.law
     pool = settings.trace is not None and is_pool(settings.trace, settings.trace_format)
     rows = settings.trace is not None and not pool
-    lengths = WorkloadSettings()
     pause = None if str(arrivals.think_s) in _NO_PAUSE else arrivals.think_s
     without: list[tuple[str, object, bool, str]] = [
         ("arrivals.cv", arrivals.cv, law == "gamma", "law: gamma"),
@@ -183,10 +182,6 @@ def _check_belongs(settings: WorkloadSettings) -> None:
          settings.shared_prefix.tokens > 0, "shared_prefix.tokens"),
         ("shared_prefix.groups", None if settings.shared_prefix.groups == 1 else settings.shared_prefix.groups,
          settings.shared_prefix.tokens > 0, "shared_prefix.tokens"),
-        ("prompt_tokens", None if settings.prompt_tokens == lengths.prompt_tokens else settings.prompt_tokens,
-         settings.trace is None, "generated requests; a trace has its own lengths"),
-        ("output_tokens", None if settings.output_tokens == lengths.output_tokens else settings.output_tokens,
-         settings.trace is None, "generated requests; a trace has its own lengths"),
         ("context_tokens", settings.context_tokens, not rows or law == "sessions",
          "generated requests; a trace has scale_to"),
         ("arrivals.law", law, not pool, "a trace of rows; a ServeGen pool has its own times"),
