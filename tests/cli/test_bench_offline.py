@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,29 +12,21 @@ from penstock.cli import main
 from penstock.runtime.offline import offline_deployment
 from penstock.runtime.size import size_up
 
-Run = Callable[..., tuple[int, str, str]]
+from .conftest import Run
+
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
     f"2023-11-16 18:15:{second:02d}.0000000,{20 + second},{3 + second % 4}\n" for second in range(12)
 )
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        try:
-            main(["bench", "--offline", *arguments])
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        seen = capsys.readouterr()
-        return code, seen.out, seen.err
-
-    return call
+def bench(run: Run) -> Run:
+    return functools.partial(run, "bench", "--offline")
 
 
-def test_share_is_that_of_the_peak_it_was_given(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_share_is_that_of_the_peak_it_was_given(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "set for other programs, and no reason to refuse")
-    code, out, _ = run("--requests", "3", "--input-tokens", "20", "--output-tokens", "5", "--peak", "50", "--json")
+    code, out, _ = bench("--requests", "3", "--input-tokens", "20", "--output-tokens", "5", "--peak", "50", "--json")
     data = json.loads(out)
     assert code == 0
     assert (data["completed"], data["total_input_tokens"], data["total_output_tokens"]) == (3, 60, 15)
@@ -45,9 +37,9 @@ def test_share_is_that_of_the_peak_it_was_given(run: Run, monkeypatch: pytest.Mo
     assert data["peak_memory_bytes"] > 4 * data["parameters"]
 
 
-def test_a_trace_gives_lengths_and_each_request_a_line(run: Run, tmp_path: Path) -> None:
+def test_a_trace_gives_lengths_and_each_request_a_line(bench: Run, tmp_path: Path) -> None:
     (tmp_path / "azure.csv").write_text(AZURE)
-    code, out, _ = run(
+    code, out, _ = bench(
         "--trace", str(tmp_path / "azure.csv"), "--requests", "7", "--dtype", "int8", "--peak", "50", "--json",
         "--out", str(tmp_path / "requests.jsonl"),
     )  # fmt: skip
@@ -59,8 +51,8 @@ def test_a_trace_gives_lengths_and_each_request_a_line(run: Run, tmp_path: Path)
     assert len(lines) == 7
 
 
-def test_text_says_share_load_and_memory(run: Run) -> None:
-    code, out, _ = run("--requests", "1", "--input-tokens", "8", "--output-tokens", "2")
+def test_text_says_share_load_and_memory(bench: Run) -> None:
+    code, out, _ = bench("--requests", "1", "--input-tokens", "8", "--output-tokens", "2")
     assert code == 0
     assert "of optimal" in out
     assert "after the start of the process" in out
@@ -70,8 +62,8 @@ def test_text_says_share_load_and_memory(run: Run) -> None:
     ("flags", "named"),
     [(("--rate", "3"), "--rate"), (("--dtype", "int7"), "model.dtype"), (("--model", "/nowhere"), "model.path")],
 )
-def test_what_cannot_be_is_a_usage_error(run: Run, flags: tuple[str, ...], named: str) -> None:
-    code, out, error = run(*flags)
+def test_what_cannot_be_is_a_usage_error(bench: Run, flags: tuple[str, ...], named: str) -> None:
+    code, out, error = bench(*flags)
     assert (code, out) == (2, "")
     assert named in error
 

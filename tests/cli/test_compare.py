@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from penstock.cli import main
 from penstock.cli.hosting import in_background
 from penstock.deployment import Deployment
 from penstock.report.compare_read import read_run
 from penstock.report.latency import e2e_s, ttft_s
 
-Run = Callable[..., tuple[int, str, str]]
+from .conftest import Run
+
 SIMULATED = ("simulate", "llama-3-8b", "--hardware.name", "h100-sxm", "--twin.price", "roofline",
              "--workload.rate", "30", "--workload.output-tokens", "40", "--workload.requests", "120")  # fmt: skip
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: str | Path) -> tuple[int, str, str]:
-        try:
-            main([str(word) for word in words])
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        seen = capsys.readouterr()
-        return code, seen.out, seen.err
-
-    return call
 
 
 def test_a_real_run_as_its_client_and_as_control_saw_it(run: Run, tmp_path: Path) -> None:
