@@ -177,7 +177,7 @@ async def run(server: Serving, minutes: float, rate: float) -> dict[str, Any]:
     watching = asyncio.create_task(watch.run(began))
     clients = [Client(server.url, seed, CLIENTS / rate) for seed in range(CLIENTS)]
     until = began + minutes * 60
-    await asyncio.gather(*(client.hurry(min(WARM_REQUESTS, int(100 * minutes)) // CLIENTS) for client in clients))
+    await asyncio.gather(*(client.hurry(min(WARM_REQUESTS, int(300 * minutes)) // CLIENTS) for client in clients))
     warm_up_s = time.monotonic() - began + min(SETTLING_S, minutes * 60 / 10)
     await asyncio.gather(*(client.run(until) for client in clients))
     watching.cancel()
