@@ -73,7 +73,7 @@ def test_fewer_dimensions_are_brought_to_length_1(embedding: Scripted) -> None:
         ({"input": []}, "input"),
         ({"input": ["a", ""]}, "input"),
         ({"input": [[]]}, "input"),
-        ({"input": ["a"] * 65}, "input"),
+        ({"input": ["a"] * 1025}, "input"),
         ({"input": [300]}, "input"),
         ({"input": "x" * 4097}, "input"),
         ({"input": 5}, "input"),
@@ -87,6 +87,12 @@ def test_what_cannot_be_is_refused_by_name(embedding: Scripted, body: dict[str, 
     reply = ask(embedding, **body)
     assert reply.status_code == 400, reply.text
     assert reply.json()["error"]["param"] == param
+
+
+def test_a_thousand_texts_fit_into_one_request(embedding: Scripted) -> None:
+    """As the batches of LangChain's client have them."""
+    made = embedding.openai.embeddings.create(model="scripted", input=["a"] * 1000)
+    assert [one.index for one in made.data] == list(range(1000))
 
 
 def test_a_model_without_embeddings_says_so(scripted: Scripted) -> None:

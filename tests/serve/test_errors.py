@@ -67,6 +67,7 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"metadata": {str(i): "v" for i in range(17)}}, "metadata"),
         ({"metadata": {"k": "v" * 513}}, "metadata[...]"),
+        ({"metadata": {"k" * 65: "v"}}, "metadata"),
         ({"user": "a\0b"}, "user"),
         ({"metadata": {"a": ["\0"]}}, "metadata"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
@@ -134,6 +135,9 @@ def test_messages_that_make_no_sense_are_400(scripted: Scripted, messages: Any, 
         {"modalities": ["audio"]},
         {"structured_outputs": {"structural_tag": "{}"}},
         {"chat_template": "{{ 1 }}"},
+        {"lora_path": "tuned"},
+        {"include_reasoning": False},
+        {"return_tokens_as_token_ids": True, "logprobs": True},
         {"chat_template_kwargs": {"tools": []}},
         {"top_logprobs": 3},
         {"logprobs": True, "top_logprobs": 21},
@@ -156,6 +160,7 @@ def test_an_option_that_would_change_the_answer_is_refused_not_ignored(
         {"response_format": {"type": "text"}, "store": True, "service_tier": "auto", "user": "me"},
         {"temperature": None, "stop": None, "n": None, "stream": None, "tools": None, "logit_bias": None},
         {"priority": 3, "cache_salt": "pepper", "metadata": {"a": "b"}},
+        {"include_reasoning": True, "separate_reasoning": True, "lora_path": None, "no_stop_trim": False},
     ],
 )
 def test_an_option_that_changes_nothing_is_accepted(scripted: Scripted, extra: dict[str, Any]) -> None:
@@ -236,6 +241,11 @@ def test_a_million_token_ids_are_refused_before_anything_walks_over_them(scripte
 
 def test_more_than_64_prompts_are_400(scripted: Scripted) -> None:
     assert error_of(scripted.complete(prompt=["a"] * 65))["param"] == "prompt"
+
+
+def test_more_than_5_legacy_logprobs_are_400(scripted: Scripted) -> None:
+    assert scripted.complete(logprobs=5).status_code == 200
+    assert error_of(scripted.complete(logprobs=6))["param"] == "logprobs"
 
 
 def test_prompt_and_max_tokens_over_the_context_name_both_numbers(scripted: Scripted) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import json
 import logging
 import socket
@@ -15,7 +17,8 @@ from penstock.serve import http_protocol
 from penstock.serve.http_protocol import MAX_HEAD_BYTES
 
 from .conftest import Loop, Scripted
-from .scripted import ScriptedService, scripted_app
+from .scripted import ScriptedService, raising, scripted_app
+from .sse import read_stream
 
 
 def raw(url: str, *parts: bytes) -> bytes:
@@ -75,7 +78,56 @@ def test_options_says_what_a_path_allows_and_nothing_of_other_origins(scripted: 
     assert not [name for name in answered.headers if name.startswith("access-control")]
 
 
-def test_named_origins_may_call_from_a_browser_and_others_may_not(loop: Loop) -> None:
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
+def test_a_compressed_body_is_415_and_says_so(scripted: Scripted, path: str) -> None:
+    body = gzip.compress(b'{"prompt": "x"}')
+    reply = scripted.http.post(path, content=body, headers={"content-encoding": "gzip"})
+    assert reply.status_code == 415
+    assert reply.json()["error"]["code"] == "unsupported_content_encoding"
+    assert "'gzip'" in reply.json()["error"]["message"]
+    plain = scripted.http.post(path, content=b'{"prompt": "x"}', headers={"content-encoding": "identity"})
+    assert plain.status_code == 200
+
+
+@pytest.mark.parametrize("host", [b"", b"host: localhost\r\n"])
+def test_an_http_1_0_client_gets_no_chunks_and_the_end_of_the_connection(scripted: Scripted, host: bytes) -> None:
+    def answer_to(body: bytes) -> tuple[bytes, bytes]:
+        start = b"POST /v1/completions HTTP/1.0\r\nconnection: keep-alive\r\n" + host
+        answer = raw(scripted.url, start + b"content-length: %d\r\n\r\n" % len(body) + body)
+        head, _, rest = answer.partition(b"\r\n\r\n")
+        assert b"transfer-encoding" not in head.lower()
+        return head, rest
+
+    head, rest = answer_to(b'{"prompt": "x", "stream": true, "n": 2}')
+    assert b"200 OK" in head
+    assert b"content-length" not in head
+    assert b"connection: close" in head
+    assert [choice.text for choice in read_stream(rest, n=2, chat=False).choices.values()] == ["hello", "hello"]
+    head, rest = answer_to(b'{"prompt": "x"}')
+    assert b"content-length: %d" % len(rest) in head
+    assert json.loads(rest)["choices"][0]["text"] == "hello"
+    head, rest = answer_to(b'{"prompt": ""}')
+    assert b" 400 " in head
+    assert json.loads(rest)["error"]["param"] == "prompt"
+
+
+def test_an_offer_of_http_2_is_passed_over(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+    """As Java's client makes it with its first request: the body is read, and the connection goes on."""
+    body = b'{"prompt": "x"}'
+    start = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n" % len(body)
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
+    host, port = scripted.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        for sent in (start + offer, start, start + b"connection: close\r\n"):
+            client.sendall(sent + b"\r\n" + body)
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert answer.status == 200
+            assert json.loads(answer.read())["choices"][0]["text"] == "hello"
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+def test_named_origins_may_call_from_a_browser_and_others_may_not(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     deployment = Deployment.parse({"server": {"cors_origins": ["https://app.example"]}})
     service = ScriptedService(deployment)
     for url in loop.serve(scripted_app(service)):
@@ -92,9 +144,16 @@ def test_named_origins_may_call_from_a_browser_and_others_may_not(loop: Loop) ->
         for body in ({"prompt": "x"}, {"prompt": "x", "stream": True}, {"prompt": ""}):
             reply = http.post("/v1/completions", json=body, headers={"origin": "https://app.example"})
             assert reply.headers["access-control-allow-origin"] == "https://app.example"
-            assert "retry-after-ms" in reply.headers["access-control-expose-headers"]
+            exposed = reply.headers["access-control-expose-headers"]
+            assert {"retry-after-ms", "x-ratelimit-remaining-tokens"} <= set(exposed.split(", "))
             other = http.post("/v1/completions", json=body, headers={"origin": "https://evil.example"})
             assert "access-control-allow-origin" not in other.headers
+        service.script = raising(KeyError("a bug"))
+        reply = http.post("/v1/completions", json={"prompt": "x"}, headers={"origin": "https://app.example"})
+        assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (500, "https://app.example")
+        monkeypatch.setattr("penstock.serve.front.make_sampling", None)
+        reply = http.post("/v1/completions", json={"prompt": "x"}, headers={"origin": "https://app.example"})
+        assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (500, "https://app.example")
 
 
 def test_headers_without_end_are_cut_off_before_they_are_kept(scripted: Scripted) -> None:

@@ -65,7 +65,7 @@ NEEDS: Final[dict[str, dict[str, Any]]] = {
 OTHERS: Final = frozenset(
     {
         "tools", "tool_choice", "parallel_tool_calls", "response_format", "structured_outputs", "guided_json",
-        "guided_regex", "guided_choice", "guided_grammar", "reasoning_effort",
+        "guided_regex", "guided_choice", "guided_grammar", "json_schema", "regex", "ebnf", "reasoning_effort",
     }
 )  # fmt: skip
 """Options with tests of their own (test_tools.py and others of that kind)."""

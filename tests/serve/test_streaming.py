@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from penstock.serve import answer
 
 from .conftest import Scripted
 from .scripted import raising, say
-from .sse import read_stream
+from .sse import check_usage, events, read_stream
 
 
 @pytest.mark.parametrize("include_usage", [False, True])
@@ -47,6 +48,38 @@ def test_a_completion_stream_keeps_every_rule(scripted: Scripted, include_usage:
     assert stream.choices[0].text == "hello"
     assert stream.choices[0].token_ids == [*b"hello", 256]
     assert stream.chunks[0]["choices"][0]["prompt_token_ids"] == [*b"hi"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("extra", [{}, {"logprobs": 1, "return_token_ids": True}, {"stop": "zebra"}])
+def test_each_chunk_tells_the_usage_so_far_where_that_is_asked_for(
+    scripted: Scripted, path: str, extra: dict[str, object]
+) -> None:
+    text = 'hi "usage":null}\n\n'
+    scripted.service.script = say(text)
+    chat = "chat" in path
+    body = {"messages": [{"role": "user", "content": "hi"}]} if chat else {"prompt": "hi", "max_tokens": 50}
+    if chat and "logprobs" in extra:
+        extra = extra | {"logprobs": True}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    reply = scripted.http.post(path, json={**body, **extra, "stream": True, "stream_options": options})
+    payloads, _ = events(reply.content)
+    assert payloads.pop() == "[DONE]"
+    *chunks, last = [json.loads(payload) for payload in payloads]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] == 1
+    assert counts[-1] == last["usage"]["completion_tokens"] == len(text) + 1
+    assert last["choices"] == []
+    for chunk in chunks:
+        check_usage(chunk["usage"])
+    said = [
+        chunk["choices"][0]["delta"].get("content", "") if chat else chunk["choices"][0]["text"] for chunk in chunks
+    ]
+    assert "".join(said) == text
+    options = {"continuous_usage_stats": True}
+    reply = scripted.http.post(path, json={**body, "stream": True, "stream_options": options})
+    assert read_stream(reply.content, chat=chat).choices[0].text == text
 
 
 def test_n_and_list_prompts_are_interleaved_with_index_i_n_plus_j(scripted: Scripted) -> None:

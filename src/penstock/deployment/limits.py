@@ -16,7 +16,8 @@ class Limits(Section):
     """Bounds on the fields of a request."""
 
     n: Count = Field(16, ge=1, le=128, description="Choices per prompt: n, best_of.")
-    prompts: Count = Field(64, ge=1, le=2048, description="Prompts, or inputs of embeddings, in one request.")
+    prompts: Count = Field(64, ge=1, le=2048, description="Prompts in one request.")
+    inputs: Count = Field(1024, ge=1, le=2048, description="Texts to embed in one request; they queue as prompts do.")
     messages: Count = Field(4096, ge=1, le=65_536, description="Messages of a conversation.")
     stop_strings: Count = Field(16, ge=0, le=64, description="Strings in stop.")
     stop_characters: Count = Field(256, ge=1, le=4096, description="Characters of one of them.")

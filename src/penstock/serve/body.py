@@ -69,7 +69,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, room: BodyRo
     A body up to four times too large is read to its end and dropped, so that the client is listening when the answer
     comes; beyond that the answer comes at once and the connection closes.
     """
-    _check_content_type(scope)
+    _check_headers(scope)
     parts: list[bytes] = []
     size, more = _declared_bytes(scope), True
     if size > 4 * max_bytes:
@@ -202,11 +202,19 @@ def _check_bytes(name: str, raw: msgspec.Raw, most: int) -> None:
         )
 
 
-def _check_content_type(scope: Scope) -> None:
+def _check_headers(scope: Scope) -> None:
     # A page in a browser may post text or a form to a loopback port without asking anyone; JSON it may not. A missing
     # type is taken, as small clients send none; a page that sends none is told by its origin (edge.py).
-    types = [value for name, value in scope["headers"] if name == b"content-type"]
-    for kind in (value.split(b";", 1)[0].strip().lower() for value in types):
+    for name, value in scope["headers"]:
+        if name == b"content-encoding" and (coding := value.strip().lower()) not in (b"", b"identity"):
+            raise Refusal(
+                415, "unsupported_content_encoding",
+                f"the body is encoded as {coding.decode('latin-1')[:80]!r}, and this server decompresses nothing. "
+                "Remedy: send it as it is, without Content-Encoding",
+            )  # fmt: skip
+        if name != b"content-type":
+            continue
+        kind = value.split(b";", 1)[0].strip().lower()
         if kind != b"application/json" and not kind.endswith(b"+json"):
             raise Refusal(
                 415, "unsupported_media_type",

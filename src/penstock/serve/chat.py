@@ -13,6 +13,7 @@ from penstock.serve.answer import Answer
 from penstock.serve.answer_plan import answer_plan
 from penstock.serve.chat_format import ChatFormat
 from penstock.serve.chat_parts import ChatPartsFormat
+from penstock.serve.continuous_usage import with_usage
 from penstock.serve.front import Call, Front
 from penstock.serve.generation import Prompt
 from penstock.serve.schema import ChatBody, Message
@@ -57,7 +58,8 @@ async def chat_completions(front: Front, request: HttpRequest, tenant: str) -> A
         prompt_ids=prompt.ids if body.return_token_ids else None, prompt_top=body.prompt_logprobs,
         timings=bool(body.timings),
     )  # fmt: skip
-    return Answer(generation, form, stream=bool(body.stream), tenant=tenant)
+    shown = with_usage(form, generation, body.stream_options)
+    return Answer(generation, shown, stream=bool(body.stream), tenant=tenant)
 
 
 async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse = NO_TOOLS) -> Prompt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from starlette.requests import Request as HttpRequest
 
@@ -13,6 +13,7 @@ from penstock.errors import InvalidRequest
 from penstock.runtime import Tokenizer
 from penstock.serve.answer import Answer
 from penstock.serve.choice import Choice, Piece
+from penstock.serve.continuous_usage import with_usage
 from penstock.serve.events import ChunkFrame, json_bytes, json_text
 from penstock.serve.front import Call, Front
 from penstock.serve.generation import Generation, Prompt
@@ -54,22 +55,27 @@ async def completions(front: Front, request: HttpRequest, tenant: str) -> Answer
         front.frame(call, "cmpl-", "text_completion", usage=usage, model=body.model), front.tokenizer, generation,
         body=body,
     )  # fmt: skip
-    return Answer(generation, form, stream=bool(body.stream), tenant=tenant)
+    shown = with_usage(form, generation, body.stream_options)
+    return Answer(generation, shown, stream=bool(body.stream), tenant=tenant)
 
 
-async def read_prompts(front: Front, prompt: Asked, *, special: bool, field: str, echo: bool = False) -> list[Prompt]:
+async def read_prompts(
+    front: Front, prompt: Asked, *, special: bool, field: str, limit: Literal["prompts", "inputs"] = "prompts",
+    echo: bool = False,
+) -> list[Prompt]:  # fmt: skip
     """Token ids of one or several prompts, in whichever form they came; of ids with the text if `echo` wants it.
 
-    Raises InvalidRequest, which names `field`.
+    `limit`: the key of server.limits that bounds their number. Raises InvalidRequest, which names `field`.
     """
-    context, most = front.service.info.max_sequence_tokens, front.deployment.server.limits.prompts
+    most: int = getattr(front.deployment.server.limits, limit)
+    context = front.service.info.max_sequence_tokens
     if not isinstance(prompt, str) and len(prompt) > max(context, most):
         # Before anything walks over it: as ids it exceeds the context, as texts the number of prompts.
         raise InvalidRequest(
             field=field, value=f"{len(prompt)} items", why=f"the context is {context} tokens",
             remedy=f"fewer token ids, or at most {most} prompts", code="context_length_exceeded",
         )  # fmt: skip
-    asked = separate_prompts(prompt, most, field)
+    asked = separate_prompts(prompt, most, field, limit)
     vocab_size, tokenizer = front.service.info.vocab_size, front.tokenizer
     for one in asked:
         if isinstance(one, str):
@@ -91,7 +97,7 @@ async def read_prompts(front: Front, prompt: Asked, *, special: bool, field: str
     return await front.offload.run(encode, characters=sum(map(len, asked)), field=field)
 
 
-def separate_prompts(prompt: Asked, most: int, field: str = "prompt") -> list[str | list[int]]:
+def separate_prompts(prompt: Asked, most: int, field: str = "prompt", limit: str = "prompts") -> list[str | list[int]]:
     """Four forms as one: each prompt is a string or a list of ids, `most` at most.
 
     >>> separate_prompts([1, 2], 1), separate_prompts(["a", [3]], 2)
@@ -113,8 +119,8 @@ def separate_prompts(prompt: Asked, most: int, field: str = "prompt") -> list[st
         )  # fmt: skip
     if len(several) > most:
         raise InvalidRequest(
-            field=field, value=f"{len(several)} prompts", why=f"at most {most} fit into one request",
-            remedy="several requests, or a higher server.limits.prompts",
+            field=field, value=f"{len(several)} {limit}", why=f"at most {most} fit into one request",
+            remedy=f"several requests, or a higher server.limits.{limit}",
         )  # fmt: skip
     return several
 

@@ -14,7 +14,10 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-EXPOSED: Final = ("x-request-id", "retry-after", "retry-after-ms")
+EXPOSED: Final = (
+    "x-request-id", "retry-after", "retry-after-ms",
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+)  # fmt: skip
 """What scripts of a page may read beside the body."""
 
 

@@ -32,7 +32,7 @@ class EmbeddingBody(Named, frozen=True, kw_only=True):
     """POST /v1/embeddings."""
 
     input: Text | Annotated[list[TokenId | Text | list[TokenId]], Meta(min_length=1)]
-    """A string, token ids, or up to 64 of either."""
+    """A string, token ids, or up to 1,024 of either."""
     encoding_format: Literal["float", "base64"] | None = None
     """base64: of little-endian float32."""
     dimensions: Annotated[int, Meta(ge=1, le=2**20)] | None = None
@@ -57,7 +57,9 @@ async def embeddings(front: Front, request: HttpRequest, tenant: str) -> Answer:
             field="dimensions", value=body.dimensions, why=f"the model's vectors have {width} numbers",
             remedy=f"{width} or fewer, or leave it out",
         )  # fmt: skip
-    prompts = await read_prompts(front, body.input, special=body.add_special_tokens is not False, field="input")
+    prompts = await read_prompts(
+        front, body.input, special=body.add_special_tokens is not False, field="input", limit="inputs"
+    )
     generation = front.generation(
         call, Body(model=body.model, temperature=0.0, ignore_eos=True, priority=body.priority), prompts, max_tokens=0,
         max_field="input", prompt_field="input", logprobs=None, embed=True,

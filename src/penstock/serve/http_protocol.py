@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -18,6 +18,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from penstock.observe.request_log import Strangers
 from penstock.serve.edge import id_for
 from penstock.serve.errors import Refusal, wire
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
 
 MAX_HEAD_BYTES: Final = 256 * 1024
 """The largest that `server.limits.header_bytes` may be."""
@@ -48,6 +51,24 @@ class Chunks:
     def write(self, data: bytes) -> None:
         """One chunk; `data` is not empty, which would end the body."""
         self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+class Unchunked:
+    """The way out for an HTTP/1.0 client, which knows no chunks: a body of unknown length ends with the connection."""
+
+    _NO_END: Final = 2**62
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle, self._send, self._endless = cycle, cycle.send, False
+
+    async def __call__(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            self._endless = not any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if self._endless:
+                self._cycle.chunked_encoding, self._cycle.expected_content_length = False, self._NO_END
+        elif self._endless and message["type"] == "http.response.body" and not message.get("more_body"):
+            self._cycle.expected_content_length = len(message.get("body", b""))
+        await self._send(message)
 
 
 class Unread:
@@ -121,6 +142,8 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None:
             self.scope["penstock.chunks"] = Chunks(self.cycle, self.flow)  # type: ignore[typeddict-unknown-key]
+            if self.scope["http_version"] == "1.0":
+                self.cycle.send = Unchunked(self.cycle)  # type: ignore[method-assign]
         self._in_body = True
 
     def on_message_complete(self) -> None:

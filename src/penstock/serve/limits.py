@@ -58,7 +58,7 @@ def field_bytes(limits: Limits) -> dict[str, int]:
     return {"tools": limits.tools_bytes, "tool_choice": 4096, "chat_template_kwargs": 4096} | dict.fromkeys(
         (
             "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-            "text", "output_config",
+            "json_schema", "regex", "ebnf", "text", "output_config",
         ),
         schema,
     )  # fmt: skip

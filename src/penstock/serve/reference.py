@@ -39,7 +39,8 @@ MEANING: Final[dict[str, str]] = {
     "`reasoning`, `function_call`, `function_call_output`.",
     "tokens": "Token ids; control tokens are shown in the text.",
     "stream": "Server-sent events instead of one body.",
-    "stream_options": "`include_usage`: one more chunk with the usage and no choices. Streams only.",
+    "stream_options": "`include_usage`: one more chunk with the usage and no choices. With it "
+    "`continuous_usage_stats`: the usage so far in each chunk, too. Streams only.",
     "max_tokens": "Bound on output tokens. Left out: 16 for /v1/completions, to the end of the context for chat. "
     "0 (completions, with `echo` or `prompt_logprobs`): only the prompt is looked at.",
     "max_completion_tokens": "As `max_tokens`, and wins over it.",
@@ -105,6 +106,9 @@ MEANING: Final[dict[str, str]] = {
     "guided_regex": "The text matches this expression.",
     "guided_choice": "The text is one of these strings.",
     "guided_grammar": "The text follows this grammar (GBNF or Lark).",
+    "json_schema": "As `guided_json`, in SGLang's name for it.",
+    "regex": "As `guided_regex`, in SGLang's name for it.",
+    "ebnf": "As `guided_grammar`, in SGLang's name for it.",
     "structured_outputs": "The same under one name: `json`, `regex`, `choice`, `grammar`.",
 }
 
@@ -184,6 +188,8 @@ def _limits(field: str, kind: type) -> str:
         return ""
     defaults = Limits()
     found = [f"≤ {getattr(defaults, limit)}{unit} (`{limit}`)" for name, limit, _, unit in CHECKS if name == field]
-    if field in ("prompt", "input") and kind in (CompletionBody, EmbeddingBody):
+    if field == "prompt" and kind is CompletionBody:
         found.append(f"≤ {defaults.prompts} prompts (`prompts`)")
+    if field == "input" and kind is EmbeddingBody:
+        found.append(f"≤ {defaults.inputs} inputs (`inputs`)")
     return ", ".join(found)

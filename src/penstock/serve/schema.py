@@ -28,6 +28,8 @@ class StreamOptions(msgspec.Struct, frozen=True):
     """`include_usage`: one more chunk, with the usage and no choices."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """With it: the usage so far in each chunk, too."""
 
 
 class Named(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +74,10 @@ class Body(Named, frozen=True, kw_only=True):
     guided_regex: str | None = None
     guided_choice: list[Any] | None = None
     guided_grammar: str | None = None
+    json_schema: Any = None
+    """SGLang's names:"""
+    regex: str | None = None
+    ebnf: str | None = None
     structured_outputs: dict[str, Any] | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=256)] | None = None

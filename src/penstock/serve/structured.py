@@ -1,4 +1,4 @@
-"""What a client wants of the text (`response_format`, and vLLM's names for the same), as one job for the checker.
+"""What a client wants of the text (`response_format`, vLLM's and SGLang's names for it), as one job for the checker.
 
 The bounds are checked here; whether a schema or a grammar can be enforced is tried in another process
 (runtime/grammar_check.py), and never on the event loop.
@@ -115,6 +115,7 @@ def _guided(body: Body, limits: Limits) -> list[Asked]:
     found: list[Asked] = []
     for name, kind in (
         ("guided_json", "schema"), ("guided_regex", "regex"), ("guided_choice", "choice"), ("guided_grammar", "lark"),
+        ("json_schema", "schema"), ("regex", "regex"), ("ebnf", "lark"),
     ):  # fmt: skip
         value = getattr(body, name)
         if value is not None:

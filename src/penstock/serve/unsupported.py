@@ -29,6 +29,10 @@ def _only_text(value: Any, body: Mapping[str, Any]) -> bool:
     return value in (None, ["text"])
 
 
+def _not_off(value: Any, body: Mapping[str, Any]) -> bool:
+    return value is not False
+
+
 _LEAVE_OUT = "leave the field out"
 
 UNSUPPORTED: Final[dict[str, tuple[Harmless, str]]] = {
@@ -50,6 +54,19 @@ UNSUPPORTED: Final[dict[str, tuple[Harmless, str]]] = {
     "vllm_xargs": (_empty, _LEAVE_OUT),
     "kv_transfer_params": (_empty, _LEAVE_OUT),
     "web_search_options": (_empty, _LEAVE_OUT),
+    "prompt_embeds": (_empty, "a prompt of text or token ids"),
+    "input_ids": (_empty, "/v1/completions with the ids as its prompt"),
+    "return_tokens_as_token_ids": (_empty, "return_token_ids: true"),
+    "return_hidden_states": (_empty, _LEAVE_OUT),
+    "thinking_token_budget": (_empty, _LEAVE_OUT),
+    "include_reasoning": (_not_off, "pass over reasoning_content in the answer"),
+    "separate_reasoning": (_not_off, "put reasoning_content and content together"),
+    "stream_reasoning": (_not_off, "pass over reasoning_content in the stream"),
+    "lora_path": (_empty, "model: the name of the adapter"),
+    "stop_regex": (_empty, "stop, with the texts themselves"),
+    "no_stop_trim": (_empty, "include_stop_str_in_output: true"),
+    "custom_logit_processor": (_empty, _LEAVE_OUT),
+    "session_params": (_empty, "send the whole conversation; its prefix is cached"),
 }
 
 
