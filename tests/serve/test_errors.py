@@ -300,6 +300,8 @@ def test_unknown_paths_and_methods_have_the_same_shape(scripted: Scripted) -> No
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"
     assert error_of(wrong)["code"] == "method_not_allowed"
+    wrong = scripted.http.delete("/v1/models")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_a_body_over_the_limit_is_413(scripted: Scripted) -> None:

@@ -113,17 +113,23 @@ def test_an_http_1_0_client_gets_no_chunks_and_the_end_of_the_connection(scripte
 
 def test_an_offer_of_http_2_is_passed_over(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
     """As Java's client makes it with its first request: the body is read, and the connection goes on."""
+    caplog.set_level(logging.WARNING)
     body = b'{"prompt": "x"}'
     start = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n" % len(body)
     offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
     host, port = scripted.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as client:
-        for sent in (start + offer, start, start + b"connection: close\r\n"):
-            client.sendall(sent + b"\r\n" + body)
+        close = offer.replace(b"Upgrade,", b"Upgrade, close,")
+        for pieces in ((start + offer, b"\r\n" + body), (start + b"\r\n" + body,), (start + close + b"\r\n", body)):
+            for piece in pieces:
+                client.sendall(piece)
             answer = http.client.HTTPResponse(client)
             answer.begin()
             assert answer.status == 200
             assert json.loads(answer.read())["choices"][0]["text"] == "hello"
+        assert client.recv(1) == b"", "it was asked to close"
+    many = (start + offer + b"\r\n" + body) * 300 + start + close + b"\r\n" + body
+    assert raw(scripted.url, many).count(b'"hello"') == 301
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 

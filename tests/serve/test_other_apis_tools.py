@@ -126,6 +126,18 @@ def test_the_tools_of_responses_are_checked(model: Model) -> None:
         ({"tools": RESPONSE_TOOLS, "tool_choice": {"type": "function", "name": "no"}}, "tool_choice.name"),
         ({"tools": RESPONSE_TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
         ({"tools": RESPONSE_TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": RESPONSE_TOOLS, "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice"),
+        (
+            {
+                "tools": RESPONSE_TOOLS,
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "auto",
+                    "tools": [{"type": "function", "name": "weather"}, {"type": "function", "name": "no"}],
+                },
+            },
+            "tool_choice.tools[1]",
+        ),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [RESPONSE_TOOLS[1]] * 2}, "tools[1].name"),
     ):
@@ -143,6 +155,10 @@ def test_without_parallel_calls_a_response_has_one(model: Model) -> None:
     off = model.openai.responses.create(model="scripted", input="hi", tools=RESPONSE_TOOLS, tool_choice="none")
     assert [item.type for item in off.output] == ["message"]
     assert "Tools:" not in model.prompt()
+    some: Any = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "weather"}]}
+    model.openai.responses.create(model="scripted", input="hi", tools=RESPONSE_TOOLS, tool_choice=some)
+    assert "weather" in model.prompt()
+    assert "stop-now" not in model.prompt()
 
 
 def test_a_required_call_of_a_response_obeys_its_schema(real: Real) -> None:

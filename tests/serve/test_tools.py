@@ -26,6 +26,11 @@ from .sse import events
 USER: list[Any] = [{"role": "user", "content": "Weather?"}]
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 def deltas(model: Model, **body: Any) -> tuple[list[dict[str, Any]], str]:
     """All deltas of a stream's one choice, and its finish reason."""
     raw = model.chat(stream=True, **body)
@@ -146,7 +151,12 @@ def test_a_conversation_with_a_call_and_its_answer_goes_on(model: Model) -> None
         ({"tools": [{"function": {"name": "a", "parameters": {"type": "array"}}}]}, "tools[0].function.parameters"),
         ({"tools": [{"function": {"name": "a", "parameters": "x"}}]}, "tools[0].function.parameters"),
         ({"tools": [{**STOP, "x": "y" * 530_000}]}, "tools"),
-        ({"tools": [STOP], "tool_choice": {"type": "function", "x": "y" * 5000}}, "tool_choice"),
+        ({"tools": [STOP], "tool_choice": {"type": "function", "x": "y" * 17_000}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        ({"tools": TOOLS, "tool_choice": allowed("sometimes", "weather")}, "tool_choice.allowed_tools"),
+        ({"tools": TOOLS, "tool_choice": allowed("auto")}, "tool_choice.allowed_tools"),
+        ({"tools": TOOLS, "tool_choice": allowed("auto", "weather", "no")}, "tool_choice.allowed_tools.tools[1]"),
+        ({"tool_choice": allowed("auto", "weather")}, "tool_choice"),
         ({"tools": [{**STOP, "x": json.loads("[" * 200 + "]" * 200)}]}, "tools[0]"),
         ({"chat_template_kwargs": {"thinking": json.loads("[" * 200 + "]" * 200)}}, "chat_template_kwargs.thinking"),
         ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
@@ -237,6 +247,23 @@ def test_a_required_call_carries_a_grammar_and_a_named_one_ends_with_stop(model:
     assert reply["message"]["tool_calls"][0]["function"]["name"] == "weather"
     guide = model.service.calls[-1].sampling.guide
     assert guide is not None
+    assert "stop-now" not in guide.grammar
+
+
+def test_of_allowed_tools_alone_the_model_is_shown_and_may_call(model: Model) -> None:
+    model.will_say(ONE)
+    choice = model.openai.chat.completions.create(
+        model="scripted", messages=USER, tools=TOOLS, tool_choice=allowed("auto", "weather")  # type: ignore[arg-type]
+    ).choices[0]  # fmt: skip
+    assert (choice.finish_reason, model.service.calls[-1].sampling.guide) == ("tool_calls", None)
+    assert "weather" in model.prompt()
+    assert "stop-now" not in model.prompt()
+    assert model.chat(tools=TOOLS, tool_choice=allowed("required", "weather", "stop-now")).status_code == 200
+    assert "stop-now" in model.prompt()
+    model.chat(tools=TOOLS, tool_choice=allowed("required", "weather"))
+    guide = model.service.calls[-1].sampling.guide
+    assert guide is not None
+    assert "weather" in guide.grammar
     assert "stop-now" not in guide.grammar
 
 

@@ -203,7 +203,7 @@ def _error_handler(metrics: Metrics) -> Callable[[Request, Exception], Awaitable
         if isinstance(error, HTTPException):
             if error.status_code == 405 and request.method == "OPTIONS":
                 # Asking is allowed; that a page of another origin may do it is said by CORS alone (cors.py).
-                return Response(status_code=204, headers={"allow": (error.headers or {}).get("Allow", "")})
+                return Response(status_code=204, headers={"allow": _allowed(error)})
             error = _from_routing(request, error)
         answer = wire(error, request.scope["request_id"])
         metrics.failed(answer.reason, answer.status)
@@ -216,9 +216,15 @@ def _error_handler(metrics: Metrics) -> Callable[[Request, Exception], Awaitable
     return handle
 
 
+def _allowed(error: HTTPException) -> str:
+    """The methods of a path. HEAD is none of the router's: the edge answers it as GET."""
+    methods = (error.headers or {}).get("Allow", "").split(", ")
+    return ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
+
+
 def _from_routing(request: Request, error: HTTPException) -> Refusal:
     if error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
+        allow = _allowed(error)
         return Refusal(
             405, "method_not_allowed", f"{request.method} is not for this path. Remedy: {allow}", allow=allow
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -93,6 +94,9 @@ class BoundedHttp(HttpToolsProtocol):
     _head_bytes = 0
     """Since the last head was complete; in a body, those since its last byte that were none of it."""
     _in_body = False
+    _offers = False
+    """The head just read offers another protocol, as Java's client and curl --http2 do with HTTP/2. It is read again
+    without that: the parser takes what follows for the other protocol, and the request would lose its body."""
     _refused = False
     """This connection is hung up; what still comes is not looked at."""
     _allowed_s: float | None = None
@@ -111,7 +115,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self._refused:
             return
         self._head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._allowed_s is not None and self._deadline is None and not self._refused:
             self._wait(self._allowed_s)
         if self._head_bytes > MAX_HEAD_BYTES and not self._refused:
@@ -119,6 +124,35 @@ class BoundedHttp(HttpToolsProtocol):
                 self._refuse(400, "invalid_http", f"more than {MAX_HEAD_BYTES:,} bytes between two pieces of a body")
             else:
                 self._refuse(431, "headers_too_large", f"the headers have more than {MAX_HEAD_BYTES:,} bytes")
+
+    def _parse(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
+        head = b""
+        while True:
+            try:
+                if head:
+                    self.parser.feed_data(head)
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
+            except httptools.HttpParserUpgrade as offer:
+                if not self._offers:
+                    return
+                self._offers = False
+                head, rest = self._head_without_offer(), memoryview(rest)[offer.args[0] :]
+
+    def _head_without_offer(self) -> bytes:
+        """The head that was read, without the offer of another protocol, as if it had come like that."""
+        left_out = (b"upgrade", b"http2-settings", b"connection")
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % pair for pair in self.headers if pair[0] not in left_out]
+        asked = b",".join(value for name, value in self.headers if name == b"connection").lower()
+        if b"close" in [one.strip() for one in asked.split(b",")]:
+            lines.append(b"connection: close")
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_body:
@@ -135,6 +169,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._allowed_s = HEAD_TIMEOUT_S
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._offers = True
+            return
         self._head_bytes = 0
         self._stop_waiting()
         self._allowed_s = BODY_TIMEOUT_S
@@ -149,6 +186,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._refused:
             return  # the app hears that the client has left, and runs nothing
+        if self._offers:
+            return
         self._head_bytes, self._in_body = 0, False
         self._stop_waiting()
         super().on_message_complete()

@@ -55,7 +55,7 @@ def field_bytes(limits: Limits) -> dict[str, int]:
     A schema may be escaped and indented here; its own bound is looked at once it is read.
     """
     schema = 4 * limits.schema_bytes
-    return {"tools": limits.tools_bytes, "tool_choice": 4096, "chat_template_kwargs": 4096} | dict.fromkeys(
+    return {"tools": limits.tools_bytes, "tool_choice": 16_384, "chat_template_kwargs": 4096} | dict.fromkeys(
         (
             "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
             "json_schema", "regex", "ebnf", "text", "output_config",

@@ -98,8 +98,8 @@ MEANING: Final[dict[str, str]] = {
     "encoding_format": "`base64`: of little-endian float32.",
     "dimensions": "The first so many numbers, brought to length 1. Up to the model's own.",
     "tools": "Functions that the model may call, in the form of each API. Tools that a server runs are refused.",
-    "tool_choice": "`none`, `auto`, `required` (`any` in /v1/messages), or one function. Default: auto with tools, "
-    "else none.",
+    "tool_choice": "`none`, `auto`, `required` (`any` in /v1/messages), one function, or (not there) `allowed_tools`. "
+    "Default: auto with tools, else none.",
     "parallel_tool_calls": "false: one call at most.",
     "response_format": "`text`, `json_object`, or `json_schema` with a schema that the text is then held to.",
     "guided_json": "A JSON schema, as in `response_format`.",

@@ -14,8 +14,9 @@ from penstock.serve.named_events import refuse
 from penstock.serve.schema import ChatBody, Count, MetadataKey, MetadataValue, Named, Text, TextPart
 
 RENAMES: Final[Renames] = (
-    (".function.", "."), (".function", ""), (".tool_call_id", ".call_id"), ("reasoning_effort", "reasoning.effort"),
-    ("response_format.json_schema", "text.format"), ("response_format", "text.format"),
+    (".function.", "."), (".function", ""), (".allowed_tools", ""), (".tool_call_id", ".call_id"),
+    ("reasoning_effort", "reasoning.effort"), ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
 )  # fmt: skip
 TEXT_PARTS: Final = frozenset({"input_text", "output_text", "text"})
 THOUGHTS: Final = frozenset({"reasoning_text"})
@@ -180,14 +181,25 @@ def _tool(at: int, given: Any) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _choice(given: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+def _choice(given: str | dict[str, Any] | None) -> Any:
     if not isinstance(given, dict):
         return given
+    if given.get("type") == "allowed_tools":
+        tools = given.get("tools")
+        named = [_function(one) for one in tools] if isinstance(tools, list) else tools
+        return {"type": "allowed_tools", "allowed_tools": {"mode": given.get("mode"), "tools": named}}
     if given.get("type") != "function":
         raise invalid(
             "tool_choice.type", given.get("type"), "this server knows functions only",
             'none, auto, required or {"type": "function", "name": ...}', "unsupported_parameter",
         )  # fmt: skip
+    return _function(given)
+
+
+def _function(given: Any) -> Any:
+    """A function named, as a chat names it; anything else as it is."""
+    if not isinstance(given, dict) or given.get("type") != "function":
+        return given
     return {"type": "function", "function": {"name": given.get("name")}}
 
 

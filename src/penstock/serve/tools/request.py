@@ -52,10 +52,7 @@ class ToolUse:
 
         It is tried with the markers as plain text: the checker knows no model.
         """
-        schemas = [
-            (f"tools[{self.tools.index(tool)}].function.parameters", tool.parameters, not tool.strict)
-            for tool in self.callable
-        ]
+        schemas = [(tool.place, tool.parameters, not tool.strict) for tool in self.callable]
         return GrammarJob(field="tools", grammar=self._text(form, grammar.literal), schemas=schemas)
 
     def text(self, form: ToolFormat, tokenizer: Tokenizer) -> str:
@@ -102,11 +99,32 @@ def tool_use(body: ChatBody, limits: Limits) -> ToolUse:
         raise invalid("tool_choice", choice, "there are no tools", "tools, or leave it out")
     if isinstance(choice, str):
         return ToolUse(tools, tools, required=choice == "required", many=many)
+    if choice.get("type") == "allowed_tools":
+        return _some_of(tools, choice.get("allowed_tools"), many)
     name = _named(choice)
     for tool in tools:
         if tool.name == name:
             return ToolUse(tools, (tool,), required=True, many=False, ends="stop")
     raise invalid("tool_choice.function.name", name, "no tool has this name", "one of " + ", ".join(sorted(seen)))
+
+
+def _some_of(tools: tuple[Tool, ...], allowed: Any, many: bool) -> ToolUse:
+    """Of `allowed_tools` the model may, or must, call some; the others it is not shown."""
+    field = "tool_choice.allowed_tools"
+    given = allowed if isinstance(allowed, Mapping) else {}
+    names = given.get("tools")
+    if given.get("mode") not in ("auto", "required") or not isinstance(names, list) or not names:
+        raise invalid(
+            field, allowed, "it has no mode, or names no tools",
+            '{"mode": "auto" or "required", "tools": [{"type": "function", "function": {"name": ...}}, ...]}',
+        )  # fmt: skip
+    found = [_named(one) if isinstance(one, Mapping) else one for one in names]
+    known = [tool.name for tool in tools]
+    for at, name in enumerate(found):
+        if name not in known:
+            raise invalid(f"{field}.tools[{at}]", name, "no tool has this name", "one of " + ", ".join(sorted(known)))
+    shown = tuple(tool for tool in tools if tool.name in found)
+    return ToolUse(shown, shown, required=given["mode"] == "required", many=many)
 
 
 def _named(choice: Mapping[str, Any]) -> Any:
@@ -143,7 +161,7 @@ def _tool(field: str, given: Any, limits: Limits) -> Tool:
     check_schema(where, parameters, limits)
     if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
         raise invalid(where, parameters, "arguments are an object", '{"type": "object", ...}', "invalid_schema")
-    return Tool(name, {"type": "object"} | parameters, function.get("strict") is True, given)
+    return Tool(name, {"type": "object"} | parameters, function.get("strict") is True, given, where)
 
 
 def plain_calls(calls: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ class Tool:
     strict: bool
     given: dict[str, Any]
     """As the client sent it, for the template."""
+    place: str
+    """Of the parameters, in the body."""
 
 
 class ToolFormat(Protocol):
