@@ -15,7 +15,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def penstock(
-    *arguments: str, expect: int = 0, stdin: str = "", timeout_s: float = 60, **more: str
+    *arguments: str, expect: int = 0, stdin: str = "", timeout_s: float = 200, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """The finished run; fails if its exit code is not the expected one."""
     done = subprocess.run(

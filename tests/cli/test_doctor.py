@@ -13,18 +13,18 @@ from penstock.cli import doctor_checks
 from penstock.cli.doctor_checks import Finding
 from penstock.deployment import Deployment
 
-from .program import penstock
+from .conftest import Penstock
 
 
-def report(*arguments: str) -> tuple[int, dict[tuple[str, str], dict[str, Any]]]:
+def report(penstock: Penstock, *arguments: str) -> tuple[int, dict[tuple[str, str], dict[str, Any]]]:
     done = penstock("doctor", "--json", *arguments, expect=1 if arguments else 0)
     found = json.loads(done.stdout)
     assert found["ok"] == (done.returncode == 0)
     return done.returncode, {(one["subject"], one["name"]): one for one in found["findings"]}
 
 
-def test_the_model_in_the_box_runs_a_token_and_everything_needed_is_there() -> None:
-    code, found = report()
+def test_the_model_in_the_box_runs_a_token_and_everything_needed_is_there(penstock: Penstock) -> None:
+    code, found = report(penstock)
     assert code == 0
     assert found["model", "one token"]["status"] == "ok"
     assert found["versions", "torch"]["value"][0].isdigit()
@@ -34,8 +34,8 @@ def test_the_model_in_the_box_runs_a_token_and_everything_needed_is_there() -> N
     assert {one["status"] for one in found.values()} <= {"ok", "warning", "absent"}
 
 
-def test_a_model_that_is_not_there_is_a_failure_with_its_cause() -> None:
-    code, found = report("/no/such/model")
+def test_a_model_that_is_not_there_is_a_failure_with_its_cause(penstock: Penstock) -> None:
+    code, found = report(penstock, "/no/such/model")
     assert code == 1
     assert found["model", "/no/such/model"]["status"] == "missing"
     assert "no such directory" in found["model", "/no/such/model"]["value"]

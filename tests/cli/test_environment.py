@@ -14,7 +14,7 @@ from penstock.compiled import SWITCH
 from penstock.deployment import keys
 from penstock.errors import InvalidDeployment
 
-from .program import penstock
+from .conftest import Penstock
 
 
 def unknown(name: str, value: str = "1", verb: str = "serve", flags: tuple[str, ...] = ()) -> dict[str, str]:
@@ -103,7 +103,7 @@ def test_every_switch_that_the_code_reads_is_listed_and_documented() -> None:
     assert all(name in page for name in found)
 
 
-def test_the_program_ends_with_2_or_goes_on_with_a_line_on_stderr() -> None:
+def test_the_program_ends_with_2_or_goes_on_with_a_line_on_stderr(penstock: Penstock) -> None:
     done = penstock("serve", "--dry-run", expect=2, PENSTOCK_POLICY_MAX_SEQS="8")
     assert done.stderr.startswith("error: PENSTOCK_POLICY_MAX_SEQS = '...': ")
     assert "Remedy: PENSTOCK_POLICY__MAX_SEQS" in done.stderr

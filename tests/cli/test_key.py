@@ -11,10 +11,10 @@ import yaml
 
 from penstock.deployment import Deployment
 
-from .program import penstock
+from .conftest import Penstock
 
 
-def test_a_new_key_and_the_lines_for_the_file_fit_together() -> None:
+def test_a_new_key_and_the_lines_for_the_file_fit_together(penstock: Penstock) -> None:
     done = penstock("key", "new", "--name", "alice", "--scope", "inference", "--scope", "metrics", "--tenant", "house")
     text, _, lines = done.stdout.partition("\n")
     entries = yaml.safe_load(lines)
@@ -26,13 +26,13 @@ def test_a_new_key_and_the_lines_for_the_file_fit_together() -> None:
     assert text not in done.stderr
 
 
-def test_no_two_keys_are_the_same_and_json_is_for_programs() -> None:
+def test_no_two_keys_are_the_same_and_json_is_for_programs(penstock: Penstock) -> None:
     made = [json.loads(penstock("key", "new", "--json").stdout) for _ in range(2)]
     assert made[0]["key"] != made[1]["key"]
     assert all(one["entry"]["scopes"] == ["inference"] for one in made)
 
 
-def test_the_hash_of_a_key_is_read_from_standard_input_and_never_from_an_argument() -> None:
+def test_the_hash_of_a_key_is_read_from_standard_input_and_never_from_an_argument(penstock: Penstock) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "penstock", "key", "hash"], input="hello\n", capture_output=True, text=True, timeout=60
     )
@@ -40,7 +40,7 @@ def test_the_hash_of_a_key_is_read_from_standard_input_and_never_from_an_argumen
     assert penstock("key", "hash", "hello", expect=2).returncode == 2
 
 
-def test_a_wrong_scope_or_name_is_one_line_with_exit_code_2() -> None:
+def test_a_wrong_scope_or_name_is_one_line_with_exit_code_2(penstock: Penstock) -> None:
     for arguments in (("--scope", "root"), ("--name", "a b")):
         done = penstock("key", "new", *arguments, expect=2)
         assert "Remedy" in done.stderr

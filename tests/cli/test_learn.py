@@ -13,7 +13,7 @@ from penstock.twin.measured import InvalidProfile
 from penstock.twin.measured.learnable import read_points
 from penstock.twin.operators import Collective, DecodeAttention, Elementwise, Experts, Gemm, PrefillAttention
 from penstock.twin.roofline import Roofline
-from tests.cli.program import penstock
+from tests.cli.conftest import Penstock
 
 HEADER = "operator,rows,columns,inner,dtype,past,context,heads,kv_heads,head_dim,us"
 SHAPES = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
@@ -38,7 +38,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_what_is_learned_prices_a_simulation(profile: Path) -> None:
+def test_what_is_learned_prices_a_simulation(penstock: Penstock, profile: Path) -> None:
     out = profile.with_name("l4.json")
     shown = penstock("learn", str(profile), "--hardware", "l4", "--out", str(out), "--folds", "4").stdout
     assert "Gemm/bfloat16/bfloat16" in shown
@@ -55,7 +55,7 @@ def test_what_is_learned_prices_a_simulation(profile: Path) -> None:
     assert any("trained on l4, not on a10" in note for note in json.loads(other)["notes"])
 
 
-def test_scores_are_of_points_and_of_shapes_held_out(profile: Path) -> None:
+def test_scores_are_of_points_and_of_shapes_held_out(penstock: Penstock, profile: Path) -> None:
     words = ["learn", str(profile), "--hardware", "l4", "--folds", "2", "--json"]
     found = json.loads(penstock(*words, "--out", str(profile.with_name("two.json"))).stdout)
     gemm = found["families"]["Gemm/bfloat16/bfloat16"]
@@ -107,7 +107,7 @@ def test_every_kind_of_operator_can_be_learned(tmp_path: Path) -> None:
     assert experts == Experts(16, 64, 128, 8, 2)
 
 
-def test_nothing_to_learn_from_is_a_mistake_with_the_reason(tmp_path: Path) -> None:
+def test_nothing_to_learn_from_is_a_mistake_with_the_reason(penstock: Penstock, tmp_path: Path) -> None:
     path = tmp_path / "thin.csv"
     path.write_text("operator,rows,us\nqkv,1,2\n")
     assert "1 of qkv" in penstock("learn", str(path), "--hardware", "l4", expect=2).stderr

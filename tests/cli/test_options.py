@@ -11,12 +11,14 @@ import yaml
 from penstock.cli import VERBS
 from penstock.cli.console import show_unexpected
 
-from .program import penstock
+from .conftest import Penstock
 
 UNREACHABLE = "http://127.0.0.1:1"
 
 
-def test_flags_of_any_verb_come_from_a_file_the_environment_or_the_command_line_in_that_order(tmp_path: Path) -> None:
+def test_flags_of_any_verb_come_from_a_file_the_environment_or_the_command_line_in_that_order(
+    penstock: Penstock, tmp_path: Path
+) -> None:
     file = tmp_path / "options.yaml"
     file.write_text('bench: {url: "http://127.0.0.1:1", rate: 4, find-capacity: true}\nmetrics: {alerts: true}\n')
     assert penstock("--options", str(file), "metrics").stdout.startswith("groups:")
@@ -31,7 +33,9 @@ def test_flags_of_any_verb_come_from_a_file_the_environment_or_the_command_line_
     ("text", "named"),
     [("bench: {rates_of: 4}", "bench.rates_of"), ("bank: {}", "bank"), ("[1]", "--options"), ("bench: 4", "--options")],
 )
-def test_an_options_file_that_names_nothing_is_an_error(tmp_path: Path, text: str, named: str) -> None:
+def test_an_options_file_that_names_nothing_is_an_error(
+    penstock: Penstock, tmp_path: Path, text: str, named: str
+) -> None:
     file = tmp_path / "options.yaml"
     file.write_text(text)
     done = penstock("--options", str(file), "bench", "--url", UNREACHABLE, expect=2)
@@ -40,14 +44,14 @@ def test_an_options_file_that_names_nothing_is_an_error(tmp_path: Path, text: st
     assert "Remedy:" in done.stderr
 
 
-def test_the_help_shows_the_name_in_the_environment_of_every_flag() -> None:
+def test_the_help_shows_the_name_in_the_environment_of_every_flag(penstock: Penstock) -> None:
     text = re.sub(r"[\s│]+", " ", penstock("serve", "--help", COLUMNS="300").stdout)
     assert "[env var: PENSTOCK_POLICY__TOKEN_BUDGET]" in text
     assert "PENSTOCK_SERVE_POLICY" not in text
     assert "[env var: PENSTOCK_BENCH_RATE]" in re.sub(r"[\s│]+", " ", penstock("bench", "--help", COLUMNS="300").stdout)
 
 
-def test_sizes_counts_and_times_are_written_as_people_write_them() -> None:
+def test_sizes_counts_and_times_are_written_as_people_write_them(penstock: Penstock) -> None:
     flags = {
         "--memory.kv-bytes": "2GiB", "--policy.token-budget": "25k", "--server.max-body-bytes": "32Ki",
         "--server.drain-timeout": "500ms", "--server.step-deadline": "2min",
@@ -60,14 +64,14 @@ def test_sizes_counts_and_times_are_written_as_people_write_them() -> None:
 
 
 @pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1", "TERM": "xterm-256color"}])
-def test_a_pipe_and_no_color_get_plain_lines(environment: dict[str, str]) -> None:
+def test_a_pipe_and_no_color_get_plain_lines(penstock: Penstock, environment: dict[str, str]) -> None:
     for arguments, code in ((("version",), 0), (("serve", "/nowhere", "--dry-run", "--server.port", "x"), 2)):
         done = penstock(*arguments, expect=code, **environment)
         assert "\x1b" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_shell_completes_verbs_and_flags(shell: str) -> None:
+def test_the_shell_completes_verbs_and_flags(penstock: Penstock, shell: str) -> None:
     assert "penstock" in penstock("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1").stdout
     if shell == "bash":
         done = penstock(_PENSTOCK_COMPLETE="complete_bash", COMP_WORDS="penstock ", COMP_CWORD="1")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import Penstock
 from tests.cli.program import children, environment
-from tests.cli.program import penstock as run_program
 
 FILE = """
 model: {path: llama-3-8b}
@@ -26,10 +26,6 @@ slo: {ttft: 500ms}
 """
 
 
-def penstock(*words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    return run_program(*map(str, words), expect=code, timeout_s=120)
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "deployment.yaml"
@@ -37,7 +33,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_table_report_and_timeline(file: Path, tmp_path: Path) -> None:
+def test_table_report_and_timeline(penstock: Penstock, file: Path, tmp_path: Path) -> None:
     report, timeline = tmp_path / "out.html", tmp_path / "out.json"
     table = penstock("simulate", "-f", file, "--report", report, "--timeline", timeline).stdout
     assert "Median TTFT (ms):" in table
@@ -49,13 +45,13 @@ def test_table_report_and_timeline(file: Path, tmp_path: Path) -> None:
     assert {"X", "C", "M"} <= {event["ph"] for event in events}
 
 
-def test_json_is_one_object_and_set_lays_over_the_file(file: Path) -> None:
+def test_json_is_one_object_and_set_lays_over_the_file(penstock: Penstock, file: Path) -> None:
     found = json.loads(penstock("simulate", "-f", file, "--json", "--set", "requests=77").stdout)
     assert found["completed"] == 77
     assert found["request_goodput"] is not None
 
 
-def test_a_sweep_gives_each_point_what_it_gives_alone(file: Path) -> None:
+def test_a_sweep_gives_each_point_what_it_gives_alone(penstock: Penstock, file: Path) -> None:
     swept = json.loads(penstock("simulate", "-f", file, "--vary", "rate=10,40", "--json").stdout)["points"]
     assert [point["varied"] for point in swept] == [{"workload.rate": "10"}, {"workload.rate": "40"}]
     alone = json.loads(penstock("simulate", "-f", file, "--set", "rate=40", "--json").stdout)
@@ -63,8 +59,8 @@ def test_a_sweep_gives_each_point_what_it_gives_alone(file: Path) -> None:
     assert {key: swept[1][key] for key in keep} == {key: alone[key] for key in keep}
 
 
-def test_a_point_that_cannot_work_fails_alone(file: Path) -> None:
-    run = penstock("simulate", "-f", file, "--vary", "hardware.name=h100-sxm,t4", "--json", code=1)
+def test_a_point_that_cannot_work_fails_alone(penstock: Penstock, file: Path) -> None:
+    run = penstock("simulate", "-f", file, "--vary", "hardware.name=h100-sxm,t4", "--json", expect=1)
     good, bad = json.loads(run.stdout)["points"]
     assert good["completed"] == 200
     assert "t4" in bad["varied"]["hardware.name"]
@@ -82,6 +78,7 @@ def test_a_point_that_cannot_work_fails_alone(file: Path) -> None:
         (["simulate", "--set", "nonsense=1"], "docs/deployment.md"),
         (["simulate", "--vary", "rate=1:inf"], "low:high"),
         (["simulate", "--vary", "rate=1,2", "--limit", "time=1s"], "wall=60s"),
+        (["simulate", "--vary", "rate=1,2", "--token-times"], "leave out --vary"),
         (["simulate", "--processes", "2"], "--vary"),
         (["simulate", "--vary", "rate=1,2", "--ray", "auto", "--processes", "2"], "without --ray"),
         (["simulate", "--server.port", "9"], "only a server reads it"),
@@ -97,21 +94,21 @@ def test_a_point_that_cannot_work_fails_alone(file: Path) -> None:
         (["reproduce", "gens"], "genz"),
     ],
 )
-def test_a_mistake_ends_with_2_and_the_remedy(words: list[str], said: str) -> None:
-    assert said in penstock(*words, code=2).stderr
+def test_a_mistake_ends_with_2_and_the_remedy(penstock: Penstock, words: list[str], said: str) -> None:
+    assert said in penstock(*words, expect=2).stderr
 
 
 @pytest.mark.parametrize(
     "words",
     [["model", "deepseek-v3"], ["hardware", "h100-sxm"], ["fit", "llama-3-70b", "--tp", "4"], ["model"], ["hardware"]],
 )
-def test_inspect_speaks_table_and_json(words: list[str]) -> None:
+def test_inspect_speaks_table_and_json(penstock: Penstock, words: list[str]) -> None:
     assert len(penstock("inspect", *words).stdout.splitlines()) > 5
     assert json.loads(penstock("inspect", *words, "--json").stdout)
 
 
 @pytest.mark.parametrize("example", ["h100.yaml", "cluster.yaml"])
-def test_the_examples_run(example: str) -> None:
+def test_the_examples_run(penstock: Penstock, example: str) -> None:
     path = Path(__file__).parents[2] / "examples" / example
     found = json.loads(penstock("simulate", "-f", path, "--set", "requests=60", "--json").stdout)
     assert found["completed"] == 60
