@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import http.client
 import json
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
+import uvloop
 
 from penstock.deployment import Deployment
 from penstock.observe.request_log import STRANGERS_LINES, STRANGERS_S, Strangers
 from penstock.serve import http_protocol
 from penstock.serve.http_protocol import MAX_HEAD_BYTES
+from penstock.serve.server import Server, listen, settings, url_of
 
 from .conftest import Loop, Scripted
 from .scripted import ScriptedService, raising, scripted_app
@@ -25,7 +30,7 @@ def raw(url: str, *parts: bytes) -> bytes:
     """Everything the server says to these bytes until it hangs up."""
     host, port = url.removeprefix("http://").split(":")
     heard = b""
-    with socket.create_connection((host, int(port)), timeout=20) as client:
+    with socket.create_connection((host, int(port)), timeout=60) as client:
         try:
             for part in parts:
                 client.sendall(part)
@@ -111,6 +116,37 @@ def test_an_http_1_0_client_gets_no_chunks_and_the_end_of_the_connection(scripte
     assert json.loads(rest)["error"]["param"] == "prompt"
 
 
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_streams_are_neither_delayed_nor_compressed(
+    monkeypatch: pytest.MonkeyPatch, factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    seen: list[int] = []
+    made = http_protocol.BoundedHttp.connection_made
+
+    def connection_made(self: http_protocol.BoundedHttp, transport: asyncio.Transport) -> None:
+        seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(self, transport)
+
+    monkeypatch.setattr(http_protocol.BoundedHttp, "connection_made", connection_made)
+
+    async def main() -> httpx.Response:
+        sock = listen("127.0.0.1", 0)
+        server = Server(settings(scripted_app(ScriptedService(Deployment()))))
+        serving = asyncio.create_task(server.serve([sock]))
+        async with httpx.AsyncClient(headers={"accept-encoding": "gzip, br, zstd"}) as client:
+            reply = await client.post(f"{url_of(sock)}/v1/completions", json={"prompt": "x", "stream": True})
+        server.should_exit = True
+        await serving
+        return reply
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        reply = runner.run(main())
+    assert "content-encoding" not in reply.headers
+    assert reply.headers["cache-control"] == "no-cache"
+    assert seen
+    assert all(seen)
+
+
 def test_an_offer_of_http_2_is_passed_over(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
     """As Java's client makes it with its first request: the body is read, and the connection goes on."""
     caplog.set_level(logging.WARNING)
@@ -118,7 +154,7 @@ def test_an_offer_of_http_2_is_passed_over(scripted: Scripted, caplog: pytest.Lo
     start = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n" % len(body)
     offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
     host, port = scripted.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as client:
+    with socket.create_connection((host, int(port)), timeout=60) as client:
         close = offer.replace(b"Upgrade,", b"Upgrade, close,")
         for pieces in ((start + offer, b"\r\n" + body), (start + b"\r\n" + body,), (start + close + b"\r\n", body)):
             for piece in pieces:
@@ -239,7 +275,7 @@ def test_refusals_of_strangers_flood_no_log(monkeypatch: pytest.MonkeyPatch, cap
 def test_what_follows_an_answer_has_an_id_of_its_own(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="penstock.serve")
     host, port = scripted.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as client:
+    with socket.create_connection((host, int(port)), timeout=60) as client:
         client.sendall(b"GET /version HTTP/1.1\r\nhost: localhost\r\nx-request-id: mine-1\r\n\r\n")
         first = client.recv(65536)
         while not first.endswith(b"}"):
@@ -278,7 +314,7 @@ def test_trailers_and_endless_chunk_heads_are_not_kept(scripted: Scripted, after
 def test_trailers_after_an_answer_only_end_the_connection(scripted: Scripted) -> None:
     head = CHUNKED.replace(b"/v1/completions", b"/nowhere")
     host, port = scripted.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as client:
+    with socket.create_connection((host, int(port)), timeout=60) as client:
         client.sendall(head + b"0\r\n")
         heard = client.recv(65536)
         while b"not_found" not in heard:

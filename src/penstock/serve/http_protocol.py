@@ -31,6 +31,13 @@ BODY_TIMEOUT_S: Final = 300.0
 """From there to the end of the body, whether or not the answer waits for it."""
 
 
+def _parser(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
+    """As uvicorn makes it."""
+    parser = httptools.HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
+
+
 class Chunks:
     """Pieces of one answer's body, written without the coroutine, the message and the checks of ASGI's `send`.
 
@@ -142,6 +149,7 @@ class BoundedHttp(HttpToolsProtocol):
                     return
                 self._offers = False
                 head, rest = self._head_without_offer(), memoryview(rest)[offer.args[0] :]
+                self.parser = _parser(self)  # the other one may take this for the last request
 
     def _head_without_offer(self) -> bytes:
         """The head that was read, without the offer of another protocol, as if it had come like that."""

@@ -55,7 +55,7 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int, *, field: str = "server.port") -> socket.socket:
     """A listening socket. Raises InvalidDeployment if the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named: else asyncio leaves Nagle's delay on
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
