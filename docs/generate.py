@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+from penstock.cli.elsewhere import reference as elsewhere
 from penstock.deployment import keys, why_unread
 from penstock.observe.alerts import rules
 from penstock.observe.grafana import dashboard
@@ -59,6 +60,7 @@ def files() -> dict[Path, str]:
         DOCS / "deployment.md": within(DOCS / "deployment.md", "keys", table()),
         DOCS / "metrics.md": within(DOCS / "metrics.md", "metrics", reference()),
         DOCS / "api.md": within(DOCS / "api.md", "fields", fields()),
+        DOCS / "migration.md": within(DOCS / "migration.md", "elsewhere", elsewhere()),
         DEPLOY / "grafana-dashboard.json": dashboard(),
         DEPLOY / "prometheus-alerts.yaml": rules(),
     }

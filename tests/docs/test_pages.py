@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import typer
-import yaml
 
 from penstock.catalog import architectures
 from penstock.catalog.hardware_load import devices
@@ -94,16 +93,6 @@ def test_every_key_named_in_a_page_is_one_of_the_deployment_file(page: Path) -> 
 def test_every_metric_named_in_a_page_exists(page: Path) -> None:
     named = unknown_names(re.sub(r"penstock_\*|vllm:\*", "", page.read_text(encoding="utf-8")))
     assert [name for name in named if name not in by_name()] == []
-
-
-@pytest.mark.parametrize("name", ["production.md", "monitoring.md"])
-def test_yaml_that_looks_like_a_deployment_is_one(name: str, tmp_path: Path) -> None:
-    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
-    deployments = [block for block in blocks if block.keys() <= set(Deployment.model_fields)]
-    assert deployments
-    for block in deployments:
-        Deployment.parse(block)
 
 
 def test_the_index_and_llms_txt_lead_to_every_page() -> None:

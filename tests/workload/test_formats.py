@@ -55,6 +55,17 @@ def test_burstgpt_failures_are_left_out(tmp_path: Path) -> None:
     assert len(read_trace(write(tmp_path / "b", BURST + rows))) == 1
 
 
+def test_vidur_columns_are_found_by_name_and_a_file_without_times_is_none(tmp_path: Path) -> None:
+    rows = "0.0,374,44\n4.314579,396,109\n"
+    trace = read_trace(write(tmp_path / "v.csv", "arrived_at,num_prefill_tokens,num_decode_tokens\n" + rows))
+    assert trace.requests == (TraceRequest(0.0, 374, 44), TraceRequest(4.314579, 396, 109))
+    lengths = "num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n3772,54,3826,69.85\n"
+    with pytest.raises(BadInput, match="no known trace begins so"):
+        read_trace(write(tmp_path / "lengths.csv", lengths))
+    with pytest.raises(BadInput, match="v.csv:2 arrived_at"):
+        read_trace(write(tmp_path / "v.csv", "arrived_at,num_prefill_tokens,num_decode_tokens\nsoon,1,1\n"))
+
+
 def test_serving_sim_names_whole_blocks_of_16(tmp_path: Path) -> None:
     trace = read_trace(write(tmp_path / "s.jsonl", "\n".join([json.dumps(SERVING_SIM)] * 2)))
     assert trace.block_tokens == 16

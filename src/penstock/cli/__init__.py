@@ -57,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app.command(verb, short_help=summary, help=None if verb == asked else summary)(function)
     app.callback()(group)
     try:
+        if any(word.startswith("-") for word in arguments):
+            from penstock.cli.elsewhere import point_out
+
+            point_out(asked, arguments)
         app(arguments, prog_name="penstock")
     except PenstockError as error:
         from penstock.cli.console import show_error

@@ -86,7 +86,10 @@ def bench(
     ] = None,
     trace: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Azure CSV or Mooncake JSONL, plain or .gz, replayed open loop.", rich_help_panel=_LOAD),
+        typer.Option(
+            help="Azure, Mooncake, BurstGPT, LLMServingSim or Vidur file, plain or .gz, replayed open loop.",
+            rich_help_panel=_LOAD,
+        ),
     ] = None,
     rate: Annotated[Text, typer.Option(help="Requests per second, open loop.", rich_help_panel=_LOAD)] = None,
     rates: Annotated[Text, typer.Option(help="A stage for each rate: 1,2,4.", rich_help_panel=_LOAD)] = None,

@@ -97,9 +97,9 @@ class Workload(Section):
 
     trace: str | None = Field(
         None,
-        description="Azure, Mooncake, BurstGPT, ServeGen or LLMServingSim file, plain or .gz: its lengths and times.",
+        description="Azure, Mooncake, BurstGPT, ServeGen, LLMServingSim or Vidur file, or .gz: its times and lengths.",
     )
-    trace_format: Literal["auto", "azure", "burstgpt", "mooncake", "llmservingsim", "servegen"] = Field(
+    trace_format: Literal["auto", "azure", "burstgpt", "mooncake", "llmservingsim", "vidur", "servegen"] = Field(
         "auto", description="auto: found from the content."
     )
     speed: float = Field(1.0, gt=0, description="A trace's time runs this many times as fast.")

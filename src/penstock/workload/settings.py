@@ -55,7 +55,7 @@ class WorkloadSettings:
     trace: Path | None = None
     """Azure, BurstGPT, Mooncake or LLMServingSim file, or a ServeGen pool (`...-trace.parquet`)."""
     trace_format: str = "auto"
-    """auto, azure, burstgpt, mooncake, llmservingsim or servegen."""
+    """auto, azure, burstgpt, mooncake, llmservingsim, vidur or servegen."""
     speed: float = 1.0
     """A trace's time runs so many times as fast."""
     begin_s: float = 0.0

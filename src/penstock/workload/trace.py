@@ -1,7 +1,7 @@
 """Request traces: who asked when, how much went in and came out.
 
-Reads Azure 2023 and 2024, BurstGPT, Mooncake and LLMServingSim files (see `formats`). A trace is immutable; `fit`,
-`at_speed`, `at_rate`, `first` and `within` give a changed one.
+Reads Azure 2023 and 2024, BurstGPT, Mooncake, LLMServingSim and Vidur files (see `formats`). A trace is immutable;
+`fit`, `at_speed`, `at_rate`, `first` and `within` give a changed one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from penstock.errors import BadInput
-from penstock.workload.formats import azure, burstgpt, jsonl
+from penstock.workload.formats import azure, burstgpt, jsonl, vidur
 from penstock.workload.formats.row import Place, TraceRequest, lines_of
 
 Lines = Iterator[tuple[Place, str]]
@@ -32,6 +32,7 @@ class Format:
 FORMATS: Final = (
     Format("azure", ",".join(azure.HEADER), azure.fits, azure.rows),
     Format("burstgpt", "Timestamp,Model,Request tokens,Response tokens,...", burstgpt.fits, burstgpt.rows),
+    Format("vidur", ",".join(vidur.REQUIRED), vidur.fits, vidur.rows),
     Format(
         "mooncake", '{"timestamp": ms, "input_length": ..., "output_length": ..., "hash_ids": [...]}',
         jsonl.fits_mooncake, lambda head, lines: jsonl.mooncake(lines), header=False,

@@ -30,20 +30,10 @@ def rows(head: str, lines: Iterator[tuple[Place, str]]) -> Iterator[TraceRequest
             raise place.error("row", line, f"{len(cells)} columns", f"{len(columns)}: " + ",".join(columns))
         output = place.tokens("Response tokens", cells[at_output], least=0)
         prompt = place.tokens("Request tokens", cells[at_prompt], least=1 if output else 0)
-        arrival_s = _seconds(place, cells[at_time])
+        arrival_s = place.seconds("Timestamp", cells[at_time])
         if output:
             yield TraceRequest(arrival_s, prompt, output)
 
 
 def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in next(csv.reader([line]))]
-
-
-def _seconds(place: Place, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise place.error("Timestamp", text, "not a time", "seconds since the trace began, such as 45")
-    return value

@@ -45,6 +45,16 @@ class Place:
             raise self.error(column, text, f"not a {kind} whole number", f"tokens, {least} or more")
         return int(text)
 
+    def seconds(self, column: str, text: str) -> float:
+        """A time since the trace began. Raises BadInput."""
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise self.error(column, text, "not a time", "seconds since the trace began, such as 45")
+        return value
+
     def checked(self, column: str, tokens: int) -> int:
         """A number of tokens that is already a number. Raises BadInput."""
         if tokens < 1:

@@ -140,7 +140,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> Table:
     except ImportError:
         raise BadInput(
             field="workload.trace", value=str(path), why="reading Parquet files needs pyarrow",
-            remedy="pip install pyarrow",
+            remedy="pip install 'penstock[parquet]'",
         ) from None  # fmt: skip
     try:
         table = pq.read_table(path, columns=list(columns))
