@@ -11,7 +11,7 @@ import typer
 
 from penstock.catalog import architectures
 from penstock.catalog.hardware_load import devices
-from penstock.cli import VERBS, _load
+from penstock.cli import VERBS, _load, _unwrapped
 from penstock.deployment import Deployment, keys
 from penstock.observe.alerts import unknown_names
 from penstock.observe.definitions import by_name
@@ -101,3 +101,9 @@ def test_the_index_and_llms_txt_lead_to_every_page() -> None:
     assert pages <= index
     programs = set(re.findall(r"\]\(docs/([\w-]+\.md)", (ROOT / "llms.txt").read_text(encoding="utf-8")))
     assert pages - programs <= {"deprecation.md"}
+
+
+def test_a_verb_s_help_breaks_where_the_terminal_does() -> None:
+    for verb in VERBS:
+        paragraphs = _unwrapped(_load(verb)).split("\n\n")
+        assert all(paragraph and "\n" not in paragraph for paragraph in paragraphs)

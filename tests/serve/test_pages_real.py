@@ -59,6 +59,7 @@ def test_a_program_of_a_page_runs_and_prints(text: str, url: str, capsys: pytest
     text = text.replace(SHOWN, url).replace('"my-model"', '"millrace"')
     if "tool_calls[0]" in text:  # this model calls a tool only where it must
         text = text.replace("tools=[weather])\n", 'tools=[weather], tool_choice="required")\n', 1)
+        text = text.replace('{"type": "string"}', '{"type": "string", "maxLength": 12}')
     exec(compile(text, "page", "exec"), {"__name__": "page"})
     assert capsys.readouterr().out.strip()
 

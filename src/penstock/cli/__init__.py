@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from inspect import cleandoc
 from typing import Any, Final
 
 from penstock.cli.options import group
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for verb, summary in VERBS.items():
         function = _load(verb) if verb == asked else _unloaded
-        app.command(verb, short_help=summary, help=None if verb == asked else summary)(function)
+        app.command(verb, short_help=summary, help=_unwrapped(function) if verb == asked else summary)(function)
     app.callback()(group)
     try:
         if any(word.startswith("-") for word in arguments):
@@ -90,6 +91,12 @@ def _verb_of(words: Sequence[str]) -> str | None:
 def _load(verb: str) -> Callable[..., Any]:
     function: Callable[..., Any] = getattr(import_module(f"penstock.cli.{verb}"), verb)
     return function
+
+
+def _unwrapped(function: Callable[..., Any]) -> str:
+    """Its docstring with a line for each paragraph, which the terminal then breaks as wide as it is."""
+    paragraphs = cleandoc(function.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _unloaded() -> None:
