@@ -203,6 +203,26 @@ def test_tools_extra_variables_thoughts_and_parts_render_as_in_transformers(
     )
 
 
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("begun", ["The river", "end", "<|im_end|>, a", "a < b, [1"])
+def test_a_begun_answer_goes_on_where_transformers_lets_it(
+    templates: dict[str, ChatTemplate], references: dict[str, Any], style: str, begun: str
+) -> None:
+    messages = conversation("How much?", begun)
+    ids = templates[style].encode(messages, add_generation_prompt=False, go_on=True)
+    shown = references[style].decode(ids)
+    assert shown.endswith(begun)
+    if "im_end" in begun or begun == "end":
+        return  # the one finds the text in its own end token, the other takes what is spelled for the token
+    assert ids == reference_ids(references[style], messages, continue_final_message=True)
+
+
+def test_a_template_that_drops_the_begun_answer_is_told(templates: dict[str, ChatTemplate]) -> None:
+    messages = [*conversation("How much?"), {"role": "tool", "content": "Well,"}]
+    with pytest.raises(InvalidRequest, match="end of the last message"):
+        templates["gemma"].encode(messages, add_generation_prompt=False, go_on=True)
+
+
 def test_the_token_of_the_beginning_comes_once_and_from_the_template(templates: dict[str, ChatTemplate]) -> None:
     for style in ("llama3", "mistral", "gemma"):
         tokenizer = templates[style]._tokenizer

@@ -48,6 +48,7 @@ CHAT: Final[dict[str, list[Any]]] = COMMON | {
     "logprobs": [True, False],
     "top_logprobs": [0, 20],
     "add_generation_prompt": [True, False],
+    "continue_final_message": [False],
     "chat_template_kwargs": [{"enable_thinking": False}, {}],
 }
 COMPLETION: Final[dict[str, list[Any]]] = COMMON | {

@@ -301,6 +301,22 @@ def test_developer_is_system_and_text_parts_are_joined(scripted: Scripted) -> No
     assert bytes(scripted.service.calls[0].prompt) == b"system: be brief\nuser: one two\nassistant: "
 
 
+def test_a_begun_answer_goes_on(scripted: Scripted) -> None:
+    scripted.service.script = say(" is long")
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "The river"}]
+    reply = scripted.chat(messages=messages, continue_final_message=True, add_generation_prompt=False)
+    assert reply.json()["choices"][0]["message"]["content"] == " is long"
+    prompt = bytes(scripted.service.calls[-1].prompt)
+    assert prompt == b"user: hi\nassistant: The river"
+    counted = scripted.http.post("/tokenize", json={"messages": messages, "continue_final_message": True}).json()
+    assert counted["tokens"] == list(prompt)
+    both = scripted.chat(messages=messages, continue_final_message=True, add_generation_prompt=True)
+    assert both.json()["error"]["param"] == "add_generation_prompt"
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages[1] |= {"tool_calls": [call]}
+    assert scripted.chat(messages=messages, continue_final_message=True).status_code == 400
+
+
 def test_unknown_fields_are_ignored_and_counted_once_per_request(scripted: Scripted) -> None:
     for _ in range(2):
         assert scripted.complete(frobnicate=1, **{"x y": 2}).status_code == 200

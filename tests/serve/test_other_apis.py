@@ -17,7 +17,7 @@ from .sse import check_usage, named_events
 
 @pytest.fixture
 def claude(scripted: Scripted) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=scripted.url, api_key="none", max_retries=0, timeout=20)
+    return anthropic.Anthropic(base_url=scripted.url, api_key="none", max_retries=0, timeout=60)
 
 
 TURN: Any = [{"role": "user", "content": "hi"}]
@@ -82,6 +82,16 @@ def test_the_events_of_a_message_in_order(scripted: Scripted) -> None:
     assert found[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
 
 
+def test_a_begun_message_goes_on(scripted: Scripted, claude: anthropic.Anthropic) -> None:
+    scripted.service.script = say(" is long")
+    turns: Any = [*TURN, {"role": "assistant", "content": "The river"}]
+    reply = claude.messages.create(model="scripted", max_tokens=50, messages=turns)
+    assert reply.content[0].text == " is long"  # type: ignore[union-attr]
+    prompt = scripted.service.calls[-1].prompt
+    assert bytes(prompt) == b"user: hi\nassistant: The river"
+    assert claude.messages.count_tokens(model="scripted", messages=turns).input_tokens == len(prompt)
+
+
 def test_errors_of_messages(scripted: Scripted, claude: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.BadRequestError, match="temperature"):
         claude.messages.create(model="scripted", max_tokens=5, messages=TURN, extra_body={"temperature": 9})
@@ -91,7 +101,16 @@ def test_errors_of_messages(scripted: Scripted, claude: anthropic.Anthropic) -> 
         ({"messages": TURN}, "max_tokens"),
         ({"messages": TURN, "max_tokens": 5, "tools": [{"name": "f"}]}, "tools"),
         ({"messages": TURN, "max_tokens": 5, "mcp_servers": [{"url": "x"}]}, "mcp_servers"),
-        ({"messages": [*TURN, {"role": "assistant", "content": "Well,"}], "max_tokens": 5}, "messages[1].role"),
+        (
+            {
+                "messages": [
+                    *TURN,
+                    {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]},
+                ],
+                "max_tokens": 5,
+            },
+            "messages[1].role",
+        ),
         ({"messages": TURN, "max_tokens": 5, "thinking": {"type": "enabled"}}, "thinking"),
         ({"messages": TURN, "max_tokens": 5, "stop_sequences": ["x"] * 17}, "stop_sequences"),
         ({"messages": TURN, "max_tokens": 9999}, "max_tokens"),

@@ -29,6 +29,8 @@ from penstock.errors import InvalidDeployment, InvalidRequest
 
 MAX_OUTPUT_CHARS: Final = 32_000_000
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_END_MARK: Final = 3
+"""Guards in a row that mark where a last message ends that is to go on; elsewhere there are two at most."""
 _RESERVED: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
@@ -79,6 +81,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
+        go_on: bool = False,
         max_tokens: int | None = None,
     ) -> list[int]:
         """The conversation as token ids. The template alone decides on the token of the beginning.
@@ -87,11 +90,12 @@ class ChatTemplate:
             messages: `role`, `content` and whatever else the template reads; plain JSON values.
             add_generation_prompt: end with the header of the assistant's turn.
             tools: function descriptions as JSON. extra: more variables for the template (chat_template_kwargs).
+            go_on: end within the last message, behind its `content`, a text, which the model is to go on with.
             max_tokens: the context; a conversation that cannot fit is refused before it is tokenised.
 
         Raises: InvalidRequest: the template refuses or cannot render this conversation, or it is too long.
         """
-        text, guard = self._render(messages, add_generation_prompt, tools, extra)
+        text, guard = self._render(messages, add_generation_prompt, tools, extra, go_on)
         if max_tokens is not None:
             self._tokenizer.check_fits([text.replace(guard, "")], max_tokens, field="messages")
         marked = self._tokenizer.mark(text).replace(guard, "")
@@ -103,6 +107,7 @@ class ChatTemplate:
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None,
         extra: Mapping[str, Any] | None,
+        go_on: bool = False,
     ) -> tuple[str, str]:
         """(text with guards, the guard)."""
         if extra and (taken := sorted(_RESERVED & extra.keys())):
@@ -123,6 +128,8 @@ class ChatTemplate:
             else self._every.guard(message, guard)
             for message in messages
         ]
+        if go_on:
+            guarded[-1] = {**guarded[-1], "content": (guarded[-1].get("content") or "") + guard * _END_MARK}
         variables = {
             **self._tokenizer.settings.named_tokens,
             **self._every.guard(dict(extra or {}), guard),
@@ -147,7 +154,17 @@ class ChatTemplate:
                 remedy="a conversation of the form this model was trained on",
                 code="invalid_messages",
             ) from error
-        return "".join(parts), guard
+        text = "".join(parts)
+        return (_up_to_mark(text, guard * _END_MARK) if go_on else text), guard
+
+
+def _up_to_mark(text: str, mark: str) -> str:
+    if mark not in text:
+        raise InvalidRequest(
+            field="messages", value="", why="the model's chat template does not show the end of the last message",
+            remedy="a last message that is nothing but text", code="invalid_messages",
+        )  # fmt: skip
+    return text[: text.rindex(mark)]
 
 
 class _Spellings:

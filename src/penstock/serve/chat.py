@@ -93,6 +93,8 @@ async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse = 
     messages = await front.offload.run(
         partial(plain_messages, body.messages), characters=size if called else 0, field="messages"
     )
+    if body.continue_final_message:
+        _check_goes_on(body)
     context = front.service.info.max_sequence_tokens
     # What the template is sure to write. Many strip contents, and leave out what the assistant once thought; the
     # rendered text is looked at again.
@@ -101,9 +103,10 @@ async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse = 
     encode = partial(
         front.template.encode,
         messages,
-        add_generation_prompt=body.add_generation_prompt is not False,
+        add_generation_prompt=body.add_generation_prompt is not False and not body.continue_final_message,
         tools=[tool.given for tool in tools.tools] or None,
         extra=kwargs or None,
+        go_on=bool(body.continue_final_message),
         max_tokens=context,
     )
     return Prompt(tuple(await front.offload.run(encode, characters=size, field="messages")))
@@ -120,6 +123,19 @@ def _check_effort(front: Front, effort: str, other: Any) -> None:
         raise InvalidRequest(
             field="reasoning_effort", value=effort, why="the model's chat template knows no such thing",
             remedy="leave the field out", code="unsupported_parameter",
+        )  # fmt: skip
+
+
+def _check_goes_on(body: ChatBody) -> None:
+    """Raises InvalidRequest: there is no begun answer, or another is to begin behind it."""
+    if body.messages[-1].role != "assistant" or body.messages[-1].tool_calls:
+        raise InvalidRequest(
+            field="continue_final_message", value=True, why="the last message is no text of the assistant",
+            remedy="the beginning of the answer as the last message, or leave it out",
+        )  # fmt: skip
+    if body.add_generation_prompt:
+        raise InvalidRequest(
+            field="add_generation_prompt", value=True, why="the last message is to go on", remedy="leave it out",
         )  # fmt: skip
 
 

@@ -101,10 +101,10 @@ def turns_of(body: CountBody) -> list[Turn]:
             turns.append(_assistant(turn.content, place))
         else:
             turns += _user(turn.role, turn.content, place)
-    if body.messages[-1].role == "assistant":
+    if turns[-1].calls:
         raise invalid(
-            f"messages[{len(body.messages) - 1}].role", "assistant", "this server does not go on with a begun answer",
-            "a last message of the user", "unsupported_parameter",
+            f"messages[{len(body.messages) - 1}].role", "assistant", "a call is no answer to go on with",
+            "what the tools answered, in a message of the user",
         )  # fmt: skip
     return turns
 
@@ -172,6 +172,7 @@ def chat_of(body: CountBody, turns: list[Turn], template: str) -> ChatBody:
         messages=[turn.message() for turn in turns],
         tools=None if body.tools is None else [_tool(at, given) for at, given in enumerate(body.tools)],
         tool_choice=choice, parallel_tool_calls=parallel, chat_template_kwargs=kwargs, model=body.model,
+        continue_final_message=turns[-1].role == "assistant",
         reasoning_effort=effort if "reasoning_effort" in template else None,
     )  # fmt: skip
     if not isinstance(body, MessagesBody):

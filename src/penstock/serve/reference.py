@@ -32,7 +32,8 @@ BODIES: Final[dict[str, type]] = {
 MEANING: Final[dict[str, str]] = {
     "model": "Name of the model or of an adapter of `GET /v1/models`. Left out: the model that is served.",
     "messages": "The conversation. `content` is a string or a list of text parts; a `tool` message names its "
-    "`tool_call_id`; of /v1/messages, it may hold `text`, `thinking`, `tool_use` and `tool_result` blocks.",
+    "`tool_call_id`; of /v1/messages, it may hold `text`, `thinking`, `tool_use` and `tool_result` blocks, and a last "
+    "turn of the assistant goes on.",
     "prompt": "A text, token ids, or a list of either. Choice j of prompt i has `index` i·n + j. /v1/responses refuses "
     "it: no prompts are stored.",
     "input": "A text, token ids, or a list of either; of /v1/responses, a text or a list of items: `message`, "
@@ -74,6 +75,7 @@ MEANING: Final[dict[str, str]] = {
     "metadata": "Checked, and noted nowhere.",
     "add_special_tokens": "What the tokenizer puts around a text, such as the token of its beginning. Default true.",
     "add_generation_prompt": "End with the header of the assistant's turn. Default true.",
+    "continue_final_message": "The last message is the beginning of the answer, which goes on from there.",
     "chat_template_kwargs": "For the model's template: `enable_thinking`, `thinking`, `reasoning_effort`.",
     "reasoning_effort": "The same as in `chat_template_kwargs`; refused where the model's template does not read it.",
     "return_token_strs": "The text of each token, too.",

@@ -35,6 +35,7 @@ class TokenizeBody(Named, frozen=True, kw_only=True):
     add_special_tokens: bool | None = None
     """Around `prompt`, as /v1/completions does by default."""
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: Annotated[list[Any], Meta(max_length=1024)] | None = None
     """Shown to the template beside `messages`."""
@@ -95,6 +96,7 @@ def text_routes(front: Front, keys: KeyRing) -> APIRouter:
 def _as_chat(body: TokenizeBody, messages: list[Message]) -> ChatBody:
     return ChatBody(
         messages=messages, add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
         chat_template_kwargs=body.chat_template_kwargs, tools=body.tools,
     )  # fmt: skip
 

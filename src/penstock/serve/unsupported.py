@@ -48,7 +48,6 @@ UNSUPPORTED: Final[dict[str, tuple[Harmless, str]]] = {
     "bad_words": (_empty, "logit_bias of -100 for the ids to avoid"),
     "chat_template": (_empty, "leave the field out; the model's own template is used"),
     "documents": (_empty, "put the text into a message"),
-    "continue_final_message": (_empty, "/v1/completions with the rendered prompt"),
     "guided_whitespace_pattern": (_empty, _LEAVE_OUT),
     "logits_processors": (_empty, _LEAVE_OUT),
     "vllm_xargs": (_empty, _LEAVE_OUT),
