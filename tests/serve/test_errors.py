@@ -297,6 +297,8 @@ def test_an_unknown_model_is_404_and_lists_the_models(scripted: Scripted) -> Non
 
 def test_unknown_paths_and_methods_have_the_same_shape(scripted: Scripted) -> None:
     assert error_of(scripted.http.get("/v2/nothing"))["code"] == "not_found"
+    assert "server.admin_port" in error_of(scripted.http.post("/v1/load_lora_adapter", json={}))["message"]
+    assert "POST /v1/completions" in error_of(scripted.http.post("/generate", json={}))["message"]
     wrong = scripted.http.get("/v1/completions")
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"

@@ -80,15 +80,15 @@ def build(deployment: Deployment, on_phase: OnPhase, on_read: OnRead | None = No
         if deployment.hardware.device == "cuda":
             require_device_fit(deployment, size, torch.cuda.mem_get_info()[0])
         say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {deployment.hardware.device}")
+    with _phase("compile", on_phase) as say:  # first, as weights are packed by them
+        kernels = kernels_for(torch.device(deployment.hardware.device))
+        say(type(kernels).__name__)
     with _phase("load weights", on_phase) as say:
         model = load_model(
             size.path, dtype=deployment.model.served_dtype, device=deployment.hardware.device,
             on_read=None if on_read is None else seldom(on_read),
         )  # fmt: skip
         say(f"{format_bytes(size.weight_bytes)} as {deployment.model.served_dtype}")
-    with _phase("compile", on_phase) as say:
-        kernels = kernels_for(model.device)
-        say(type(kernels).__name__)
     with _phase("size KV", on_phase) as say:
         memory, policy = deployment.memory, deployment.policy
         pooling = _pooling(size.path, deployment.model, head=model.architecture.head)

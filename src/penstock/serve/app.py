@@ -50,6 +50,17 @@ _ANSWERS: Final[dict[str, Answering]] = {
     "/v1/responses": responses,
     "/v1/embeddings": embeddings,
 }
+_ADMIN: Final = "it is on the administration's port, if server.admin_port opens one"
+_KNOWN_ELSEWHERE: Final[dict[str, str]] = {
+    "/v1/load_lora_adapter": _ADMIN,
+    "/v1/unload_lora_adapter": _ADMIN,
+    "/reset_prefix_cache": f"POST /admin/reset_prefix_cache; {_ADMIN}",
+    "/flush_cache": f"POST /admin/reset_prefix_cache; {_ADMIN}",
+    "/generate": "POST /v1/completions",
+    "/completion": "POST /v1/completions",
+    "/embedding": "POST /v1/embeddings",
+}
+"""Paths of other servers: where the same is here."""
 
 
 def create_app(
@@ -230,6 +241,7 @@ def _from_routing(request: Request, error: HTTPException) -> Refusal:
         )
     if error.status_code == 404:
         return Refusal(
-            404, "not_found", f"nothing at {request.url.path[:200]!r}. Remedy: see GET /v1/models for a start"
-        )
+            404, "not_found", f"nothing at {request.url.path[:200]!r}. Remedy: "
+            + _KNOWN_ELSEWHERE.get(request.url.path, "see GET /v1/models for a start"),
+        )  # fmt: skip
     return Refusal(error.status_code, "http_error", str(error.detail))
