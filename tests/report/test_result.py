@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 
 import pytest
 
 from penstock.errors import BadInput
 from penstock.report.html import html_report
-from penstock.report.latency import Limits, RequestRecord
+from penstock.report.latency import FORMULAS, Limits, RequestRecord
 from penstock.report.result import StageResult
 from penstock.report.table import console_block, sweep_table, write_requests, write_text
 
@@ -91,6 +92,13 @@ def test_the_html_escapes_names_fetches_nothing_and_runs_nothing() -> None:
     assert "http://" not in page
     assert "https://" not in page
     assert page.count("<svg") == 6
+
+
+def test_the_html_holds_the_formulas() -> None:
+    page = html_report([StageResult.of("x", [done(0), done(1)])], title="x")
+    for name, formula in FORMULAS.items():
+        assert escape(name) in page
+        assert escape(formula) in page
 
 
 def test_the_html_of_a_run_without_an_answer_still_renders() -> None:

@@ -22,6 +22,8 @@ FORBIDDEN_ATTRIBUTES = {
     "torch.load", "torch.save", "torch.jit.load", "numpy.load", "np.load", "yaml.load", "yaml.unsafe_load",
     "yaml.full_load", "os.system", "os.popen", "pandas.read_pickle", "pd.read_pickle",
 }  # fmt: skip
+UNSAFE_LOADERS = {"yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader", "yaml.CLoader", "yaml.CUnsafeLoader"}
+"""They make any object that a file names."""
 MODEL_CODE = {"trust_remote_code"}
 """Names of switches that would run code of a model repository."""
 MADE_HERE = {
@@ -51,6 +53,8 @@ def offences(name: str, tree: ast.Module) -> Iterator[str]:
             )
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
             yield f"{where} from {node.module}"
+        elif isinstance(node, ast.Attribute) and dotted(node) in UNSAFE_LOADERS:
+            yield f"{where} {dotted(node)}"
         elif isinstance(node, ast.Call):
             called = dotted(node.func)
             if called in FORBIDDEN_CALLS and called not in MADE_HERE.get(name, set()):
@@ -84,7 +88,7 @@ def test_nothing_turns_bytes_into_code() -> None:
     [
         "import pickle", "from pickle import loads", "import dill as d", "eval(x)", "exec(x)", "torch.load(f)",
         "np.load(f)", "np.load(f, allow_pickle=True)", "yaml.load(f)", "load(p, trust_remote_code=True)",
-        "os.system(x)", "subprocess.run(x, shell=True)", "import marshal",
+        "os.system(x)", "subprocess.run(x, shell=True)", "import marshal", "class A(yaml.Loader): pass",
     ],
 )  # fmt: skip
 def test_the_rule_sees_what_it_forbids(bad: str) -> None:

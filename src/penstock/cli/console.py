@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -52,8 +53,32 @@ class Narrator(Protocol):
 
 
 def narrator(log_format: LogFormat) -> Narrator:
-    """On stderr: the terminal's lines, or where logs are to be JSON, records like all others."""
-    return _Records() if log_format == "json" else stderr()
+    """On stderr: the terminal's lines, or where logs are to be JSON, records like all others.
+
+    What cannot be written is lost, as it is with logs: a full disk, or a reader that has gone, ends no server.
+    """
+    if log_format == "json":
+        return _Records()
+    return Console(file=cast("IO[str]", _Lossy(sys.stderr)), highlight=False, soft_wrap=True)
+
+
+class _Lossy:
+    """A stream that may fail to write."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Records:

@@ -62,11 +62,11 @@ def _names(verb: str, command: Any) -> Iterator[str]:
 
 def _read(file: Path, context: typer.Context) -> Mapping[str, Mapping[str, Any]]:
     """Verb to parameter to value. Raises BadInput for what names no verb or flag."""
-    import yaml
+    from penstock.deployment.yaml_text import read_yaml
 
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = read_yaml(file.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:  # text that is not UTF-8 or not YAML is a ValueError
         raise _wrong("--options", str(file), " ".join(str(error).split()), "a readable YAML file") from None
     if not isinstance(data, dict) or not all(isinstance(flags, dict) for flags in data.values()):
         raise _wrong("--options", str(file), "it does not map verbs to flags", "such as bench: {rate: 4}")

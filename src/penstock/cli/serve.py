@@ -87,10 +87,17 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
     fits = size_up(deployment)  # before anything is loaded: what cannot work is refused at once
     show_phase("check", time.monotonic() - began - told_s, f"{fits.path.name} fits into memory")
     starting = asyncio.create_task(Service.start(deployment, show_phase, loading.read))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)
+    stop_asked = asyncio.Event()
+
+    def stop() -> None:
+        stop_asked.set()
+        starting.cancel()  # one that is ready by now drains as soon as it listens
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     for _ in range(STEPS_TO_WORKER):  # so that it loads the model while this process loads the HTTP side
         await asyncio.sleep(0)
     from penstock.cli.hosting import app_for, text_side_of
+    from penstock.serve.preflight import check
     from penstock.serve.server import listen, run
     from penstock.serve.starting import Starting
     from penstock.serve.upkeep import Upkeep
@@ -99,6 +106,7 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
     try:
         sock = listen(deployment.server.host, deployment.server.port)
         answering = Starting(sock, certificate=deployment.server.tls_certificate, key=deployment.server.tls_key)
+        check(deployment)
         text = text_side_of(deployment)
         import_module("penstock.serve.app")  # now, while the worker loads, and not when it is ready
 
@@ -141,6 +149,8 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
     except BaseException:
         await service.close()
         raise
+    if stop_asked.is_set():
+        upkeep.drain.set()
     cut_off = await run(
         app, service, deployment, sock=sock, on_listening=show_ready, on_draining=show_draining, upkeep=upkeep
     )

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-import yaml
 from pydantic import Field, StringConstraints, ValidationError
 
 from penstock.deployment.section import Section
+from penstock.deployment.yaml_text import NotYaml, read_yaml
 from penstock.errors import InvalidDeployment
 from penstock.units import Count
 
@@ -90,13 +90,17 @@ def read_key_file(file: str, *, order: str) -> tuple[Key, ...]:
     """The entries of a key file. Raises InvalidDeployment, which shows no value of the file."""
     field = "server.key_file"
     try:
-        data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidDeployment(
             field=field, value=file, why=f"it cannot be read: {error}", remedy="a readable YAML file"
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none is a ValueError to the reader
-        raise InvalidDeployment(field=field, value=file, why="it is not YAML", remedy="`keys:` and a list") from None
+    try:
+        data = read_yaml(text)
+    except NotYaml as error:
+        raise InvalidDeployment(
+            field=field, value=file, why=f"it is not YAML: {error}", remedy="`keys:` and a list"
+        ) from None
     try:
         keys = KeyFile.model_validate({} if data is None else data).keys
     except ValidationError as error:

@@ -23,7 +23,8 @@ from penstock.errors import UnsupportedModel
 if TYPE_CHECKING:
     import torch
 
-_FLOATS: Final = ("F64", "F32", "F16", "BF16")
+_FLOATS: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of an element."""
 _HEADER_LIMIT_BYTES: Final = 100_000_000
 # Buffers that old versions of transformers saved; they are functions of config.json.
 _LOOKED_UP: Final = re.compile(r"(embed_tokens|wte|wpe)\.weight$")
@@ -127,9 +128,9 @@ def _files(path: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            files = [path / Path(name).name for name in names]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _damaged(index, f"the index cannot be read ({error!r})") from None
-        files = [path / Path(name).name for name in names]
     else:
         files = sorted(path.glob("*.safetensors"))
     if not files:
@@ -142,10 +143,17 @@ def _files(path: Path) -> list[Path]:
             else "there is no *.safetensors file in it",
             remedy="the checkpoint's safetensors version (transformers' save_pretrained writes one)",
         )
-    missing = [file.name for file in files if not file.is_file()]
+    missing = [file.name for file in files if not _is_file(file)]
     if missing:
         raise _damaged(index, f"these shards are missing: {', '.join(missing)}")
     return files
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except ValueError:  # no name of a file: it holds NUL
+        return False
 
 
 def _header(file: Path) -> dict[str, dict[str, Any]]:
@@ -157,13 +165,24 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
         text = stream.read(length)
     try:
         header: dict[str, dict[str, Any]] = json.loads(text)
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        end = max((_end(entry) for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(file, "its header is not what safetensors writes") from None
     size = file.stat().st_size
     if size < 8 + length + end:
         raise _damaged(file, f"it ends early: {size} bytes, the header promises {8 + length + end}")
     return header
+
+
+def _end(entry: dict[str, Any]) -> int:
+    """Where a tensor's bytes end. Raises ValueError, KeyError, TypeError: it is no entry, or contradicts itself."""
+    begin, end = entry["data_offsets"]
+    shape, dtype = entry["shape"], entry["dtype"]
+    if any(type(one) is not int or one < 0 for one in (*shape, begin, end)) or not isinstance(dtype, str):
+        raise ValueError(entry)
+    if end < begin or (dtype in _FLOATS and prod(shape) * _FLOATS[dtype] != end - begin):
+        raise ValueError(entry)
+    return int(end)
 
 
 def _damaged(file: Path, why: str) -> UnsupportedModel:
@@ -210,7 +229,7 @@ class Checkpoint:
     def _mapped(self, name: str, *shape: int) -> torch.Tensor:
         """As it is stored, in memory mapped from the file: the file is opened anew for each tensor, so that pages read
         leave the process with the tensor rather than stay to the end."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         entry = self._entries.get(name)
         if entry is None:
@@ -228,8 +247,11 @@ class Checkpoint:
         stored = name
         if self._prefix and not self._stored_prefix and name != "lm_head.weight":
             stored = name.removeprefix(self._prefix)
-        with safe_open(entry.file, framework="pt") as stream:
-            tensor: torch.Tensor = stream.get_tensor(stored)
+        try:
+            with safe_open(entry.file, framework="pt") as stream:
+                tensor: torch.Tensor = stream.get_tensor(stored)
+        except SafetensorError as error:
+            raise _damaged(entry.file, str(error)) from None
         return tensor
 
     def take_stacked(self, names: Iterable[tuple[str, tuple[int, ...]]]) -> torch.Tensor:

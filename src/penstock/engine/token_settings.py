@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises InvalidDeployment."""
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidDeployment(
             field="model.path", value=str(path), why=f"it cannot be read: {error}", remedy="download the file again"
         ) from error

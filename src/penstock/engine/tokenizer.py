@@ -104,7 +104,13 @@ class Tokenizer:
             raise UnsupportedModel(
                 field="tokenizer.json", value=str(path), why="it describes no model", remedy="download it again"
             )
-        return cls(definition, TokenSettings.load(directory))
+        try:
+            return cls(definition, TokenSettings.load(directory))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UnsupportedModel(
+                field="tokenizer.json", value=str(path), remedy="download these files again",
+                why=f"something in it, or in a file beside it, cannot be so ({type(error).__name__}: {error})",
+            ) from None  # fmt: skip
 
     @property
     def sampling_defaults(self) -> dict[str, float]:

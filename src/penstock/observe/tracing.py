@@ -27,6 +27,18 @@ OPERATIONS: Final = {"/v1/completions": "text_completion", "/v1/embeddings": "em
 """Route to gen_ai.operation.name; all others are chat."""
 
 
+def require_packages(endpoint: str) -> None:
+    """Raises InvalidDeployment: what sends spans to a collector is not installed."""
+    try:
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401
+    except ImportError:
+        raise InvalidDeployment(
+            field="server.trace_endpoint", value=endpoint, why="OpenTelemetry is not installed",
+            remedy="pip install 'penstock[otel]', or leave it out",
+        ) from None  # fmt: skip
+
+
 class Tracer:
     """Makes spans and hands them to a collector in batches, on a thread of their own."""
 
@@ -46,14 +58,10 @@ class Tracer:
     @classmethod
     def to(cls, endpoint: str, version: str) -> Self:
         """A tracer that sends to a collector over OTLP/HTTP. Raises InvalidDeployment: the packages are missing."""
-        try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        except ImportError:
-            raise InvalidDeployment(
-                field="server.trace_endpoint", value=endpoint, why="OpenTelemetry is not installed",
-                remedy="pip install 'penstock[otel]', or leave it out",
-            ) from None  # fmt: skip
+        require_packages(endpoint)
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
         exporter = OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_TIMEOUT_S)
         return cls(version, BatchSpanProcessor(exporter))
 

@@ -80,11 +80,15 @@ def _header(file: Path, stream: BinaryIO) -> tuple[bytes, list[tuple[int, int]]]
     """The header of a safetensors file, and where its tensors lie behind it."""
     try:
         (length,) = struct.unpack("<Q", stream.read(8))
-        header = stream.read(min(length, file.stat().st_size))
+        size = file.stat().st_size
+        header = stream.read(min(length, size))
         tensors = json.loads(header)
         tensors.pop("__metadata__", None)
-        return header, sorted((begin, end) for begin, end in (tensor["data_offsets"] for tensor in tensors.values()))
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        places = sorted((begin, end) for begin, end in (tensor["data_offsets"] for tensor in tensors.values()))
+        if not all(type(begin) is type(end) is int and 0 <= begin <= end <= size for begin, end in places):
+            raise ValueError(places)
+        return header, places
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UnsupportedModel(
             field="model", value=str(file), why="its header is not what safetensors writes",
             remedy="download the checkpoint again",

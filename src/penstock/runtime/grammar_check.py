@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from collections import OrderedDict
@@ -40,6 +41,8 @@ KEPT_BYTES: Final = 16 * 2**20
 """Of grammars that were good."""
 _LARGE: Final = 50_000
 _MAX_LINE: Final = 16 * 2**20
+_REAP_S: Final = 1.0
+"""A process whose output has ended is gone in so long."""
 _COMMAND: Final = (sys.executable, "-m", "penstock.engine.guide.checker")
 
 
@@ -87,6 +90,8 @@ class GrammarCheck:
     def __init__(self, limit_s: float = LIMIT_S) -> None:
         self._limit_s = limit_s
         self._process: asyncio.subprocess.Process | None = None
+        self._was_killed = False
+        """By somebody else, in the last exchange."""
         self._one_at_a_time = asyncio.Lock()
         self._tenants: dict[str, _Tenant] = {}
         self._waiting = 0
@@ -182,7 +187,13 @@ class GrammarCheck:
             await process.wait()
 
     async def _ask(self, line: bytes) -> dict[str, str] | None:
-        """The checker's answer; None if it had to be ended, or ended by itself."""
+        """The checker's answer; None if it had to be ended, or ended by itself. What a job may take ends it by other
+        signals, so SIGKILL came from elsewhere: another process is asked, once."""
+        self._was_killed = False
+        answer = await self._ask_once(line)
+        return await self._ask_once(line) if answer is None and self._was_killed else answer
+
+    async def _ask_once(self, line: bytes) -> dict[str, str] | None:
         if self._process is None or self._process.returncode is not None:
             # Its own group: a Ctrl-C at the terminal is for the server, which drains first.
             self._process = await asyncio.create_subprocess_exec(
@@ -200,18 +211,25 @@ class GrammarCheck:
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        answer = b""
+        answer, ended = b"", True
         try:
-            with contextlib.suppress(TimeoutError, ConnectionError, ValueError):
+            with contextlib.suppress(ConnectionError):
                 async with patience(limit_s):
                     process.stdin.write(line)
                     await process.stdin.drain()
                     answer = await process.stdout.readline()
+        except (TimeoutError, ValueError):  # a line too long to be one is a ValueError
+            ended = False
         finally:
             # Also when whoever asked has gone: the answer to come must not be taken for the next one's.
             if not answer.endswith(b"\n"):
+                if ended and process.stdout.at_eof():
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_REAP_S):
+                            await process.wait()  # so that what ended it is known before `close` would end it
                 await asyncio.shield(self.close())
         if not answer.endswith(b"\n"):
+            self._was_killed = ended and process.returncode == -signal.SIGKILL
             return None
         found: dict[str, str] = json.loads(answer)
         return found

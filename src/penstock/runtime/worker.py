@@ -368,8 +368,8 @@ def work(fd: int, builder: Builder = build) -> None:
 
 
 def _ignore_signals() -> None:
-    """Signals for the group are the front end's to handle."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Signals for the group are the front end's to handle: a terminal, or a manager of services, sends them to all."""
+    for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if sys.platform != "win32" else [])):
         signal.signal(number, signal.SIG_IGN)
 
 

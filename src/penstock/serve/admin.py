@@ -26,7 +26,9 @@ from penstock.serve.replies import json_reply
 def create_admin_app(app: FastAPI, drain: asyncio.Event) -> FastAPI:
     """The administration of `app`, as `create_app` made it. `drain` is set when somebody asks for the end."""
     front, keys = app.state.front, app.state.keys
-    admin = FastAPI(title="Penstock administration", docs_url=None, redoc_url=None, openapi_url=None)
+    admin = FastAPI(
+        title="Penstock administration", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
     admin.include_router(administration(front, keys, drain))
     admin.include_router(adapter_routes(front, keys))
 

@@ -77,8 +77,10 @@ def create_app(
     front = Front(service, deployment, metrics, tokenizer, template, keys)
     # The generated pages (/docs, /openapi.json) would be open routes, and describe none of the bodies.
     # Its own telemetry would look for providers on each request; spans are made by observe/tracing.py.
+    # A path with a slash too many is none of ours: a redirect would name the Host as it came, and http behind a proxy's
+    # TLS, and clients would send their key there.
     app = FastAPI(
-        title="Penstock", docs_url=None, redoc_url=None, openapi_url=None,
+        title="Penstock", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )  # fmt: skip
     endpoints = [Endpoint(path, answer, front, keys) for path, answer in _ANSWERS.items()]

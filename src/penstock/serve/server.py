@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -53,20 +54,31 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int, *, field: str = "server.port") -> socket.socket:
-    """A listening socket. Raises InvalidDeployment if the address cannot be had."""
+    """A listening socket. Raises InvalidDeployment if the address cannot be had: `field`, or the host."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named: else asyncio leaves Nagle's delay on
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
         sock.listen(2048)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         sock.close()
+        if not_here(error):
+            raise InvalidDeployment(
+                field="server.host", value=host, why="it is no address of this machine",
+                remedy="127.0.0.1, another of its addresses, or 0.0.0.0 for all of them",
+            ) from None  # fmt: skip
         raise InvalidDeployment(
-            field=field, value=port, why=f"cannot listen on {host}: {error.strerror or error}",
+            field=field, value=port, why=f"cannot listen on {host}: {getattr(error, 'strerror', None) or error}",
             remedy="another port, or 0 for a free one",
         ) from None  # fmt: skip
     return sock
+
+
+def not_here(error: Exception) -> bool:
+    """Whether an address could not be listened on since it is not one of this machine, or none at all."""
+    unknown = isinstance(error, socket.gaierror | UnicodeError)  # a label too long for a name is a UnicodeError
+    return unknown or (isinstance(error, OSError) and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
 
 
 def url_of(sock: socket.socket, *, tls: bool = False) -> str:

@@ -11,7 +11,6 @@ import errno
 import json
 import logging
 import socket
-import ssl
 import time
 from typing import Final
 
@@ -19,6 +18,7 @@ from penstock.errors import Unavailable
 from penstock.observe.request_log import Strangers
 from penstock.serve.edge import id_for
 from penstock.serve.errors import wire
+from penstock.serve.tls import context_of
 
 REQUEST_S: Final = 10.0
 """A client may take so long for its request head."""
@@ -37,11 +37,8 @@ class Starting:
     """The server until the app takes over. `sock` stays open and belongs to the caller."""
 
     def __init__(self, sock: socket.socket, *, certificate: str | None = None, key: str | None = None) -> None:
-        """Needs the running event loop. Raises OSError, ssl.SSLError: the certificate cannot be used."""
-        self._tls: ssl.SSLContext | None = None
-        if certificate is not None:
-            self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            self._tls.load_cert_chain(certificate, key)
+        """Needs the running event loop. Raises InvalidDeployment: the certificate cannot be used."""
+        self._tls = context_of(certificate, key) if certificate is not None else None
         self._began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._answers: set[asyncio.Task[None]] = set()

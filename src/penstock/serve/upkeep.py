@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 from fastapi import FastAPI
 
 from penstock.deployment import Deployment, Server
+from penstock.errors import InvalidDeployment
+from penstock.serve.tls import load
 
 if TYPE_CHECKING:
     import uvicorn
@@ -77,9 +79,9 @@ class Upkeep:
             return
         self._certificate = stamp
         try:
-            context.load_cert_chain(str(self._server.tls_certificate), self._server.tls_key)
+            load(context, str(self._server.tls_certificate), self._server.tls_key)
             _log.info("the certificate has changed and is in use")
-        except (OSError, ssl.SSLError) as error:
+        except InvalidDeployment as error:
             _log.error("the certificate has changed and cannot be used: %s", error)
 
 

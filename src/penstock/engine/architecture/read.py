@@ -46,8 +46,8 @@ def read_architecture(path: Path | str) -> Architecture:
     cannot be.
     """
     config = read_config(path)
-    names = config.get("architectures") or []
-    name = str(names[0]) if names else None
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else None
     family = FAMILIES.get(name or "") or HEADLESS.get(name or "")
     if name is None or family is None:
         raise UnsupportedModel(
@@ -59,14 +59,20 @@ def read_architecture(path: Path | str) -> Architecture:
     if config.get("quantization_config"):
         raise UnsupportedModel(
             field="quantization_config",
-            value=config["quantization_config"].get("quant_method"),
+            value=_method(config["quantization_config"]),
             why="quantized weights are not implemented",
             remedy="the checkpoint's unquantized version (float32, float16 or bfloat16)",
         )
-    architecture = family(name, config)
-    if name in HEADLESS:
-        architecture = replace(architecture, head=False, tied_embeddings=True)
-    _check(architecture)
+    try:
+        architecture = family(name, config)
+        if name in HEADLESS:
+            architecture = replace(architecture, head=False, tied_embeddings=True)
+        _check(architecture)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UnsupportedModel(
+            field="config.json", value=name, why=f"a key in it holds what it cannot ({type(error).__name__}: {error})",
+            remedy="the original config.json",
+        ) from None  # fmt: skip
     return architecture
 
 
@@ -75,7 +81,7 @@ def read_config(path: Path | str) -> Config:
     file = Path(path) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnsupportedModel(
             field="model",
             value=str(path),
@@ -87,6 +93,10 @@ def read_config(path: Path | str) -> Config:
             field="config.json", value=type(config).__name__, why="it must be an object", remedy="the original file"
         )
     return config
+
+
+def _method(quantization: object) -> object:
+    return quantization.get("quant_method") if isinstance(quantization, dict) else quantization
 
 
 def _check(architecture: Architecture) -> None:
