@@ -17,8 +17,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Final, Literal
 
-from penstock.deployment import Deployment
-from penstock.errors import PenstockError
+from penstock.deployment import Deployment, is_loopback
+from penstock.errors import InvalidDeployment, PenstockError
 from penstock.units import format_bytes
 
 Status = Literal["ok", "missing", "warning", "absent"]
@@ -49,7 +49,7 @@ class Finding:
 
 def findings(deployment: Deployment) -> Iterator[Finding]:
     """All of them, cheap ones first: the last loads torch and runs the model."""
-    for subject in (_versions, _machine, _limits, _port, _extras, _compiled, _model):
+    for subject in (_versions, _machine, _limits, _port, _access, _extras, _compiled, _model):
         yield from subject(deployment)
 
 
@@ -99,19 +99,51 @@ def _limits(_: Deployment) -> Iterator[Finding]:
 
 
 def _port(deployment: Deployment) -> Iterator[Finding]:
+    from penstock.serve.server import not_here
+
     host, port = deployment.server.host, deployment.server.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host, port))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            if not_here(error):
+                yield Finding(
+                    "network", "address", "missing", f"{host} is no address of this machine",
+                    "server.host: 127.0.0.1, another of its addresses, or 0.0.0.0 for all of them",
+                )  # fmt: skip
+                return
+            why = getattr(error, "strerror", None) or error
             yield Finding(
-                "network", f"port {port}", "warning", f"cannot be had on {host}: {error.strerror or error}",
+                "network", f"port {port}", "warning", f"cannot be had on {host}: {why}",
                 "something else listens there (perhaps a server of ours); --server.port takes another",
             )  # fmt: skip
             return
     yield Finding("network", f"port {port}", "ok", f"free on {host}")
+
+
+def _access(deployment: Deployment) -> Iterator[Finding]:
+    """Who may come in, and whether what says so can be read. Keys are counted and not shown."""
+    from penstock.serve.auth import keys_of
+    from penstock.serve.tls import context_of
+
+    server = deployment.server
+    try:
+        known = len(keys_of(deployment).names())
+        if known:
+            yield Finding("access", "keys", "ok", f"{known} known")
+        elif server.locked:
+            yield Finding("access", "keys", "warning", "none known: nobody may come in", "penstock key new")
+        elif is_loopback(server.host):
+            yield Finding("access", "keys", "ok", "none asked for: open to every program on this machine")
+        else:
+            yield Finding("access", "keys", "warning", "none asked for: open to everyone", "penstock key new")
+        if server.tls_certificate is not None:
+            context_of(server.tls_certificate, server.tls_key)
+            yield Finding("access", "certificate", "ok", "it and its key belong together")
+    except InvalidDeployment as error:
+        yield Finding("access", error.field, "missing", f"{error.value}: {error.why}", error.remedy)
 
 
 def _extras(_: Deployment) -> Iterator[Finding]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Optional, TypeVar, get_args, get_origin
 
 import typer
-import yaml
 from rich.markup import escape
 
 from penstock.cli.environment import environment_name
 from penstock.deployment import Deployment, Reader, Section, keys, why_unread
+from penstock.deployment.yaml_text import NotYaml, read_yaml
 from penstock.errors import InvalidDeployment
 
 _SECRET: Final = ("server.api_keys", "server.keys")
@@ -92,6 +92,12 @@ def _values(given: Mapping[str, tuple[str, str | None]], reader: Reader | None) 
             raise InvalidDeployment(
                 field=name, value="<hidden>" if key in _SECRET else text, why=unread[0], remedy=unread[1]
             )
+        if key in _SECRET and not text.strip(" ,"):
+            # An unset variable of a script would otherwise open the server to whoever asks.
+            raise InvalidDeployment(
+                field=name, value=text, why="it holds no key, and without one everybody may come in",
+                remedy="a key, or unset it",
+            )  # fmt: skip
         found[key] = _value(key, text)
     return found
 
@@ -109,10 +115,13 @@ def _value(key: str, text: str) -> object:
 def _inline(key: str, text: str) -> object:
     """A list of entries, written as YAML in one line: [{name: a, hash: ...}]."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return read_yaml(text)
+    except NotYaml as error:
         raise InvalidDeployment(
-            field=key, value="<hidden>", why="it is not YAML", remedy="a list in one line: [{name: ..., hash: ...}]"
+            field=key,
+            value="<hidden>",
+            why=f"it is not YAML: {error}",
+            remedy="a list in one line: [{name: ..., hash: ...}]",
         ) from None
 
 

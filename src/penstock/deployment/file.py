@@ -13,6 +13,7 @@ from penstock.deployment.rules import RULES
 from penstock.deployment.section import Section
 from penstock.deployment.serving import Hardware, Memory, Model, Policy, Server
 from penstock.deployment.simulation import Cluster, Layout, Precision, Slo, Twin, Workload
+from penstock.deployment.yaml_text import read_yaml
 from penstock.errors import InvalidDeployment
 from penstock.units import reason
 
@@ -99,8 +100,8 @@ def keys(section: type[BaseModel] = Deployment, prefix: str = "") -> dict[str, t
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = read_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # text that is not UTF-8 or not YAML is a ValueError
         raise InvalidDeployment(
             field="file", value=str(file), why=str(error).replace("\n", " "), remedy="give a readable YAML file"
         ) from None
