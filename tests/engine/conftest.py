@@ -22,12 +22,6 @@ if not torch.cuda.is_available():
 Make = Callable[..., Path]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Models this small gain nothing from a second thread, and lose much when the other core is busy."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """checkpoint(family, **overrides): a tiny checkpoint, one for equal arguments."""

@@ -36,7 +36,6 @@ DIFFERENCE = re.compile(r"\b(\d+) - (\d+) = (\d+)")
 
 @pytest.fixture(scope="module")
 def shipped():
-    torch.set_num_threads(2)
     return load(SHIPPED)
 
 
@@ -154,8 +153,8 @@ def test_a_run_resumes_with_its_weights_and_moments(tmp_path: Path) -> None:
         assert torch.equal(expected, got)
 
 
-def test_what_ships_reaches_its_floors(shipped) -> None:
-    model, tokenizer = shipped
+def test_what_ships_reaches_its_floors() -> None:
+    model, tokenizer = load(SHIPPED, dtype=torch.float32)  # the same weights; most CPUs are slow in bfloat16
     rng = random.Random(0)
     assert score.sums(model, tokenizer, rng, 50, "What is {a} + {b}?") >= FLOORS["addition"]
     assert score.recall(model, tokenizer, rng, 25, distance=256) >= FLOORS["recall"]

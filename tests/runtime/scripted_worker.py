@@ -1,6 +1,7 @@
 """A worker process for tests: the real protocol and threads, and an executor that misbehaves on request.
 
 python scripted_worker.py '{"kill_at_step": 5, "marker": "/tmp/m"}' --fd N
+python scripted_worker.py @FILE --fork-server N          each fork reads its script from FILE when it starts
 
 engine            "scripted" (default) or "real": the deployment's model
 fail_to_start     "bad model", "exit", or "exit later": in all but the first worker
@@ -13,6 +14,7 @@ raise_on_token    raise whenever a prompt with this token is computed, in every 
 fail_on_token     report a request with this token as failed
 file_bytes        no file can grow beyond this: as on a full disk
 reads             tell that so many of 100 bytes of weights are read
+fresh             for conftest.py: a program of its own, no fork
 """
 
 from __future__ import annotations
@@ -107,6 +109,10 @@ def builder(script: dict[str, Any], deployment: Deployment, on_phase: OnPhase, o
     return Built(replica, Misbehaving(executor, script), info, deployment.policy.plan_ahead)
 
 
+def told(argument: str) -> dict[str, Any]:
+    script: dict[str, Any] = json.loads(Path(argument[1:]).read_text() if argument.startswith("@") else argument)
+    return script
+
+
 if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
-    main(sys.argv[2:], lambda deployment, on_phase, on_read: builder(told, deployment, on_phase, on_read))
+    main(sys.argv[2:], lambda deployment, on_phase, on_read: builder(told(sys.argv[1]), deployment, on_phase, on_read))

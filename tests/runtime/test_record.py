@@ -55,9 +55,11 @@ def play(out: Path, plan: Deployment, script: list[tuple[str, int]], *, fails: t
             # Few distinct prompts, so that prefixes are shared; every third may stop early.
             prompt = tuple((value % 3 + position) % VOCABULARY for position in range(1 + value))
             stops = (7, 8, 9) if number % 3 == 0 else ()
+            tenant = value % 4
             request = Request(
                 id=f"q{number}", prompt=prompt, max_tokens=1 + value % 11, sampling=Sampling(stop_ids=stops),
-                tenant=f"tenant {value % 2}", priority=value % 3,
+                tenant=f"tenant {tenant}", prefix_group="group" if tenant > 1 else "", weight=1.0 + tenant,
+                priority=value % 3,
             )  # fmt: skip
             loop.submit(request)
         elif what == "cancel":
@@ -87,7 +89,9 @@ kinds = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(script=scripts, kind=kinds)
 def test_any_run_replays_to_the_same_steps(tmp_path: Path, script: list[tuple[str, int]], kind: dict[str, Any]) -> None:
     out = free_name(tmp_path / "run.jsonl")

@@ -149,7 +149,7 @@ def test_what_a_worker_said_before_its_end_is_heard_although_a_write_to_it_fails
         heard: list[wire.FromWorker] = []
         worker = await WorkerProcess.spawn(Gone(), heard.append, lambda: None, lambda *_: None)
         worker.send(wire.Cancel("a"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await worker.exited, heard
 
     with asyncio.Runner(loop_factory=loop) as runner:
@@ -166,7 +166,7 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(
 
     async def body() -> None:
         here = deployment({"server.record": str(recorded)})
-        service = await Service.start(here, command=worker(file_bytes=12_000))
+        service = await Service.start(here, command=worker(file_bytes=12_000, fresh=True))
         for number in range(3):
             again = Request(id=f"{number}", prompt=one.prompt, max_tokens=one.max_tokens)
             tokens = [token async for output in service.generate(again) for token in output.tokens]

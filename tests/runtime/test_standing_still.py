@@ -109,7 +109,7 @@ def test_a_replacement_that_is_never_ready_is_ended_and_replaced(
     hung = tmp_path / "hung"
 
     async def body() -> None:
-        service = await Service.start(deployment(), command=worker(kill_at_step=3, hang_to_start=str(hung)))
+        service = await Service.start(deployment(), command=worker(kill_at_step=3, hang_to_start=str(hung), fresh=True))
         one = Request(id="a", prompt=(1, 2, 3), max_tokens=20)
         async with asyncio.timeout(60):
             tokens = [token async for output in service.generate(one) for token in output.tokens]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -33,10 +32,9 @@ def test_a_deadline_that_passes_before_the_first_token_ends_the_request_and_free
 ) -> None:
     async def body() -> None:
         service = await Service.start(deployment({"server.step_deadline": 60}), command=worker(hang_at_step=1))
-        began = time.monotonic()
         with pytest.raises(DeadlinePassed) as passed:
             await collect(service, request("late"), TimeBounds(deadline_s=0.3))
-        assert time.monotonic() - began < 5
+        assert service.restarts == 0, "long before the step's own deadline"
         assert passed.value.retry_after_s > 0
         assert service.admission.requests == 0
         assert service.in_flight == 0
@@ -48,9 +46,11 @@ def test_a_deadline_that_passes_before_the_first_token_ends_the_request_and_free
 def test_a_deadline_that_passes_after_the_first_token_changes_nothing(deployment: Make, worker: Make) -> None:
     async def body() -> None:
         service = await Service.start(deployment(), command=worker())
-        async with aclosing(service.generate(request("in time", max_tokens=20), TimeBounds(deadline_s=2.0))) as stream:
+        async with aclosing(
+            service.generate(request("in time", max_tokens=20), TimeBounds(deadline_s=100.0))
+        ) as stream:
             outputs = [await anext(stream)]  # type: ignore[type-var]
-            service._too_late(service._streams["in time"], 2.0)
+            service._too_late(service._streams["in time"], 100.0)
             outputs += [output async for output in stream]
         assert outputs[-1].finished == "length"
         assert sum(len(output.tokens) for output in outputs) == 20
