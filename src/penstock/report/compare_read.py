@@ -22,7 +22,7 @@ from penstock.report.compare import METRICS, Run
 from penstock.report.latency import Outcome, RequestRecord
 from penstock.report.result import StageResult
 from penstock.runtime.recorded import requests_of
-from penstock.runtime.schedule import Schedule, read_schedule
+from penstock.runtime.schedule import Schedule, inflated, read_schedule
 
 KINDS: Final = "JSON of penstock bench or simulate, their --out of a line per request, or a schedule of --server.record"
 CLIENT: Final = "measured by a client, HTTP included"
@@ -69,7 +69,7 @@ def read_run(named: str) -> Run:
     """
     path, stage = _split(named)
     try:
-        text, cut = _inflated(path.read_bytes())
+        text, cut = inflated(path.read_bytes())
     except (OSError, zlib.error) as error:
         raise BadInput(field="file", value=named, why=f"it cannot be read: {error}", remedy=KINDS) from None
     head = text[:4096].lstrip()
@@ -111,14 +111,6 @@ def _split(named: str) -> tuple[Path, str]:
         return path, ""
     file, _, stage = named.rpartition("#")
     return Path(file).expanduser(), stage
-
-
-def _inflated(raw: bytes) -> tuple[bytes, bool]:
-    """Contents, and whether compressed ones lack their end."""
-    if raw[:2] != b"\x1f\x8b":
-        return raw, False
-    inflate = zlib.decompressobj(wbits=31)
-    return inflate.decompress(raw), not inflate.eof
 
 
 def _json(text: bytes) -> Any:

@@ -75,9 +75,9 @@ class Recorder:
         self._write(
             Submit(
                 t=self._ns(now), id=request.id, prompt_tokens=len(prompt), max_tokens=request.max_tokens, blocks=blocks,
-                output_tokens=len(request.output), tenant=self._name(request.tenant), salt=self._name(_border(request)),
-                priority=request.priority, joined=self._joined(),
-                uncached=request.sampling.reads_prompt,
+                output_tokens=len(request.output), tenant=self._name(request.tenant),
+                group=self._name(request.prefix_group), weight=request.weight, salt=self._name(_border(request)),
+                priority=request.priority, joined=self._joined(), uncached=request.sampling.reads_prompt,
             )
         )  # fmt: skip
 

@@ -217,7 +217,8 @@ class _Replay:
         prompt, output = tuple(tokens[: submit.prompt_tokens]), tuple(tokens[submit.prompt_tokens : total])
         request = Request(
             id=submit.id, prompt=prompt, max_tokens=submit.max_tokens, output=output[: submit.output_tokens],
-            tenant=submit.tenant, salt=submit.salt, priority=submit.priority,
+            tenant=submit.tenant, prefix_group=submit.group, weight=submit.weight, salt=submit.salt,
+            priority=submit.priority,
             sampling=Sampling(prompt_logprobs=0 if submit.uncached else None),
         )  # fmt: skip
         return request, output

@@ -6,7 +6,8 @@
 
 Times are whole nanoseconds since the header's origin, as control's clock showed them. Control's decisions depend on
 tokens only through which blocks of them are equal, so a prompt is a list of block hashes, keyed anew in each recording:
-a schedule holds no text and nothing that a guess of the text could be checked against. Tenants and salts likewise.
+a schedule holds no text and nothing that a guess of the text could be checked against. Tenants, their groups and salts
+likewise.
 
 A file that ends in .gz is compressed. One that was cut off (a killed process) is readable up to its last flush.
 """
@@ -62,6 +63,10 @@ class Submit(Event):
     output_tokens: int = 0
     """Made elsewhere before."""
     tenant: str = ""
+    group: str = ""
+    """Of tenants that share cached prefixes."""
+    weight: float = 1.0
+    """Share of its tenant."""
     salt: str = ""
     priority: int = 0
     joined: bool = False
@@ -152,7 +157,7 @@ def read_schedule(path: Path) -> Schedule:
         BadInput: unreadable, not a schedule, of another format, or with a bad line before the end; says which line.
     """
     try:
-        text, truncated = _text(path.read_bytes())
+        text, truncated = inflated(path.read_bytes())
     except (OSError, zlib.error) as error:
         raise BadInput(
             field="schedule", value=str(path), why=f"it cannot be read: {error}", remedy="a file of `penstock record`"
@@ -193,8 +198,8 @@ def _parse(path: Path, lines: list[bytes]) -> Iterator[Line]:
             ) from None
 
 
-def _text(raw: bytes) -> tuple[bytes, bool]:
-    """Contents, and whether compressed ones lack their end."""
+def inflated(raw: bytes) -> tuple[bytes, bool]:
+    """Contents of a file that may be compressed, and whether one that is lacks its end. Raises zlib.error."""
     if raw[:2] != b"\x1f\x8b":
         return raw, False
     inflate = zlib.decompressobj(wbits=31)
