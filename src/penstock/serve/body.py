@@ -133,7 +133,10 @@ def _parse(
     # Without the escaped backslashes, what is left of the escape is one, and not a text that spells it.
     if _NUL in raw and _NUL in raw.replace(b"\\\\", b""):
         _refuse_nul(fields)
-    refuse_unsupported({name: _value(fields[name]) for name in _READ_FIRST & fields.keys()})
+    first = _READ_FIRST & fields.keys()
+    if "lora_path" in first and "lora_path" in kind.__struct_fields__:  # the administration takes it
+        first -= {"lora_path"}
+    refuse_unsupported({name: _value(fields[name]) for name in first})
     known = {*kind.__struct_fields__, *UNSUPPORTED}
     for name in islice((name for name in fields if name not in known), MAX_UNKNOWN_NAMES):
         on_unknown(name)
