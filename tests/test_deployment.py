@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from penstock.deployment import Deployment, keys, merge
+from penstock.deployment import Deployment, keys, merge, overlaid
 from penstock.errors import InvalidDeployment
 
 
@@ -81,6 +81,39 @@ def test_counts_of_a_workload_are_written_with_units() -> None:
     with pytest.raises(InvalidDeployment) as caught:
         Deployment.parse({"workload": {"concurrency": "many"}})
     assert caught.value.why == "'many' is not a count or size; write 4096, 25k, 32Ki, 2GiB"
+
+
+def test_a_law_of_one_number_needs_no_quotes() -> None:
+    given = {"law": "sessions", "prompt_tokens": 512, "output_tokens": 64, "turns": 3, "think": 1.5}
+    found = Deployment.parse({"workload": given}).workload
+    assert (found.prompt_tokens, found.output_tokens, found.turns, found.think) == ("512", "64", "3", "1.5")
+
+
+@pytest.mark.parametrize("key", ["prompt_tokens", "output_tokens"])
+def test_lengths_beside_a_trace_or_said_over_one_are_refused(tmp_path: Path, key: str) -> None:
+    beside, alone = tmp_path / "beside.yaml", tmp_path / "alone.yaml"
+    beside.write_text(f"workload: {{trace: azure.csv, {key}: 64}}")
+    alone.write_text("workload: {trace: azure.csv}")
+    both = {"workload.trace": "azure.csv", f"workload.{key}": "64"}
+    for file, over in ((beside, {}), (alone, {f"workload.{key}": "64"}), (None, both), (alone, both)):
+        with pytest.raises(InvalidDeployment, match="a trace has its own lengths") as caught:
+            Deployment.load(file, over)
+        assert caught.value.field == f"workload.{key}"
+
+
+def test_a_trace_that_is_named_over_lengths_takes_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "lengths.yaml"
+    file.write_text("workload: {prompt_tokens: 64, output_tokens: 8, rate: 2}")
+    found = Deployment.load(file, {}, {"workload.trace": "azure.csv"})
+    assert (found.workload.trace, found.workload.rate) == ("azure.csv", 2)
+    again = tmp_path / "resolved.yaml"
+    again.write_text(found.to_yaml())
+    assert Deployment.load(again) == found
+    # Lengths in the environment, the trace as a flag.
+    assert Deployment.load(None, {"workload.output_tokens": "8"}, {"workload.trace": "azure.csv"}) != Deployment()
+    # And without the trace again they must be said anew.
+    plain = overlaid({"workload": {"trace": "azure.csv"}}, {"workload.trace": None, "workload.output_tokens": "8"})
+    assert Deployment.parse(plain).workload.output_tokens == "8"
 
 
 def test_merging_changes_neither_side() -> None:

@@ -75,5 +75,11 @@ def _seconds(value: object) -> object:
     return parse_seconds(value) if isinstance(value, str) else value
 
 
+def _words(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 Count = Annotated[int, BeforeValidator(_count)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]
+Words = Annotated[str, BeforeValidator(_words)]
+"""Text that may be a bare number: YAML reads `prompt_tokens: 512` as one."""

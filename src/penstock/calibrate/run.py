@@ -171,7 +171,9 @@ class Calibration:
     def _device(self, host: HostTime) -> Device:
         assert self.stream is not None
         assert self.copies is not None
-        threads = self.options.threads or os.cpu_count() or 1
+        import torch
+
+        threads = torch.get_num_threads()
 
         def figure(value: float, note: str = "") -> Figure:
             return Figure(float(f"{value:.6g}"), "measured", "run", note)

@@ -8,7 +8,6 @@ and each touches its own slice first, so that pages lie where they are used.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from penstock.errors import BadInput, PenstockError
+from penstock.runtime.cores import own_cores
 from penstock.twin.placement import split
 
 Backend = Literal["torch", "numpy"]
@@ -89,7 +89,7 @@ def compare_streams(
     Every iteration starts the backends in another order. The error is that of the arrays they all wrote: to check one
     backend by itself, run it alone. Raises as `run_stream`.
     """
-    count = threads if threads is not None else os.cpu_count() or 1
+    count = threads if threads is not None else own_cores()
     if elements < 1 or count < 1 or not 1 <= iterations <= MOST_ITERATIONS:
         raise BadInput(
             field="stream", value=(elements, iterations, count), why="elements, threads or iterations are out of range",

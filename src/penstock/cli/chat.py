@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Final, Optional
 
 import typer
 from rich.console import Console
@@ -20,15 +20,17 @@ from rich.markup import escape
 from penstock.cli.console import stderr
 from penstock.cli.counts import count
 from penstock.cli.flags import FileOption, ModelArgument, load
+from penstock.deployment import Deployment
 from penstock.errors import BadInput, PenstockError
 
-_OPEN = {
-    "api_keys": (), "keys": (), "key_file": None, "admin_port": None, "tls_certificate": None, "tls_key": None,
+_OPEN: Final = {
+    "host": "127.0.0.1", "port": 0, "api_keys": (), "keys": (), "key_file": None, "tls_certificate": None,
+    "tls_key": None, "allow_public_without_key": False,
 }  # fmt: skip
 """Its own server answers its own process; what a file says of clients is for others."""
-_TOKENS = ("content", "reasoning_content", "reasoning")
+_TOKENS: Final = ("content", "reasoning_content", "reasoning")
 """Fields of a delta that tokens fill; servers differ in the name for thoughts."""
-HELP = "/reset starts over, /exit ends, Ctrl-C stops an answer"
+HELP: Final = "/reset starts over, /exit ends, Ctrl-C stops an answer"
 
 
 def chat(
@@ -199,15 +201,17 @@ def _show_answer(conversation: Conversation, text: str, console: Console, *, kee
     console.print(f"[dim]{answer.line()}[/]")
 
 
+def own_server(asked: Deployment) -> Deployment:
+    """What was asked for, on a free port of this machine and without keys."""
+    return Deployment.parse({**asked.model_dump(), "server": {**asked.server.model_dump(), **_OPEN}})
+
+
 @contextmanager
 def _own_server(console: Console, model: str | None, file: Any) -> Iterator[str]:
     from penstock.cli.hosting import in_background
     from penstock.cli.loading import Loading
-    from penstock.deployment import Deployment
 
-    asked = load(file, model)
-    server = {**asked.server.model_dump(), "host": "127.0.0.1", "port": 0, **_OPEN}
-    deployment = Deployment.parse({**asked.model_dump(), "server": server})
+    deployment = own_server(load(file, model, reader="chat"))
     loading = Loading(console)
 
     def show(name: str, seconds: float, detail: str) -> None:

@@ -27,7 +27,7 @@ def doctor(
     """
     from penstock.cli.doctor_checks import findings
 
-    deployment = load(file, model)
+    deployment = load(file, model, reader="serve")
     found = []
     console = stdout()
     subject = ""

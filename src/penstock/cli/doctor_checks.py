@@ -69,12 +69,12 @@ def _versions(_: Deployment) -> Iterator[Finding]:
 
 def _machine(_: Deployment) -> Iterator[Finding]:
     from penstock.runtime.available import available_bytes
+    from penstock.runtime.cores import own_cores, quota
 
     yield Finding("machine", "system", "ok", platform.platform())
     yield Finding("machine", "processor", "ok", _processor())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cpu_quota()
-    shown = f"{cores}" if quota is None or quota >= cores else f"{cores}, of which the container may use {quota:g}"
+    cores, share = own_cores(), quota()
+    shown = f"{cores}" if share is None or share >= cores else f"{cores}, of which the container may use {share:g}"
     yield Finding("machine", "cores", "ok", shown)
     free = available_bytes()
     yield Finding("machine", "memory available", "ok", "unknown" if free is None else format_bytes(free))
@@ -117,7 +117,7 @@ def _port(deployment: Deployment) -> Iterator[Finding]:
             why = getattr(error, "strerror", None) or error
             yield Finding(
                 "network", f"port {port}", "warning", f"cannot be had on {host}: {why}",
-                "something else listens there (perhaps a server of ours); --server.port takes another",
+                "something else listens there (perhaps a server of ours); `penstock serve --server.port` takes another",
             )  # fmt: skip
             return
     yield Finding("network", f"port {port}", "ok", f"free on {host}")
@@ -241,12 +241,3 @@ def _processor() -> str:
             return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _cpu_quota() -> float | None:
-    """Cores that the container may keep busy (cgroup 2); None: no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None

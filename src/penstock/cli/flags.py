@@ -65,30 +65,27 @@ def with_flags_of(reader: Reader) -> Callable[[Command], Command]:
 
 
 def load(
-    file: Path | None, model: str | None = None, flags: Mapping[str, str | None] | None = None, *,
-    reader: Reader | None = None,
-) -> Deployment:  # fmt: skip
+    file: Path | None, model: str | None = None, flags: Mapping[str, str | None] | None = None, *, reader: Reader
+) -> Deployment:
     """The deployment of a file, the environment and flags, as `with_flags_of` collects them.
 
     Raises:
         InvalidDeployment: as Deployment.load; or a flag or an environment variable gives a key that `reader` has no use
-            for. None: one that is there for all.
+            for.
     """
     named = {environment_name(key): (key, os.environ.get(environment_name(key))) for key in keys()}
     given = {flag_name(key): (key, (flags or {}).get(_identifier(key))) for key in keys()}
-    overrides = _values(named, reader)
-    if model is not None:
-        overrides["model.path"] = model
-    return Deployment.load(file, overrides | _values(given, reader))
+    argument = {} if model is None else {"model.path": model}
+    return Deployment.load(file, _values(named, reader), argument | _values(given, reader))
 
 
-def _values(given: Mapping[str, tuple[str, str | None]], reader: Reader | None) -> dict[str, Any]:
+def _values(given: Mapping[str, tuple[str, str | None]], reader: Reader) -> dict[str, Any]:
     """Key to value, of names to keys and texts."""
     found: dict[str, Any] = {}
     for name, (key, text) in given.items():
         if text is None:
             continue
-        if reader is not None and (unread := why_unread(reader, key)) is not None:
+        if (unread := why_unread(reader, key)) is not None:
             raise InvalidDeployment(
                 field=name, value="<hidden>" if key in _SECRET else text, why=unread[0], remedy=unread[1]
             )

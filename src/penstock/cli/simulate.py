@@ -17,7 +17,7 @@ from rich.table import Table
 from penstock.cli.console import stderr
 from penstock.cli.counts import count
 from penstock.cli.flags import FileOption, ModelArgument, load, with_flags_of
-from penstock.deployment import Deployment, merge
+from penstock.deployment import Deployment, overlaid
 from penstock.errors import BadInput
 from penstock.report.table import write_text
 from penstock.units import parse_count, parse_seconds
@@ -148,7 +148,7 @@ def _sweep(
     points = points_of([parse_vary(text) for text in vary])
     # Only what was set: what is derived from other keys must be derived anew at each point.
     data = deployment.model_dump(mode="json", exclude_unset=True)
-    Deployment.parse(merge(data, points[0]))
+    Deployment.parse(overlaid(data, points[0]))
     done: list[Point] = []
     stopped = False
     with _progress(len(points)) as told:

@@ -6,7 +6,7 @@ are named functions below. Every key is also a flag (`--policy.token-budget 256`
 """
 
 from penstock.deployment.access import Key
-from penstock.deployment.file import Deployment, keys, merge
+from penstock.deployment.file import Deployment, keys, merge, overlaid
 from penstock.deployment.readers import Reader, why_unread
 from penstock.deployment.rules import is_loopback
 from penstock.deployment.section import Section
@@ -15,5 +15,5 @@ from penstock.deployment.simulation import Cluster, Layout, Precision, Slo, Twin
 
 __all__ = [
     "Cluster", "Deployment", "Hardware", "Key", "Layout", "Memory", "Model", "Policy", "Precision", "Reader", "Section",
-    "Server", "Slo", "Twin", "Workload", "is_loopback", "keys", "merge", "why_unread",
+    "Server", "Slo", "Twin", "Workload", "is_loopback", "keys", "merge", "overlaid", "why_unread",
 ]  # fmt: skip

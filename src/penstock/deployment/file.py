@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,8 @@ from penstock.deployment.simulation import Cluster, Layout, Precision, Slo, Twin
 from penstock.deployment.yaml_text import read_yaml
 from penstock.errors import InvalidDeployment
 from penstock.units import reason
+
+_LENGTHS: Final = ("prompt_tokens", "output_tokens")
 
 
 class Deployment(Section):
@@ -34,13 +36,16 @@ class Deployment(Section):
     slo: Slo = Slo()
 
     @classmethod
-    def load(cls, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Deployment:
-        """Read a YAML file (or nothing) and lay `overrides` ({'policy.token_budget': 256}) on top.
+    def load(cls, file: Path | None = None, *overrides: Mapping[str, Any]) -> Deployment:
+        """Read a YAML file (or nothing) and lay each of `overrides` ({'policy.token_budget': 256}) on top.
 
         Raises:
             InvalidDeployment: unreadable file, unknown key, wrong value, or keys that contradict each other.
         """
-        return cls.parse(merge(_read(file) if file else {}, overrides or {}))
+        data = _read(file) if file else {}
+        for over in overrides:
+            data = overlaid(data, over)
+        return cls.parse(data)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Deployment:
@@ -63,6 +68,19 @@ class Deployment(Section):
     def to_yaml(self) -> str:
         """The resolved file, defaults written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def overlaid(data: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says with what is said over it, by dotted key: `merge`, but for a trace, whose lengths take the place
+    of those below it. Lengths that are said beside a trace, or over one, stay and are refused: nothing would read them.
+
+    >>> overlaid({"workload": {"prompt_tokens": 64, "rate": 2}}, {"workload.trace": "azure.csv"})
+    {'workload': {'rate': 2, 'trace': 'azure.csv'}}
+    """
+    below = data.get("workload")
+    if over.get("workload.trace") is not None and isinstance(below, Mapping):
+        data = {**data, "workload": {key: value for key, value in below.items() if key not in _LENGTHS}}
+    return merge(data, over)
 
 
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,4 +138,6 @@ def _remedy(field: str, kind: str) -> str:
         siblings = [key for key in keys() if key.rpartition(".")[0] == section]
         return "known here: " + ", ".join(siblings or sorted({key.split(".")[0] for key in keys()}))
     known = keys().get(field)
-    return f"{known[2]} Default: {known[1]}" if known else "see docs/deployment.md"
+    if known is None:
+        return "see docs/deployment.md"
+    return known[2] if known[1] in (None, ()) else f"{known[2]} Default: {known[1]}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-Reader = Literal["serve", "record", "simulate"]
-"""Commands that read the file: over HTTP, the engine alone, the twin."""
+Reader = Literal["serve", "chat", "record", "simulate"]
+"""Ways to read the file: a server, one that answers this terminal alone, the engine without HTTP, the twin."""
 
 _MODELLED: Final = (
     "hardware.name", "hardware.node", "hardware.cluster", "hardware.link", "hardware.network", "memory.device_share",
@@ -16,6 +16,12 @@ _SERVED: Final = (
     "model.name", "model.adapters", "model.adapter_directory", "model.max_adapters", "model.max_rank", "model.pooling",
     "model.normalize", "hardware.device", "hardware.threads", "server.",
 )  # fmt: skip
+_OF_CLIENTS: Final = (
+    "server.host", "server.port", "server.api_keys", "server.keys", "server.key_file", "server.admin_port",
+    "server.tls_certificate", "server.tls_key", "server.allow_public_without_key", "server.cors_origins",
+)  # fmt: skip
+"""Who reaches a server, and where."""
+_FOR_A_SERVER: Final = "leave it out, or give it to `penstock serve`; in a file it may stand"
 
 
 def why_unread(reader: Reader, key: str) -> tuple[str, str] | None:
@@ -27,9 +33,11 @@ def why_unread(reader: Reader, key: str) -> tuple[str, str] | None:
     if reader != "simulate" and _among(key, _MODELLED):
         return "only a simulation reads it", "leave it out, or give it to `penstock simulate`; in a file it may stand"
     if reader == "simulate" and _among(key, _SERVED):
-        return "only a server reads it", "leave it out, or give it to `penstock serve`; in a file it may stand"
+        return "only a server reads it", _FOR_A_SERVER
+    if reader == "chat" and _among(key, _OF_CLIENTS):
+        return "its server answers this terminal alone", _FOR_A_SERVER
     if reader == "record" and key.startswith("server."):
-        return "nothing listens here", "leave it out, or give it to `penstock serve`; in a file it may stand"
+        return "nothing listens here", _FOR_A_SERVER
     return None
 
 

@@ -78,7 +78,8 @@ def nothing_without_effect(deployment: Deployment) -> None:
     """A setting somebody wrote down, and that nothing would read, is a mistake of theirs that we should name."""
     policy, memory, server = deployment.policy, deployment.memory, deployment.server
     loopback = is_loopback(server.host)
-    model = deployment.model
+    model, workload = deployment.model, deployment.workload
+    traced = workload.trace is not None
     idle = (
         ("model.max_adapters", model, not model.adapter_room, "model.adapters or model.adapter_directory"),
         ("model.max_rank", model, not model.adapter_room, "model.adapters or model.adapter_directory"),
@@ -88,6 +89,8 @@ def nothing_without_effect(deployment: Deployment) -> None:
         ("memory.evict_idle", memory, memory.kind != "prefix_tree", "memory.kind: prefix_tree"),
         ("memory.host_tier", memory, policy.evict != "swap", "policy.evict: swap"),
         ("server.allow_public_without_key", server, loopback, "server.host: 0.0.0.0"),
+        ("workload.prompt_tokens", workload, traced, "workload.trace: null; a trace has its own lengths"),
+        ("workload.output_tokens", workload, traced, "workload.trace: null; a trace has its own lengths"),
     )
     for field, section, unused, user in idle:
         name = field.rpartition(".")[2]

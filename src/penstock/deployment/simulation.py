@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from penstock.deployment.section import Section
-from penstock.units import Count, Seconds
+from penstock.units import Count, Seconds, Words
 
 DtypeName = Literal["float32", "bfloat16", "float16", "fp8", "fp8_block", "int8", "int4", "nvfp4", "mxfp4"]
 ArrivalLaw = Literal["poisson", "gamma", "constant", "onoff", "drifting", "batch", "closed", "sessions"]
@@ -116,10 +116,12 @@ class Workload(Section):
     )
     cv: float | None = Field(None, gt=0, description="Coefficient of variation of the gaps, for gamma; default: 1.")
     concurrency: Count | None = Field(None, ge=1, description="Users of a closed loop; default: 8.")
-    think: str = Field("0", description="Pause before a user's next request, as a law: 2s, exponential:10s, ...")
-    turns: str | None = Field(None, description="Requests of one session, as a law; default: 3.")
-    prompt_tokens: str = Field("512", description="Law of prompt lengths, as penstock bench --input-tokens.")
-    output_tokens: str = Field("128", description="Law of output lengths.")
+    think: Words = Field("0", description="Pause before a user's next request, as a law: 2s, exponential:10s, ...")
+    turns: Words | None = Field(None, description="Requests of one session, as a law; default: 3.")
+    prompt_tokens: Words = Field(
+        "512", description="Law of prompt lengths, as penstock bench --input-tokens; without a trace."
+    )
+    output_tokens: Words = Field("128", description="Law of output lengths; without a trace.")
     context_tokens: Count | None = Field(None, ge=2, description="Generated requests are cut to fit this context.")
     requests: Count | None = Field(None, ge=1, description="At most so many; default: 1,000, or the whole trace.")
     duration: Seconds | None = Field(None, gt=0, description="Nothing arrives later.")

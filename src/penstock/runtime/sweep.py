@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Final
 
-from penstock.deployment import Deployment, keys
+from penstock.deployment import Deployment, keys, overlaid
 from penstock.errors import BadInput, InvalidDeployment, PenstockError
+from penstock.runtime.cores import usable_cores
 from penstock.runtime.parent import die_with_parent
 
 DEFAULT_POINTS: Final = 8
@@ -109,7 +110,7 @@ def sweep(
 
     Args:
         wall_s: budget of each point.
-        processes: at once; None: one per core.
+        processes: at once; None: one per core that this process, or its container, may use.
         ray_address: as `ray.init` takes it; the tasks run there. None: processes of this machine.
 
     Raises BadInput: Ray was asked for and is not installed.
@@ -118,7 +119,7 @@ def sweep(
     if ray_address is not None:
         yield from _on_ray(jobs, ray_address)
         return
-    count = max(1, min(processes or os.cpu_count() or 1, len(jobs)))
+    count = max(1, min(processes or usable_cores(), len(jobs)))
     # Fresh interpreters: a fork would copy whatever threads the caller has.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
@@ -146,13 +147,12 @@ def sweep(
 
 def run_point(number: int, data: dict[str, Any], varied: dict[str, Any], wall_s: float | None) -> Point:
     """One simulation, from plain values to plain values: what travels between processes."""
-    from penstock.deployment import merge
     from penstock.report.summary import summary
     from penstock.runtime.simulate import simulate
     from penstock.runtime.virtual import Limits
 
     try:
-        deployment = Deployment.parse(merge(data, varied))
+        deployment = Deployment.parse(overlaid(data, varied))
         return Point(number, varied, summary(simulate(deployment, limits=Limits(wall_s=wall_s))))
     except PenstockError as error:
         return Point(number, varied, error=str(error))
