@@ -23,7 +23,7 @@ from penstock.report.result import StageResult
 from penstock.report.simulation import UNFINISHED, SimulationResult
 from penstock.report.simulation_requests import request_lines
 from penstock.report.summary import summary
-from penstock.report.table import write_requests
+from penstock.report.table import write_requests, write_text
 from tests.report.simulated import columns, queue
 
 
@@ -119,6 +119,18 @@ def test_the_requests_of_a_simulation_have_its_numbers_and_no_gaps_that_nobody_k
     assert samples(requests).keys() == {"ttft", "tpot", "e2el"}
     assert (requests.source, whole.source, whole.model) == (SIMULATED, SIMULATED, "millrace, float32 weights")
     assert any("ITL is exact in the mean only" in note for note in found.notes)
+
+
+def test_a_simulation_that_kept_token_times_has_gaps_beside_a_measured_one(tmp_path: Path) -> None:
+    times = np.linspace(0.5, 1.5, 11)
+    kept = columns(3, token_s=np.concatenate([start + times for start in range(3)]), token_start=np.arange(4) * 11)
+    path = tmp_path / "out.jsonl.gz"
+    write_text(path, request_lines(kept), field="--out")
+    assert path.read_bytes()[:2] == b"\x1f\x8b"
+    found = compare(run(stage()), read_run(str(path)))
+    assert found.distances.keys() == {"ttft", "tpot", "itl", "e2el"}
+    assert found.rows["itl_mean"].b == pytest.approx(100.0, rel=1e-3)
+    assert not any("ITL" in note for note in found.notes)
 
 
 def test_requests_cut_off_with_a_simulation_are_not_in_its_file() -> None:

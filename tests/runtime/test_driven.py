@@ -20,8 +20,5 @@ def test_the_first_alarm_is_the_earliest_and_of_equals_the_lowest_number(seed: i
         several = chance.random() < 0.2
         for one in chance.sample(driven, chance.randrange(1, count + 1) if several else 1):
             one.wake = chance.choice((IDLE, float(chance.randrange(9)), chance.random()))
-        if several:
-            alarms.mend()
-        else:
             alarms.changed(one)
         assert alarms.first() is min(driven, key=lambda each: (each.wake, each.number))

@@ -64,6 +64,14 @@ def simulate(
     out: Annotated[
         File, typer.Option(help="Write one JSON line per request, for penstock compare.", rich_help_panel=_OUT)
     ] = None,
+    token_times: Annotated[
+        bool,
+        typer.Option(
+            "--token-times",
+            help="Keep when each token came, 8 bytes a token: an exact ITL, and --out with the times of all tokens.",
+            rich_help_panel=_OUT,
+        ),
+    ] = False,
     **flags: str | None,
 ) -> None:
     """Simulate a deployment: the control plane that serves it, at virtual time, over modelled hardware.
@@ -74,7 +82,9 @@ def simulate(
     deployment = load(file, model, {**flags, **_assigned(assigned)}, reader="simulate")
     _require_effect(bool(vary), processes, ray)
     if vary:
-        files = (("--report", report), ("--timeline", timeline), ("--out", out))
+        files = (
+            ("--report", report), ("--timeline", timeline), ("--out", out), ("--token-times", token_times or None)
+        )  # fmt: skip
         given = [(flag, path) for flag, path in files if path is not None]
         if given:
             flag, value = given[0]
@@ -90,7 +100,7 @@ def simulate(
                 )  # fmt: skip
         _sweep(deployment, vary, budgets.get("wall"), processes, ray, as_json)
         return
-    _one(deployment, _limits(limit), as_json, report, timeline, out)
+    _one(deployment, _limits(limit), as_json, report, timeline, out, token_times)
 
 
 def _require_effect(sweeps: bool, processes: int | None, ray: str | None) -> None:
@@ -106,7 +116,7 @@ def _require_effect(sweeps: bool, processes: int | None, ray: str | None) -> Non
 
 def _one(
     deployment: Deployment, limits: dict[str, float], as_json: bool, report: Path | None, timeline: Path | None,
-    out: Path | None,
+    out: Path | None, token_times: bool,
 ) -> None:  # fmt: skip
     from penstock.report.simulation import lane_name
     from penstock.report.simulation_html import html_report
@@ -126,7 +136,10 @@ def _one(
         names = {lane: lane_name(lane, layout.attention_dp) for lane in range(replicas * layout.attention_dp)}
         writer = None if trace is None else TimelineWriter(trace, names)
         with _progress(deployment.workload.requests) as told:
-            result = run(deployment, limits=budget, on_progress=told, on_step=None if writer is None else writer.step)
+            result = run(
+                deployment, limits=budget, on_progress=told, on_step=None if writer is None else writer.step,
+                token_times=token_times,
+            )  # fmt: skip
         if writer is not None:
             writer.add_result(result)
             writer.close()

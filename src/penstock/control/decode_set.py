@@ -64,7 +64,7 @@ class DecodeSet:
         """Ticks that are sure to need no more than `available` blocks, up to the first that ends somebody; at least 0,
         O(1)."""
         first = self._due.first()
-        free = first - self.clock + 1 if first < NEVER else NEVER
+        free = int(first) - self.clock + 1 if first < NEVER else NEVER
         if self._grows and self._members:
             # In block_tokens ticks every member takes one block.
             free = min(free, available // len(self._members) * self._size)

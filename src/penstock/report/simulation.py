@@ -5,6 +5,7 @@ R requests, S samples of a replica, T output tokens. Seconds of virtual time on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -58,6 +59,15 @@ class RequestColumns:
     def __len__(self) -> int:
         return int(self.arrival_s.size)
 
+    def times(self, row: int) -> list[float]:
+        """When the tokens of one request came; the first and the end, where the others are not kept."""
+        if self.token_s is None or self.token_start is None:
+            first = float(self.first_token_s[row])
+            return [] if math.isnan(first) else [first, float(self.finish_s[row])]
+        begin, end = self.token_start[row : row + 2].tolist()
+        kept: list[float] = self.token_s[begin:end].tolist()
+        return kept
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSeries:
@@ -106,9 +116,9 @@ class SimulationResult:
     """The deployment in words: model, hardware, layout, policy, memory, workload, cost model."""
     limits: Limits = field(default_factory=Limits)
     price_per_hour: float | None = None
-    """Of all hardware together, in whatever currency the user counts; None: not stated."""
+    """US dollars for all devices together; None: not stated."""
     energy_j: float | None = None
-    """Of all hardware over the whole run; None: not modelled."""
+    """Of all devices over the whole run, and of the nodes around them where one is named; None: not modelled."""
     wall_s: float = 0.0
     """Real seconds the simulation took."""
 

@@ -13,7 +13,7 @@ from penstock.report.charts import COLOURS, PIXELS, Curve, Floats, bar_chart, la
 from penstock.report.latency import FORMULAS
 from penstock.report.simulation import ReplicaSeries, RequestColumns, SimulationResult, lane_name
 from penstock.report.simulation_table import console_table
-from penstock.report.summary import Latencies, basis_shares, present, shares, summary
+from penstock.report.summary import Latencies, basis_shares, present, shares, summary, token_gaps
 
 LINES: Final = len(COLOURS)
 """More replicas or ranks than this are drawn as their sum or mean."""
@@ -55,12 +55,14 @@ def _config(result: SimulationResult) -> str:
 
 def _latency(result: SimulationResult) -> str:
     seen, limits = Latencies.of(result.requests), result.limits
-    metrics = (("TTFT", seen.ttft, limits.ttft_s), ("TPOT", seen.tpot, limits.tpot_s),
-               ("End-to-end latency", seen.e2e, limits.e2e_s))  # fmt: skip
-    return "".join(_cdf(name, present(values), limit) for name, values, limit in metrics)
+    charts = [_cdf("TTFT", present(seen.ttft), limits.ttft_s), _cdf("TPOT", present(seen.tpot), limits.tpot_s)]
+    gaps = token_gaps(result.requests, seen)
+    if gaps is not None:
+        charts.append(_cdf("Inter-token latency", gaps, None, of="gaps"))
+    return "".join([*charts, _cdf("End-to-end latency", present(seen.e2e), limits.e2e_s)])
 
 
-def _cdf(name: str, values: Floats, limit: float | None) -> str:
+def _cdf(name: str, values: Floats, limit: float | None, of: str = "requests") -> str:
     """Up to the 99.5th percentile, so that the tail does not hide the rest; the caption says where it ends."""
     if not values.size:
         return ""
@@ -70,7 +72,7 @@ def _cdf(name: str, values: Floats, limit: float | None) -> str:
     marks = {} if limit is None else {"limit": scale * limit}
     curve = Curve(name, np.quantile(values, levels) * scale, levels)
     title = f"{name} (largest: {label(largest * scale)} {unit})"
-    return line_chart(title, unit, "share of requests", [curve], right=right * scale or None, top=1.0, marks=marks)
+    return line_chart(title, unit, f"share of {of}", [curve], right=right * scale or None, top=1.0, marks=marks)
 
 
 def _over_time(result: SimulationResult) -> str:

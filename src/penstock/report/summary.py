@@ -57,13 +57,21 @@ def itl(columns: RequestColumns, latencies: Latencies) -> tuple[Distribution | N
     Without token times every gap of a request is taken to be its mean, its TPOT: the mean over all gaps is exact, the
     tails are not: one long gap in a request is spread over all of its gaps.
     """
-    if columns.token_s is not None and columns.token_start is not None and columns.token_s.size:
-        gaps = np.diff(columns.token_s)
-        owners = np.repeat(np.arange(len(columns)), np.diff(columns.token_start))
-        return Distribution.of(gaps[(owners[1:] == owners[:-1]) & latencies.done[owners[1:]]]), False
+    gaps = token_gaps(columns, latencies)
+    if gaps is not None:
+        return Distribution.of(gaps), False
     weights = np.maximum(columns.output_tokens[latencies.done] - 1, 0)
     kept = ~np.isnan(latencies.tpot) & (weights > 0)
     return _weighted(latencies.tpot[kept], weights[kept].astype(np.float64)), True
+
+
+def token_gaps(columns: RequestColumns, latencies: Latencies) -> Floats | None:
+    """Every gap between tokens of completed requests, all together; None where token times are not kept."""
+    if columns.token_s is None or columns.token_start is None:
+        return None
+    gaps = np.diff(columns.token_s)
+    owners = np.repeat(np.arange(len(columns)), np.diff(columns.token_start))
+    return gaps[(owners[1:] == owners[:-1]) & latencies.done[owners[1:]]]
 
 
 def _weighted(values: Floats, weights: Floats) -> Distribution | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -126,13 +127,14 @@ def write_requests(path: Path, results: Iterable[StageResult]) -> None:
         for result in results
         for record in result.records
     ]
-    write_text(path, "".join(line + "\n" for line in lines), field="out")
+    write_text(path, "".join(line + "\n" for line in lines), field="--out")
 
 
 def write_text(path: Path, text: str, *, field: str) -> None:
-    """Write a result file. Raises BadInput naming the flag `field`."""
+    """Write a result file, compressed if it ends in .gz. Raises BadInput naming the flag `field`."""
+    raw = text.encode("utf-8")
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
     except OSError as error:
         raise BadInput(
             field=field, value=str(path), why=f"it cannot be written: {error}", remedy="a path in a writable directory"

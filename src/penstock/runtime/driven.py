@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from penstock.control.calendar import Calendar, Dated
 from penstock.control.cluster.router import Target
 from penstock.control.request import Request
 
@@ -25,8 +26,6 @@ class Driven(Target):
         self.wake = IDLE
         self.horizon = IDLE
         """No request comes before this time: stretches need not be computed beyond it."""
-        self.place = -1
-        """Where it stands among the alarms."""
         self._end = 0.0
         """When the running step ends."""
         self._ends: list[float] = []
@@ -75,52 +74,20 @@ class Driven(Target):
 
 
 class Alarms:
-    """Who wakes next; by number where two wake at once. A binary heap that is mended when wakes have changed."""
+    """Who wakes next; by number where two wake at once."""
 
     def __init__(self, driven: Sequence[Driven]) -> None:
-        self._heap = list(driven)
-        self.mend()
+        """`driven`: in the order of their numbers, from 0 on."""
+        self._driven = list(driven)
+        self._alarms = [Dated() for _ in driven]
+        self._calendar = Calendar()
+        for one, alarm in zip(self._driven, self._alarms, strict=True):
+            self._calendar.enter(alarm, one.wake)
 
     def first(self) -> Driven:
         """The one that wakes first. O(1)."""
-        return self._heap[0]
+        return self._driven[self._calendar.head().entry - 1]
 
     def changed(self, one: Driven) -> None:
-        """Its `wake` is another, and nobody else's. O(log of their number)."""
-        heap = self._heap
-        at = one.place
-        while at > 0:
-            above = heap[(at - 1) >> 1]
-            if not _before(one, above):
-                break
-            heap[at] = above
-            above.place = at
-            at = (at - 1) >> 1
-        self._sink(one, at)
-
-    def mend(self) -> None:
-        """Any of them may wake at another time. O(their number)."""
-        for at in range(len(self._heap) - 1, -1, -1):
-            self._sink(self._heap[at], at)
-
-    def _sink(self, one: Driven, at: int) -> None:
-        heap = self._heap
-        count = len(heap)
-        below = 2 * at + 1
-        while below < count:
-            low = heap[below]
-            if below + 1 < count and _before(heap[below + 1], low):
-                below += 1
-                low = heap[below]
-            if not _before(low, one):
-                break
-            heap[at] = low
-            low.place = at
-            at = below
-            below = 2 * at + 1
-        heap[at] = one
-        one.place = at
-
-
-def _before(one: Driven, other: Driven) -> bool:
-    return one.wake < other.wake or (one.wake == other.wake and one.number < other.number)
+        """Its `wake` is another. O(log of their number)."""
+        self._calendar.move(self._alarms[one.number], one.wake)

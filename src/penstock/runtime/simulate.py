@@ -23,6 +23,7 @@ from penstock.report.latency import Limits as SloLimits
 from penstock.report.simulation import ReplicaSeries, RequestColumns, SimulationResult
 from penstock.runtime.collect import Collector, OnStep, Sample
 from penstock.runtime.modelled import Modelled, model
+from penstock.runtime.token_times import TokenTimes
 from penstock.runtime.virtual import Cluster, Limits, Stop
 from penstock.runtime.wiring import words as link_words
 from penstock.runtime.workload_of import source_of, stated_bound
@@ -36,7 +37,7 @@ _CLOSED: Final = ("closed", "sessions")
 
 def simulate(
     deployment: Deployment, *, limits: Limits | None = None, on_progress: Callable[[int, float], None] | None = None,
-    on_step: OnStep | None = None, modelled: Modelled | None = None, coast: bool = True,
+    on_step: OnStep | None = None, modelled: Modelled | None = None, coast: bool = True, token_times: bool = False,
 ) -> SimulationResult:  # fmt: skip
     """Run the deployment's workload to its end.
 
@@ -46,6 +47,7 @@ def simulate(
         on_step: told of each step, for a timeline.
         modelled: what `model(deployment)` gave, if the caller has it: prices stay remembered between runs.
         coast: go through stretches of plain decodes at once; the result is the same without.
+        token_times: keep when each token came, 8 bytes a token.
 
     Raises:
         InvalidDeployment: it cannot work: unknown names, or it does not fit; with the remedy.
@@ -55,21 +57,35 @@ def simulate(
     modelled = model(deployment) if modelled is None else modelled
     source = source_of(deployment)
     count, ranks = deployment.cluster.replicas, modelled.layout.attention_dp
-    collector = Collector(count * ranks, on_step)
+    tokens = TokenTimes(count * ranks) if token_times else None
+    collector = Collector(count * ranks, _told(on_step, tokens))
     cluster = Cluster(
         build_router(deployment.cluster.router), source, collector, max_tokens=stated_bound(deployment),
         max_sequence_tokens=modelled.max_sequence_tokens, limits=limits, on_progress=on_progress,
+        on_first=None if tokens is None else tokens.first_token,
     )  # fmt: skip
     for number in range(count):
         cluster.instances.append(modelled.driven(number, cluster, coast=coast))
     started = time.monotonic()
     stop = cluster.run()
-    return _result(deployment, modelled, cluster, collector, stop, source.notes, time.monotonic() - started)
+    return _result(deployment, modelled, cluster, collector, tokens, stop, source.notes, time.monotonic() - started)
+
+
+def _told(on_step: OnStep | None, tokens: TokenTimes | None) -> OnStep | None:
+    """Who wants to know of each step."""
+    if tokens is None or on_step is None:
+        return on_step if tokens is None else tokens.stepped
+
+    def both(lane: int, started: float, ended: float, decoding: int, chunks: int, prefill: int) -> None:
+        tokens.stepped(lane, started, ended, decoding, chunks, prefill)
+        on_step(lane, started, ended, decoding, chunks, prefill)
+
+    return both
 
 
 def _result(
-    deployment: Deployment, modelled: Modelled, cluster: Cluster, collector: Collector, stop: Stop,
-    notes: Sequence[str], wall_s: float,
+    deployment: Deployment, modelled: Modelled, cluster: Cluster, collector: Collector, tokens: TokenTimes | None,
+    stop: Stop, notes: Sequence[str], wall_s: float,
 ) -> SimulationResult:  # fmt: skip
     cluster.settle()
     for instance in cluster.lanes():
@@ -90,7 +106,7 @@ def _result(
     return SimulationResult(
         title=f"{modelled.shape.name} on {deployment.cluster.replicas * modelled.layout.devices} x "
         f"{modelled.device.name}",
-        requests=_columns(collector),
+        requests=_columns(collector, tokens),
         series=tuple(
             _series(number, lane.samples, watts[number], lane.idle, idle_watts)
             for number, lane in enumerate(collector.lanes)
@@ -153,18 +169,22 @@ def _explain(price: StepPrice, samples: Sequence[Sample], busy_s: float, ranks: 
     return [watts[number // stride] for number in range(len(samples))]
 
 
-def _columns(collector: Collector) -> RequestColumns:
+def _columns(collector: Collector, tokens: TokenTimes | None) -> RequestColumns:
     def floats(values: array[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return np.frombuffer(values, dtype=np.float64) if len(values) else np.empty(0)
 
     arrival = floats(collector.arrival_s)
     there = ~np.isnan(arrival)
+    replica, output = np.array(collector.replica)[there], np.array(collector.output_tokens)[there]
+    token_s = token_start = None
+    if tokens is not None:
+        token_s, token_start = tokens.columns(np.flatnonzero(there).tolist(), replica.tolist(), output.tolist())
     return RequestColumns(
         arrival_s=arrival[there], first_token_s=floats(collector.first_s)[there],
         finish_s=floats(collector.finish_s)[there], prompt_tokens=np.array(collector.prompt_tokens)[there],
-        output_tokens=np.array(collector.output_tokens)[there], cached_tokens=np.array(collector.cached_tokens)[there],
-        preemptions=np.array(collector.preemptions)[there], replica=np.array(collector.replica)[there],
-        outcome=np.array(collector.outcome)[there],
+        output_tokens=output, cached_tokens=np.array(collector.cached_tokens)[there],
+        preemptions=np.array(collector.preemptions)[there], replica=replica,
+        outcome=np.array(collector.outcome)[there], token_s=token_s, token_start=token_start,
     )  # fmt: skip
 
 

@@ -43,12 +43,14 @@ class Cluster(Observer):
         collector: where results go.
         max_sequence_tokens: longer ones are refused, as an engine refuses them; None: only what no memory holds.
         max_tokens: the bound a client states; control sees it, not the length. None: just what the output needs.
+        on_first: told of each end of a prompt, before its request joins the decode set; None: saves the time.
     """
 
     def __init__(
         self, router: Router, source: Source, collector: Collector, *,
         max_tokens: Callable[[TimedRequest], int] | None = None, max_sequence_tokens: int | None = None,
         limits: Limits | None = None, on_progress: Callable[[int, float], None] | None = None,
+        on_first: Callable[[Row, float], None] | None = None,
     ) -> None:  # fmt: skip
         self.instances: list[Driven] = []
         self._targets: list[Target] = []
@@ -59,6 +61,7 @@ class Cluster(Observer):
         self._follows = bool(getattr(source, "follows", True))
         """Whether an end may bring about a request."""
         self._max_tokens, self._limits, self._on_progress = max_tokens, limits or Limits(), on_progress
+        self._on_first = on_first
         self._later: list[tuple[float, int, TimedRequest]] = []
         """Heap of requests that ends have brought about."""
         self._live: dict[int, TimedRequest] = {}
@@ -73,6 +76,8 @@ class Cluster(Observer):
 
     def first_token(self, row: Row, now: float) -> None:
         self._collector.first_token(row.index, now)
+        if self._on_first is not None:
+            self._on_first(row, now)
 
     def ended(self, row: Row, update: Update, now: float) -> None:
         index = row.index
@@ -169,12 +174,11 @@ class Cluster(Observer):
                         raise Stuck(f"{at_once} requests came at {now:.3f} s, each after a refusal: {why}")
                 if touched is not None:
                     touched.start(now)
-                    if others is None:
-                        alarms.changed(touched)
-                    else:
+                    alarms.changed(touched)
+                    if others is not None:
                         for one in others.values():
                             one.start(now)
-                        alarms.mend()
+                            alarms.changed(one)
             else:
                 instance.fire()
                 alarms.changed(instance)

@@ -62,6 +62,7 @@ class Row(Dated):
         "output",
         "outputs",
         "preemptions",
+        "spells",
         "stops",
         "total",
     )
@@ -89,6 +90,8 @@ class Row(Dated):
         self.ended = False
         """Its end was told; control may still have to release it."""
         self.join_clock = 0
+        self.spells: list[tuple[int, int]] | None = None
+        """(output tokens, tick) at each entry into the decode set; None: nobody who puts a list here wants to know."""
 
     def made(self, clock: int) -> int:
         """Output tokens so far, at this tick of the decode clock."""
@@ -229,7 +232,7 @@ class Twin:
     def quiet(self) -> int:
         """Decode steps up to the one in which somebody makes a last token; large when nobody decodes."""
         first = self._due.first()
-        ticks = first - self.clock if first < NEVER else NEVER
+        ticks = int(first) - self.clock if first < NEVER else NEVER
         for row in self.firsts:
             ticks = min(ticks, row.left)
         return ticks
@@ -277,6 +280,8 @@ class Twin:
     def _enter(self, row: Row) -> None:
         row.decoding = True
         row.join_clock = self.clock
+        if row.spells is not None:
+            row.spells.append((row.outputs, self.clock))
         self.decoding += 1
         self.context += row.kv
         if self._keep_squares:
