@@ -56,8 +56,9 @@ class Stepping(ScriptedService):
                 stream.finish(Finished(id, "length"))
 
 
-async def exchange(service: Stepping, body: dict[str, Any], *, wait: float = 0.0) -> bytes:
-    """One request over a socket, a step whenever the loop comes round; `wait` before the client reads."""
+async def exchange(service: Stepping, body: dict[str, Any], *, outputs: int = 0) -> bytes:
+    """One request over a socket, a step whenever the loop comes round. The client reads from when its reader was woken
+    more than `outputs` times, or the answer is made."""
     sock = listen("127.0.0.1", 0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     server = Server(settings(scripted_app(service)))
@@ -81,7 +82,8 @@ async def exchange(service: Stepping, body: dict[str, Any], *, wait: float = 0.0
                 await asyncio.sleep(0.0005)
 
         stepping = asyncio.create_task(steps())
-        await asyncio.sleep(wait)
+        while outputs and service.outputs <= outputs and not stepping.done():
+            await asyncio.sleep(0.01)
         raw = bytearray()
         while some := await asyncio.get_running_loop().sock_recv(small, 65536):
             raw += some
@@ -135,7 +137,7 @@ def test_both_ways_write_the_same_events(more: dict[str, Any]) -> None:
 def test_a_client_that_does_not_read_for_a_while_gets_every_token() -> None:
     service = Stepping(short=True)
     asked = ASKED | {"max_tokens": 800}
-    body = body_of(asyncio.run(exchange(service, asked, wait=0.6)))
+    body = body_of(asyncio.run(exchange(service, asked, outputs=1)))
     whole = TEXT * 800
     assert read_stream(body, n=1).choices[0].text.encode() == whole.encode()[:800].decode("utf-8", "replace").encode()
     assert service.outputs > 2  # the way was closed meanwhile
