@@ -50,8 +50,8 @@ format: setup-dev  ## ruff, repairing
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-fuzz: setup-dev  ## 100,000 fuzzed requests against a running server: no 5xx, step loop alive, memory flat; half an hour
-	$(BIN)/python tests/serve/fuzz_server.py
+fuzz: setup-dev  ## 100,000 fuzzed requests against a running server: no 5xx, step loop alive, memory flat; 7 to 70 minutes
+	$(BIN)/python tests/serve/fuzz_server.py $(FLAGS)
 
 bench-control: setup  ## planning time per step by batch size, and its share of a real step
 	$(BIN)/python benchmarks/control_overhead.py $(FLAGS)

@@ -101,7 +101,7 @@ def bodies(kind: type, required: dict[str, Values], caps: tuple[str, ...] = ()) 
             {name: usually(of_field[name], likely, values) if name in of_field else values for name in chosen}
         )
     )
-    named = usually(st.just({}), st.sampled_from([{"model": "millrace"}, {"model": "scripted"}]))
+    named = usually(st.just({}), st.sampled_from([{"model": name} for name in ("millrace", "scripted", "river")]))
     capped = st.fixed_dictionaries(dict.fromkeys(caps, usually(counts, likely, values)))
     base = st.fixed_dictionaries(required)
     return st.builds(lambda base, extra, model, cap: base | extra | model | cap, base, some, named, capped)
@@ -135,13 +135,15 @@ BY_PATH: Final[dict[str, Values]] = {
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
 }
+_adapters = st.sampled_from(["river", "mill"])
 _names = st.sampled_from(["river", "mill", "scripted", "millrace"]) | texts | st.text("ab._:/-", max_size=140)
 _places = st.sampled_from(["one", "one/../one", "..", ".", "/", "/etc", "~", "none", "one\0", "a/" * 2000]) | texts
 ADMIN_BY_PATH: Final[dict[str, Values]] = {
     "/v1/load_lora_adapter": bodies(
-        LoadBody, {"lora_name": usually(_names, values), "lora_path": usually(_places, values)}
+        LoadBody,
+        {"lora_name": usually(_adapters, _names, values), "lora_path": usually(st.just("one"), _places, values)},
     ),
-    "/v1/unload_lora_adapter": bodies(UnloadBody, {"lora_name": usually(_names, values)}),
+    "/v1/unload_lora_adapter": bodies(UnloadBody, {"lora_name": usually(_adapters, _names, values)}),
     "/admin/reset_prefix_cache": values,
     "/admin/reload_keys": values,
 }
