@@ -253,22 +253,40 @@ def test_without_a_compiler_the_portable_kernels_serve_and_say_so_once(monkeypat
         forget()
 
 
-def test_compiled_code_is_kept_private_and_found_again(monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The library, compiled just now into a cache directory of its own: ten seconds, so all tests share it."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("XDG_CACHE_HOME", str(cache))
+        forget()
+        try:
+            native.load_native()
+        finally:
+            forget()
+    (library,) = (cache / "penstock" / "kernels").iterdir()
+    return library
+
+
+COPY_INSTEAD_OF_COMPILING = (
+    "import os, shutil, sys; from penstock.engine.ops import build; from penstock.engine.ops.native import load_native;"
+    "build._compile = lambda *asked: shutil.copy(sys.argv[1], asked[-1]);"
+)
+
+
+def test_compiled_code_is_kept_private_and_found_again(monkeypatch, tmp_path, compiled):
+    assert compiled.parent.stat().st_mode & 0o777 == 0o700
+    shutil.copytree(compiled.parents[2], tmp_path, dirs_exist_ok=True)
+    (library,) = (tmp_path / "penstock" / "kernels").iterdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    forget()
+    monkeypatch.setattr(build, "_compile", lambda *asked: pytest.fail("it is there"))
     try:
-        native.load_native()
-        (library,) = (tmp_path / "penstock" / "kernels").iterdir()
-        assert library.parent.stat().st_mode & 0o777 == 0o700
-        written = library.stat().st_mtime_ns
         forget()
         native.load_native()
-        assert library.stat().st_mtime_ns == written
         # A directory others can write to is not trusted: the kernels are built elsewhere.
-        built = tmp_path / library.name
-        library.rename(built)
+        library.unlink()
         library.parent.chmod(0o777)
-        monkeypatch.setattr(build, "_compile", lambda *arguments: shutil.copy(built, arguments[-1]))
+        monkeypatch.setattr(build, "_compile", lambda *asked: shutil.copy(compiled, asked[-1]))
         forget()
         native.load_native()
         assert os.listdir(library.parent) == []
@@ -277,36 +295,28 @@ def test_compiled_code_is_kept_private_and_found_again(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("left", [0.0, 0.5])
-def test_a_damaged_library_is_compiled_again_rather_than_loaded(left, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    forget()
-    try:
-        native.load_native()
-        (library,) = (tmp_path / "penstock" / "kernels").iterdir()
-        whole = library.read_bytes()
-        # A new file: this process has the old one mapped.
-        library.unlink()
-        library.write_bytes(whole[: int(len(whole) * left)])
-        # In a process of its own: loading half a library ends the process.
-        program = "from penstock.engine.ops.native import load_native; assert load_native().name == 'native'"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        (again,) = library.parent.iterdir()
-        assert again.stat().st_size == len(whole)
-    finally:
-        forget()
+def test_a_damaged_library_is_compiled_again_rather_than_loaded(left, tmp_path, compiled):
+    kept = tmp_path / "penstock" / "kernels"
+    kept.mkdir(parents=True, mode=0o700)
+    (kept / compiled.name).write_bytes(compiled.read_bytes()[: int(compiled.stat().st_size * left)])
+    # In a process of its own: loading half a library ends the process.
+    program = f"{COPY_INSTEAD_OF_COMPILING} assert load_native().name == 'native'"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(compiled)], capture_output=True, text=True, check=False,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (again,) = kept.iterdir()
+    assert again.read_bytes() == compiled.read_bytes()
 
 
-def test_where_nothing_can_be_kept_nothing_is_left_behind_by_a_process_that_exits_at_once(tmp_path):
+def test_where_nothing_can_be_kept_nothing_is_left_behind_by_a_process_that_exits_at_once(tmp_path, compiled):
     home, temporary = tmp_path / "home", tmp_path / "tmp"
     home.write_text("a file, so that no directory can be made in it")
     temporary.mkdir()
-    program = (
-        "import os; from penstock.engine.ops.native import load_native;"
-        "assert load_native().max_threads() > 0; os._exit(7)"
-    )
+    program = f"{COPY_INSTEAD_OF_COMPILING} assert load_native().max_threads() > 0; os._exit(7)"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", program, str(compiled)], capture_output=True, text=True, check=False,
         env={**os.environ, "XDG_CACHE_HOME": str(home), "TMPDIR": str(temporary)},
     )  # fmt: skip
     assert done.returncode == 7, done.stderr

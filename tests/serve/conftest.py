@@ -38,7 +38,7 @@ class Loop:
         self.thread.start()
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(200)
 
     def serve(self, app: ASGIApp) -> Iterator[str]:
         """The URL of `app`, until the iterator is closed."""
@@ -57,8 +57,8 @@ class Scripted:
 
     def __init__(self, service: ScriptedService, url: str) -> None:
         self.service, self.url = service, url
-        self.http = httpx.Client(base_url=url, timeout=20)
-        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
+        self.http = httpx.Client(base_url=url, timeout=60)
+        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
 
     def complete(self, **body: Any) -> httpx.Response:
         return self.http.post("/v1/completions", json={"prompt": "hi", **body})
@@ -72,8 +72,8 @@ class Real:
 
     def __init__(self, service: Service, tokenizer: Tokenizer, url: str, loop: Loop) -> None:
         self.service, self.tokenizer, self.url, self.loop = service, tokenizer, url, loop
-        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
-        self.http = httpx.Client(base_url=url, timeout=60)
+        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=200)
+        self.http = httpx.Client(base_url=url, timeout=200)
 
     def outputs(self, request: Request) -> list[int]:
         """Tokens of a request that does not come over HTTP."""

@@ -1,11 +1,13 @@
 """A process for test_server.py: `server.run` over a scripted service that ends no request by itself. Prints its URL.
 
-A prompt that begins with "f" floods its reader; any other gets one token.
+A prompt that begins with "f" floods its reader; any other gets one token. The drain timeout is over when its time is,
+or when stdin ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -31,7 +33,11 @@ class Draining(ScriptedService):
 
     async def drain(self, timeout_s: float) -> int:
         self.state = "draining"
-        await asyncio.sleep(timeout_s)
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(sys.stdin.fileno(), ended.set)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), timeout_s)
+        loop.remove_reader(sys.stdin.fileno())
         cut_off, self.in_flight = self.in_flight, 0
         self.over.set()
         return cut_off

@@ -104,7 +104,7 @@ def test_stop_ends_the_answer_here_and_in_the_service(window: Window, scripted: 
     window.until("document.querySelector('.turn.assistant .text')?.textContent.length > 5")
     window.page.click("#stop")
     window.page.wait_for_selector(".turn.assistant .meta")
-    assert scripted.service.someone_left.wait(5)
+    assert scripted.service.someone_left.wait(30)
     assert "stopped" in window.page.locator(".turn.assistant .meta").inner_text()
     assert window.page.is_visible("#send")
     assert window.errors == []

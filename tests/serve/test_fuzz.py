@@ -21,7 +21,9 @@ from .scripted import ScriptedService, scripted_app
 from .strategies import ADMIN_BY_PATH, BY_PATH, END, RAW, encoded
 from .test_lifecycle import api_routes
 
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def check(reply: httpx.Response) -> None:
@@ -86,7 +88,7 @@ def administration(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (directory / "one").mkdir()
     admin = create_admin_app(scripted_app(Administered(directory)), asyncio.Event())
     for url in loop.serve(admin):
-        with httpx.Client(base_url=url, timeout=20) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             yield client
 
 

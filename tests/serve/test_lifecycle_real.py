@@ -36,7 +36,7 @@ CHAT = {"messages": [{"role": "user", "content": "Tell me about stones."}]}
 def ask(real: Real, path: str, body: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Of each choice: text, token ids, finish reason."""
     body = {"max_tokens": 48, **COMMON, **(CHAT if "chat" in path else {}), **body}
-    reply = httpx.post(f"{real.url}{path}", json=body, timeout=60)
+    reply = httpx.post(f"{real.url}{path}", json=body, timeout=200)
     assert reply.status_code == 200, reply.text
     if body.get("stream"):
         stream = read_stream(reply.content, n=body.get("n", 1), chat="chat" in path)
@@ -56,7 +56,7 @@ def all_at_once(real: Real) -> list[Any]:
 
 def idle(real: Real) -> None:
     """Nothing runs, waits or holds a block."""
-    for _ in range(1000):
+    for _ in range(6000):
         now = real.service.statistics
         if now.total_blocks and not (real.service.in_flight or now.running or now.waiting):
             break
@@ -70,7 +70,9 @@ def idle(real: Real) -> None:
 def test_clients_see_a_pause_and_the_answers_of_an_undisturbed_run(
     real: Real, deed: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock.runtime.supervisor.QUIET_S", 0.5)
+    if deed is signal.SIGSTOP:
+        monkeypatch.setattr("penstock.runtime.supervisor.QUIET_S", 0.5)
+        monkeypatch.setattr("penstock.runtime.supervisor.POLL_S", 0.1)
     undisturbed = all_at_once(real)
     steps: list[int] = []
     # A step that was stopped takes seconds, and the next stop must be found as fast all the same.

@@ -141,7 +141,7 @@ OF_CLIENT: Final = frozenset({"self", "extra_headers", "extra_query", "extra_bod
 
 @pytest.fixture
 def claude(model: Model) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=model.url, api_key="none", max_retries=0, timeout=20)
+    return anthropic.Anthropic(base_url=model.url, api_key="none", max_retries=0, timeout=60)
 
 
 def cases(kind: type) -> list[Any]:

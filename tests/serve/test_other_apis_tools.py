@@ -27,7 +27,7 @@ OSLO = {"city": "Oslo", "days": 2}
 
 @pytest.fixture
 def claude(model: Model) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=model.url, api_key="none", max_retries=0, timeout=20)
+    return anthropic.Anthropic(base_url=model.url, api_key="none", max_retries=0, timeout=60)
 
 
 # -- /v1/responses -------------------------------------------------------------------------------------------------

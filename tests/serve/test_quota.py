@@ -207,7 +207,7 @@ def test_a_time_that_is_none_is_400_and_names_the_header(
 
 def test_times_reach_the_service_in_seconds(limited: tuple[ScriptedService, FastAPI, str]) -> None:
     service, _, url = limited
-    headers = {"x-slo-ttft-ms": "250", "x-slo-tpot-ms": "40.5", "x-request-deadline-ms": "2000"}
+    headers = {"x-slo-ttft-ms": "25000", "x-slo-tpot-ms": "40.5", "x-request-deadline-ms": "200000"}
     for n in (1, 2):
         body = {"prompt": "hi", "n": n}
         assert asking(url, "b").post("/v1/completions", json=body, headers=headers).status_code == 200
@@ -215,8 +215,8 @@ def test_times_reach_the_service_in_seconds(limited: tuple[ScriptedService, Fast
         assert asked.tpot_s == 0.0405
         assert asked.ttft_s is not None
         assert asked.deadline_s is not None
-        assert 0 <= asked.ttft_s < 0.25
-        assert 0 < asked.deadline_s < 2.0
+        assert 0 <= asked.ttft_s < 25.0
+        assert 0 < asked.deadline_s < 200.0
 
 
 def test_times_count_from_the_arrival_and_not_from_the_end_of_the_body(
@@ -264,7 +264,7 @@ def test_a_tenant_cannot_hold_more_than_its_places_over_http(loop: Loop) -> None
     for url in loop.serve(scripted_app(service)):
         headers = {"authorization": "Bearer key-of-a"}
         body = {"prompt": "hi", "stream": True}
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=20) as running:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as running:
             parts = running.iter_raw()
             assert next(parts)
             assert asking(url, "a").post("/v1/completions", json=body).status_code == 429

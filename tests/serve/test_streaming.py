@@ -104,7 +104,7 @@ def test_text_that_may_become_a_stop_string_is_held_back_and_the_stop_string_nev
     assert read.text == "one ENough "
     assert (read.finish_reason, read.stop_reason) == ("stop", "END")
     assert not any(piece.endswith(("E", "EN")) for piece in read.pieces)
-    assert scripted.service.someone_left.wait(5), "the request is closed at the match"
+    assert scripted.service.someone_left.wait(30), "the request is closed at the match"
 
 
 def test_a_multi_byte_character_is_never_cut(scripted: Scripted) -> None:
@@ -165,16 +165,16 @@ def test_who_does_not_read_is_hung_up_and_the_work_ends(scripted: Scripted, monk
 
     scripted.service.script = script
     scripted.service.all_left.clear()
-    body = b'{"prompt": "x", "stream": true}'
+    body = b'{"prompt": "x", "stream": true, "return_token_ids": true}'  # ids fill the socket's buffers sooner
     host, port = scripted.url.removeprefix("http://").split(":")
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect((host, int(port)))
         head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         client.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
-        assert scripted.service.someone_runs.wait(10)
-        assert scripted.service.all_left.wait(20)
-        client.settimeout(10)
+        assert scripted.service.someone_runs.wait(60)
+        assert scripted.service.all_left.wait(60)
+        client.settimeout(60)
         with contextlib.suppress(ConnectionResetError):
             while client.recv(1 << 20):
                 pass

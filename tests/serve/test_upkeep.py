@@ -94,7 +94,7 @@ def test_the_administration_ends_the_server_as_a_signal_does(start: Start) -> No
     process, url, admin = start(admin_port=0)
     assert httpx.get(f"{url}/v1/models").status_code == 200
     assert httpx.post(f"{admin}/admin/drain").status_code == 202
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert process.stdout is not None
     assert process.stdout.read().split() == ["draining", "ended"]
     assert process.stderr is not None
