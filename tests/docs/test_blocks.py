@@ -107,6 +107,19 @@ def test_the_rule_of_ones_own_runs_as_the_page_shows_it(
     assert capsys.readouterr().out.splitlines() == expected != []
 
 
+def test_a_profile_is_read_as_the_page_shows_it(tmp_path: Path) -> None:
+    from penstock.catalog.hardware_load import device
+    from penstock.twin.measured import read_profile
+    from penstock.twin.measured.learnable import read_points
+    from penstock.twin.roofline import Roofline
+
+    file = tmp_path / "kernels.csv"
+    file.write_text(next(text for language, text in fenced(ROOT / "docs" / "extending.md") if language == "csv"))
+    found = read_points([file])
+    assert (len(found.points), dict(found.left_out)) == (3, {})
+    assert read_profile(file, Roofline(device("h100-sxm")))
+
+
 def lines(*programs: str) -> list[Any]:
     """Lines of all pages that begin with one of these programs."""
     return [

@@ -19,7 +19,10 @@ from penstock.errors import BadInput
 @with_flags_of("record")
 def record(
     out: Annotated[Path, typer.Option(help="New schedule file; compressed if it ends in .gz.")],
-    trace: Annotated[Path, typer.Option(help="Azure CSV or Mooncake JSONL, plain or .gz; lengths are scaled to fit.")],
+    trace: Annotated[
+        Path,
+        typer.Option(help="Azure, Mooncake, BurstGPT, LLMServingSim or Vidur file, or .gz; lengths are scaled to fit."),
+    ],
     model: ModelArgument = None,
     file: FileOption = None,
     requests: Annotated[
