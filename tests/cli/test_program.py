@@ -21,6 +21,7 @@ import pytest
 
 from penstock.catalog import resolve_model
 
+from .conftest import Run
 from .program import children, environment, penstock
 
 
@@ -51,7 +52,7 @@ class Serving:
         return found[1]
 
     def end(self) -> int:
-        code = self.process.wait(timeout=40)
+        code = self.process.wait(timeout=60)
         self.reader.join(timeout=10)
         return code
 
@@ -63,13 +64,22 @@ def start(*arguments: str) -> Serving:
     serving = Serving(subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True))
     serving.reader = threading.Thread(target=serving.read, daemon=True)
     serving.reader.start()
-    assert serving.ready.wait(60)
+    assert serving.ready.wait(200)
     return serving
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Serving]:
     serving = start()
+    yield serving
+    serving.process.kill()
+    serving.process.wait()
+
+
+@pytest.fixture(scope="module")
+def public() -> Iterator[Serving]:
+    """Open to every address. The last of its tests ends it."""
+    serving = start("--server.host", "0.0.0.0", "--server.allow-public-without-key", "true")
     yield serving
     serving.process.kill()
     serving.process.wait()
@@ -83,7 +93,7 @@ def test_the_help_lists_all_verbs_and_loads_none_of_them() -> None:
         "assert not heavy, heavy"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
     for verb in ("serve", "chat", "bench", "version"):
@@ -167,17 +177,21 @@ def test_the_start_log_accounts_for_each_phase_and_ends_with_the_url_and_a_curl(
     assert "\x1b" not in server.log
 
 
-def test_while_the_model_loads_clients_are_told_so_and_none_is_refused_or_lost() -> None:
+def test_while_the_model_loads_clients_are_told_so_and_none_is_refused_or_lost(tmp_path: Path) -> None:
     slow = (
-        "import asyncio, sys\nfrom penstock.cli import main\nfrom penstock.runtime.service import Service\n"
+        "import asyncio, os, sys\nfrom penstock.cli import main\nfrom penstock.runtime.service import Service\n"
         "start = Service.start\n"
-        "async def later(*arguments):\n    await asyncio.sleep(2.0)\n    return await start(*arguments)\n"
+        "async def later(*arguments):\n    while not os.path.exists(sys.argv[2]):\n        await asyncio.sleep(0.01)\n"
+        "    return await start(*arguments)\n"
         "Service.start = later\nmain(['serve', '--server.port', sys.argv[1]])"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-c", slow, str(port)], env=environment(), stderr=subprocess.DEVNULL)
+    may_load = tmp_path / "may load"
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, str(port), str(may_load)], env=environment(), stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 120
         while socket.socket().connect_ex(("127.0.0.1", port)):
@@ -192,6 +206,7 @@ def test_while_the_model_loads_clients_are_told_so_and_none_is_refused_or_lost()
             assert {"retry-after", "retry-after-ms"} <= refused.headers.keys()
             assert refused.headers["x-request-id"] == "mine"
             assert client.get("/ready").json()["status"] == "starting"
+        may_load.touch()
         last = httpx.Response(503)
         while last.status_code != 200:  # a new connection each; one that is refused or lost raises
             assert time.monotonic() < deadline
@@ -200,7 +215,7 @@ def test_while_the_model_loads_clients_are_told_so_and_none_is_refused_or_lost()
         assert last.json()["status"] == "ready"
         assert httpx.post(f"http://127.0.0.1:{port}/v1/completions", json={"prompt": "x"}, timeout=30).is_success
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -225,7 +240,7 @@ def test_sigterm_while_the_model_loads_ends_with_exit_code_0_a_line_and_no_worke
         assert workers, "it starts before the HTTP side is loaded, to load the model meanwhile"
         process.send_signal(signal.SIGTERM)
         told += process.stderr.read()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
     finally:
         process.kill()
         process.wait()
@@ -234,22 +249,21 @@ def test_sigterm_while_the_model_loads_ends_with_exit_code_0_a_line_and_no_worke
     assert not any(psutil.pid_exists(worker) for worker in workers)
 
 
-def test_a_server_that_is_open_says_so_at_start(server: Serving) -> None:
+def test_a_server_that_is_open_says_so_at_start(server: Serving, public: Serving) -> None:
     assert "open: no key is set, so every program on this machine may use it" in server.log
-    serving = start("--server.host", "0.0.0.0", "--server.allow-public-without-key", "true")
-    serving.process.send_signal(signal.SIGTERM)
-    assert serving.end() == 0
-    assert "open to everyone who can reach this address: no key is set" in serving.log
+    assert "open to everyone who can reach this address: no key is set" in public.log
 
 
-def test_the_checkpoint_that_is_served_is_named_by_the_hash_that_inspect_and_doctor_show(server: Serving) -> None:
+def test_the_checkpoint_that_is_served_is_named_by_the_hash_that_inspect_and_doctor_show(
+    server: Serving, run: Run
+) -> None:
     found = re.search(r"checkpoint ([0-9a-f]{12}), (fp_[0-9a-f]{12})", server.log)
     assert found is not None
     asked = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 1}, timeout=30).json()
     assert asked["system_fingerprint"] == found[2]
-    assert json.loads(penstock("inspect", "model", "millrace", "--json").stdout)["checkpoint"] == found[1]
-    assert found[1] in penstock("inspect", "model", "millrace").stdout
-    findings = json.loads(penstock("doctor", "--json").stdout)["findings"]
+    assert json.loads(run("inspect", "model", "millrace", "--json")[1])["checkpoint"] == found[1]
+    assert found[1] in run("inspect", "model", "millrace")[1]
+    findings = json.loads(run("doctor", "--json")[1])["findings"]
     (shown,) = (one["value"] for one in findings if (one["subject"], one["name"]) == ("model", "checkpoint"))
     assert shown == f"{found[1]}, answers carry {found[2]}"
 
@@ -296,7 +310,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(server: Serving) -> None:
     process.stdin.flush()
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
 
@@ -312,15 +326,15 @@ def test_chat_with_a_server_that_is_not_there_is_one_line_and_exit_code_1() -> N
     assert done.stderr.startswith("error: no answer from http://127.0.0.1:9")
 
 
-def test_sigterm_lets_a_running_stream_finish_and_ends_with_exit_code_0() -> None:
-    serving = start()
+def test_sigterm_lets_a_running_stream_finish_and_ends_with_exit_code_0(public: Serving) -> None:
     body = {"prompt": "Hello", "max_tokens": 300, "stream": True, "ignore_eos": True, "temperature": 0}
-    with httpx.stream("POST", f"{serving.url}/v1/completions", json=body, timeout=30) as response:
+    url = public.url.replace("0.0.0.0", "127.0.0.1")
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
         lines = response.iter_lines()
         assert next(lines).startswith("data: ")
-        serving.process.send_signal(signal.SIGTERM)
+        public.process.send_signal(signal.SIGTERM)
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
-    assert serving.end() == 0
-    assert "stopping" in serving.log
-    assert "Traceback" not in serving.log
+    assert public.end() == 0
+    assert "stopping" in public.log
+    assert "Traceback" not in public.log
