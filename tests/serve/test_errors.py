@@ -126,6 +126,26 @@ def test_messages_that_make_no_sense_are_400(scripted: Scripted, messages: Any, 
     assert error_of(reply)["param"] == param
 
 
+def test_a_value_of_few_is_told_which_there_are(scripted: Scripted) -> None:
+    role = error_of(scripted.chat(messages=[{"role": "king", "content": "x"}]))
+    allowed = "it is none of the values allowed. Remedy: assistant, developer, system, tool, user"
+    assert role["message"] == f"messages[0].role = 'king': {allowed}"
+    form = error_of(scripted.http.post("/v1/embeddings", json={"input": "x", "encoding_format": "hex"}))
+    assert form["message"].endswith("Remedy: base64, float")
+
+
+@pytest.mark.parametrize("text", ["\\ud83d", "\\ude00", "\\ud83d\\ud83d\\ude00", "\\\\\\ud83d", "\\uD83Dx"])
+def test_half_a_surrogate_pair_is_called_by_its_name(scripted: Scripted, text: str) -> None:
+    for body in (f'{{"prompt": "{text}"}}', f'{{"prompt": "x", "user": "{text}"}}'):
+        reply = scripted.http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+        assert "half a surrogate pair" in error_of(reply)["message"], reply.text
+    fine = '{"prompt": "\\ud83d\\ude00 \\\\ud83d", "max_tokens": 1}'
+    reply = scripted.http.post("/v1/completions", content=fine, headers={"content-type": "application/json"})
+    assert reply.status_code == 200
+    broken = scripted.http.post("/v1/completions", content=fine[:-1], headers={"content-type": "application/json"})
+    assert "surrogate" not in error_of(broken)["message"]
+
+
 @pytest.mark.parametrize(
     "extra",
     [

@@ -173,6 +173,13 @@ def test_what_cannot_be_enforced_is_400_and_names_the_place(real: Real, extra: d
     assert real.service.in_flight == 0
 
 
+def test_a_schema_that_nothing_obeys_is_told_so(real: Real) -> None:
+    body = {"messages": USER, "response_format": schema_format({"$ref": "#"})}
+    error = real.http.post("/v1/chat/completions", json=body).json()["error"]
+    assert error["param"] == "response_format.json_schema.schema"
+    assert "no text obeys it" in error["message"]
+
+
 def test_others_are_answered_while_a_grammar_that_never_ends_is_tried(real: Real) -> None:
     slow = {"prompt": "x", "guided_grammar": "start: T\nT: /(.*a.{50})/ & ~/(.*b.{51})/ & /(.*c.{49})/"}
     status: list[int] = []

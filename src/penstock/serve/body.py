@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
+import msgspec.inspect as types
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
@@ -39,6 +40,8 @@ _items: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _NO_BOUNDS: Final[Mapping[str, int]] = {}
 _NUL: Final = b"\\u0000"
 
+_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F]")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _IN_BACKTICKS = re.compile(r"`\$(\[\.\.\.\]|[^`]*)`$")
 _EXPECTED = re.compile(r"Expected (.+?)(?:, got `(.+)`)?")
 _STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d+)\]|\[(\.\.\.)\]")
@@ -143,12 +146,14 @@ def _parse(
     try:
         return cast("SomeBody", _decoder(kind).decode(raw))
     except msgspec.ValidationError as error:
-        raise _explain(str(error), fields) from None
+        raise _explain(str(error), fields, kind) from None
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise _no_json(raw, f"not valid JSON ({error})") from None
 
 
 def _no_json(raw: bytes, why: str) -> InvalidRequest:
+    if _HALF.search(_PAIR.sub(b"", raw.replace(b"\\\\", b""))):
+        why = "it has half a surrogate pair: \\ud800 to \\udbff without \\udc00 to \\udfff behind it, or that alone"
     return InvalidRequest(
         field="body", value=raw[:60], why=why, remedy="send one JSON object in UTF-8", code="invalid_json"
     )
@@ -165,6 +170,27 @@ def no_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+_type_of: Final = cache(types.type_info)
+
+
+def _choices(kind: type[Named], steps: Sequence[tuple[str, str, str]]) -> list[str]:
+    """The values of the one place in a body of `kind` where few are allowed."""
+    found = [_type_of(kind)]
+    for name, _, _ in steps:
+        inner: list[types.Type] = []
+        for one in _all_of(found):
+            if name and isinstance(one, types.StructType):
+                inner += [field.type for field in one.fields if field.encode_name == name]
+            elif not name and isinstance(one, types.ListType):
+                inner.append(one.item_type)
+        found = inner
+    return [str(value) for one in _all_of(found) if isinstance(one, types.LiteralType) for value in one.values]
+
+
+def _all_of(kinds: Sequence[types.Type]) -> list[types.Type]:
+    return [one for kind in kinds for one in (kind.types if isinstance(kind, types.UnionType) else (kind,))]
 
 
 @cache
@@ -250,7 +276,7 @@ def _refuse_nul(fields: dict[str, msgspec.Raw]) -> None:
     raise InvalidRequest(field="body", value="", why="it contains NUL", remedy="remove the character U+0000")
 
 
-def _explain(message: str, fields: dict[str, msgspec.Raw]) -> InvalidRequest:
+def _explain(message: str, fields: dict[str, msgspec.Raw], kind: type[Named]) -> InvalidRequest:
     """msgspec says "Expected `int` <= 16 - at `$.n`"; clients get the field, the value they sent and the bound."""
     where = _IN_BACKTICKS.search(message)
     why = (message[: message.rfind(" - at ")] if where else message)[:300]
@@ -275,6 +301,9 @@ def _explain(message: str, fields: dict[str, msgspec.Raw]) -> InvalidRequest:
         else:
             value = value[int(index)] if isinstance(value, list) and int(index) < len(value) else None
     expected = _EXPECTED.fullmatch(why)
+    if expected is None and why.startswith("Invalid enum value"):
+        allowed = ", ".join(_choices(kind, [first, *steps]))
+        return InvalidRequest(field=path, value=value, why="it is none of the values allowed", remedy=allowed)
     if expected is None:
         return InvalidRequest(field=path or "body", value=value, why=why, remedy="a value that the API documents")
     allowed, got = expected.group(1).replace(" | null", "").replace("`", ""), expected.group(2)

@@ -42,6 +42,8 @@ _HOLD_MANY: Final = (
     "prefixItems",
 )
 _WHERE: Final = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
+_NOTHING: Final = "NoExtensionBias"
+"""What the library says of a grammar without any text, as {"$ref": "#"}."""
 _QUOTED: Final = re.compile(r"\n *\d+ \|.*", re.DOTALL)
 
 
@@ -66,7 +68,8 @@ def check(job: dict[str, Any]) -> dict[str, str]:
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
-            return {"field": "", "why": _first_line(matcher.get_error())}
+            why = _first_line(matcher.get_error())
+            return {"field": "", "why": "no text obeys it" if _NOTHING in why else why}
     return {"field": "", "why": "", "grammar": text}
 
 
