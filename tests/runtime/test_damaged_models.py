@@ -20,6 +20,8 @@ from penstock.errors import BadInput, UnsupportedModel
 from penstock.runtime import ChatTemplate, load_tokenizer
 from penstock.runtime.fingerprint import hash_of_checkpoint
 from penstock.runtime.size import size_up
+from penstock.serve.sampling import make_sampling
+from penstock.serve.schema import CompletionBody
 
 SOURCE = resolve_model("millrace")
 VALUES: tuple[Any, ...] = (None, 0, -1, 3, 2**70, 1.5, float("nan"), "x", "", [], {}, [1], [1, 2], {"a": 1}, True)
@@ -150,3 +152,33 @@ def test_whatever_stands_beside_the_weights_the_text_side_loads_or_is_refused(mo
         file.write_text(text)
         with pytest.raises(BadInput, match="Remedy: "):
             load_tokenizer(str(model.path))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("temperature", (-1, 1e999, float("nan")), (0, 0.6, 3)),
+        ("top_p", (0, 0.0, 1.5, -1), (0.9, 1, 1.0)),
+        ("top_k", (-2, float("nan")), (-1, 0, 20)),
+        ("min_p", (-0.1, 2), (0, 0.05)),
+        ("repetition_penalty", (0, -1), (1, 1.05)),
+    ],
+)
+def test_sampling_that_the_checkpoint_wants_and_nobody_can_do_is_the_checkpoints_fault(
+    model: Model, name: str, wrong: tuple[float, ...], right: tuple[float, ...]
+) -> None:
+    file = model.path / "generation_config.json"
+    for value in wrong:
+        file.write_text(json.dumps({name: value}))
+        with pytest.raises(BadInput, match=r"generation_config\.json.*" + name):
+            load_tokenizer(str(model.path))
+    for value in (*right, None, True, "x"):
+        file.write_text(json.dumps({name: value}))
+        found = load_tokenizer(str(model.path)).sampling_defaults
+        assert found == ({name: value} if value in right and value is not True else {})
+
+
+def test_an_end_that_the_model_has_no_row_for_is_no_clients_fault() -> None:
+    body = CompletionBody(prompt="x")
+    sampling = make_sampling(body, defaults={}, eos_ids=(3, 900), vocab_size=256, max_tokens=4, logprobs=None)
+    assert sampling.stop_ids == (3,)

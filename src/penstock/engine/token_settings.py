@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
 from penstock.errors import InvalidDeployment
 
-_SAMPLING: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_SAMPLING: Final = {
+    "temperature": (0.0, math.inf), "top_k": (-1, math.inf), "top_p": (math.ulp(0.0), 1.0), "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, math.inf),
+}  # fmt: skip
+"""What is taken from generation_config.json, and from where to where it may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +57,7 @@ class TokenSettings:
             else None,
             named_tokens=names,
             templates=_templates(path, config),
-            sampling_defaults={
-                name: generation[name] for name in _SAMPLING if isinstance(generation.get(name), int | float)
-            },
+            sampling_defaults=_sampling(generation),
         )
 
 
@@ -75,6 +78,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
+
+
+def _sampling(generation: dict[str, Any]) -> dict[str, float]:
+    """Raises InvalidDeployment: requests that say nothing of it would be refused for what they never said."""
+    found = {}
+    for name, (least, most) in _SAMPLING.items():
+        value = generation.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if not (least <= value <= most and math.isfinite(value)):
+            raise InvalidDeployment(
+                field="generation_config.json", value=f"{name}: {value}", why="that is out of its range",
+                remedy="correct or delete that line",
+            )  # fmt: skip
+        found[name] = value
+    return found
 
 
 def _token_names(config: dict[str, Any]) -> dict[str, str]:

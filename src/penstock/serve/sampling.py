@@ -39,7 +39,8 @@ def make_sampling(
             asked = defaults.get(name)
         return neutral if asked is None else asked
 
-    ends = () if body.ignore_eos else tuple(eos_ids)
+    # A generation_config may name ends that this model has no row for.
+    ends = () if body.ignore_eos else tuple(one for one in eos_ids if one < vocab_size)
     return Sampling(
         temperature=float(pick("temperature", 1.0)),
         top_k=max(int(pick("top_k", 0)), 0),
