@@ -193,12 +193,16 @@ def _model(deployment: Deployment) -> Iterator[Finding]:
     try:
         import torch
 
+        from penstock.cli.hosting import text_side_of
         from penstock.runtime.build import build
         from penstock.runtime.offline import run
 
         devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         yield Finding("devices", "cuda", "ok" if devices else "absent", ", ".join(devices) or "none: the CPU computes")
         yield Finding("devices", "cpu threads", "ok", str(torch.get_num_threads()))
+        text = text_side_of(deployment)
+        template = "a chat template" if text.template is not None else "no chat template: completions only"
+        yield Finding("model", "tokenizer", "ok", f"{text.tokenizer.vocab_size:,} tokens, {template}")
         built = build(deployment, lambda name, seconds, detail: phases.__setitem__(name, f"{detail} ({seconds:.2f} s)"))
         try:
             sampling = Sampling(temperature=0.0)
