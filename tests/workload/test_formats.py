@@ -62,7 +62,7 @@ def test_vidur_columns_are_found_by_name_and_a_file_without_times_is_none(tmp_pa
     lengths = "num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n3772,54,3826,69.85\n"
     with pytest.raises(BadInput, match="no known trace begins so"):
         read_trace(write(tmp_path / "lengths.csv", lengths))
-    with pytest.raises(BadInput, match="v.csv:2 arrived_at"):
+    with pytest.raises(BadInput, match=r"v\.csv:2 arrived_at"):
         read_trace(write(tmp_path / "v.csv", "arrived_at,num_prefill_tokens,num_decode_tokens\nsoon,1,1\n"))
 
 

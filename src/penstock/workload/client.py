@@ -32,7 +32,13 @@ failed request."""
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
+    """Thoughts, as SGLang and the first vLLMs to have them name them; later ones say `reasoning`."""
+    reasoning: str | None = None
     tool_calls: Any = None
+
+    @property
+    def carries_token(self) -> bool:
+        return bool(self.content or self.reasoning_content or self.reasoning or self.tool_calls is not None)
 
 
 class _Choice(msgspec.Struct):
@@ -226,6 +232,8 @@ class _Connection(asyncio.Protocol):
 
     def _event(self, payload: bytes) -> None:
         answer = self._answer
+        if answer.cut:
+            return  # it came along, and nobody was there to read it
         if payload == b"[DONE]":
             answer.done = True
             return
@@ -245,9 +253,7 @@ class _Connection(asyncio.Protocol):
                 answer.finish = choice.finish_reason
             delta = choice.delta
             carries_token = carries_token or bool(
-                choice.text
-                or choice.token_ids
-                or (delta is not None and (delta.content or delta.reasoning_content or delta.tool_calls is not None))
+                choice.text or choice.token_ids or (delta is not None and delta.carries_token)
             )
         if carries_token:
             answer.token_s.append(self._now)

@@ -150,7 +150,7 @@ def _cuts(stage: Stage, fraction: float, generator: np.random.Generator) -> list
     leaves = generator.uniform(0, 1, len(stage.requests)) < fraction
     share = generator.uniform(0, 1, len(stage.requests))
     return [
-        1 + int(part * request.output_tokens) if leave and request.output_tokens > 1 else 0
+        1 + int(part * (request.output_tokens - 1)) if leave and request.output_tokens > 1 else 0
         for leave, part, request in zip(leaves.tolist(), share.tolist(), stage.requests, strict=True)
     ]
 
