@@ -146,6 +146,22 @@ def test_a_folder_without_its_files_or_columns_is_refused(tmp_path: Path) -> Non
     (tmp_path / "per_sequence.csv").write_text("layer,time_us\nlm_head,1\n")
     with pytest.raises(InvalidProfile, match=r"per_sequence\.csv.*sequences"):
         read_serving_sim(tmp_path, Assumed())
+    (tmp_path / "per_sequence.csv").write_text("layer,sequences,time_us\nlm_head,1,soon\n")
+    with pytest.raises(InvalidProfile, match=r"per_sequence\.csv, line 2, column time_us"):
+        read_serving_sim(tmp_path, Assumed())
+
+
+def test_an_operator_that_never_took_any_time_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "profile.csv").write_text("operator,rows,us\nnorm,8,0\n")
+    with pytest.raises(InvalidProfile, match="above zero"):
+        read_profile(tmp_path / "profile.csv", Assumed())
+
+
+def test_a_compressed_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    whole = gzip.compress(OPEN.encode())
+    (tmp_path / "profile.csv.gz").write_bytes(whole[:-12])
+    with pytest.raises(InvalidProfile, match=r"profile\.csv\.gz"):
+        read_profile(tmp_path / "profile.csv.gz", Assumed())
 
 
 @pytest.mark.skipif(not (DATA / "vidur-profiles").is_dir(), reason="needs the profiles beside the repository")

@@ -26,7 +26,7 @@ def learn(
         typer.Option(help="File to write; default: HARDWARE.learned.json.", show_default=False),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, max=20, help="Parts that the cross-validation holds out in turn.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Learn a price from measured operators, so that simulate can price shapes that were not measured.

@@ -6,16 +6,12 @@ several operators here, the sum is kept and the others are priced at their own p
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
+import math
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from penstock.twin.measured.database import read_table
-from penstock.twin.measured.profiles import InvalidProfile, Points, Profile
+from penstock.twin.measured.profiles import InvalidProfile, Points, Profile, profile_lines, profile_of
 from penstock.twin.price import OperatorPrice
 
 SERVING_SIM_KINDS: Final = {
@@ -26,12 +22,14 @@ VIDUR_KINDS: Final = {
     "emb": "embedding", "input_layernorm": "norm", "attn_pre_proj": "qkv", "attn_post_proj": "out_proj",
     "mlp_up_proj": "gate_up", "mlp_act": "activation", "mlp_down_proj": "down", "attn_rope": "rope",
 }  # fmt: skip
+_TEXTS: Final = ("layer", "regime")
 
 
 def read_serving_sim(folder: Path, fallback: OperatorPrice) -> Profile:
     """LLMServingSim's profiler/perf/<GPU>/<model>/<dtype>/tp<N>: dense, attention, per_sequence, moe and skew.csv[.gz].
 
-    Microseconds. Raises InvalidProfile: a file or a column is missing.
+    Microseconds. Raises InvalidProfile: a file or a column is missing, or a cell is no
+    number.
 
     Rotary embedding takes the norms of queries and keys with it where the model has them. attention.csv times prefill
     and decodes in one call: its lines without the one give the price of the other alone. Writing KV is inside it.
@@ -46,7 +44,8 @@ def read_serving_sim(folder: Path, fallback: OperatorPrice) -> Profile:
             points.rows[SERVING_SIM_KINDS[row["layer"]]].append((tokens, seconds))
     points.rows["rope"] = list(extra.items())
     for row in _table(folder, "per_sequence", ("layer", "sequences", "time_us")):
-        points.rows[SERVING_SIM_KINDS[row["layer"]]].append((float(row["sequences"]), float(row["time_us"]) * 1e-6))
+        if row["layer"] in SERVING_SIM_KINDS:
+            points.rows[SERVING_SIM_KINDS[row["layer"]]].append((float(row["sequences"]), float(row["time_us"]) * 1e-6))
     _attention(points, folder)
     if any(folder.glob("moe.csv*")):
         for row in _table(folder, "moe", ("tokens", "activated_experts", "time_us")):
@@ -62,7 +61,7 @@ def read_serving_sim(folder: Path, fallback: OperatorPrice) -> Profile:
                 sums[float(row["n"])][1] += reach * reach
         points.skew.extend((size, shared / square) for size, (shared, square) in sorted(sums.items()) if square)
     points.rows["kv_write"] = [(1.0, 1e-12)]
-    return Profile(points, fallback)
+    return profile_of(points, fallback, folder)
 
 
 def _attention(points: Points, folder: Path) -> None:
@@ -95,7 +94,7 @@ def read_vidur(
     `model`, `device` and `tensor_parallel` choose the rows. Raises InvalidProfile: none of them fits.
     """
     points = Points()
-    for row in _load(mlp):
+    for row in profile_lines(mlp):
         if row["model"] != model or int(row["num_tensor_parallel_workers"]) != tensor_parallel:
             continue
         if device is not None and row["device"] != device:
@@ -109,7 +108,7 @@ def read_vidur(
             field="twin.data", value=str(mlp), why=f"no rows of {model} on {device or 'any device'} with "
             f"{tensor_parallel} tensor-parallel workers", remedy="a model and device that the file holds",
         )  # fmt: skip
-    for row in _load(attention) if attention is not None else ():
+    for row in profile_lines(attention) if attention is not None else ():
         if int(row["num_tensor_parallel_workers"]) != tensor_parallel:
             continue
         prefill = str(row["is_prefill"]) == "True"
@@ -122,7 +121,7 @@ def read_vidur(
             )
         elif not prefill:
             points.decode[None].append((float(row["batch_size"]), float(row["kv_cache_size"]), float(found) * 1e-3))
-    return Profile(points, fallback)
+    return profile_of(points, fallback, mlp)
 
 
 def _table(folder: Path, name: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
@@ -131,18 +130,25 @@ def _table(folder: Path, name: str, columns: tuple[str, ...]) -> list[dict[str, 
         raise InvalidProfile(
             field="twin.data", value=str(folder), why=f"holds no {name}.csv", remedy="a folder of the profiler"
         )
-    rows = _load(found[0])
+    rows = list(profile_lines(found[0]))
     missing = [column for column in columns if rows and column not in rows[0]]
     if missing or not rows:
         raise InvalidProfile(
             field=f"{found[0].name}, line 1", value=missing, why="no such column, or no rows",
             remedy="columns " + ", ".join(columns),
         )  # fmt: skip
+    for line, row in enumerate(rows, start=2):
+        for column in columns:
+            if column not in _TEXTS and not _is_number(row[column]):
+                raise InvalidProfile(
+                    field=f"{found[0].name}, line {line}, column {column}", value=row[column], why="not a number",
+                    remedy="a number",
+                )  # fmt: skip
     return [dict(row) for row in rows]
 
 
-def _load(path: Path) -> list[Mapping[str, Any]]:
-    if path.suffix == ".parquet":
-        return list(read_table(path))
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return list(csv.DictReader(io.StringIO(raw.decode())))
+def _is_number(cell: object) -> bool:
+    try:
+        return math.isfinite(float(str(cell)))
+    except ValueError:
+        return False

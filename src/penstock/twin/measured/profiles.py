@@ -27,6 +27,7 @@ import csv
 import gzip
 import io
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -179,7 +180,18 @@ def read_profile(path: Path, fallback: OperatorPrice) -> Profile:
     points = Points()
     for line, row in enumerate(profile_lines(path), start=2):
         _add(points, {key: value for key, value in row.items() if value not in (None, "")}, path, line)
-    return Profile(points, fallback)
+    return profile_of(points, fallback, path)
+
+
+def profile_of(points: Points, fallback: OperatorPrice, path: Path) -> Profile:
+    """A profile of what was read from `path`. Raises InvalidProfile: an operator of which no line has a size and a time
+    above zero."""
+    try:
+        return Profile(points, fallback)
+    except ValueError as error:
+        raise InvalidProfile(
+            field="twin.data", value=str(path), why=str(error), remedy="sizes and times above zero for each operator"
+        ) from None
 
 
 def profile_lines(path: Path) -> Iterable[Mapping[str, Any]]:
@@ -189,7 +201,7 @@ def profile_lines(path: Path) -> Iterable[Mapping[str, Any]]:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return list(csv.DictReader(io.StringIO(raw.decode())))
-    except (OSError, UnicodeDecodeError, csv.Error) as broken:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as broken:
         raise InvalidProfile(
             field="twin.data", value=str(path), why=str(broken), remedy="a CSV or Parquet file"
         ) from broken
