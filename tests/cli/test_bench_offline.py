@@ -79,3 +79,16 @@ def test_all_requests_have_room_at_once() -> None:
     size = size_up(offline_deployment("millrace", requests=9, tokens=100))
     assert size.blocks * 16 >= 9 * 112
     assert size.max_sequence_tokens >= 100
+
+
+def test_more_requests_than_a_step_can_decode_take_turns() -> None:
+    many = offline_deployment("millrace", requests=100_000, tokens=100)
+    assert (many.policy.token_budget, many.policy.max_seqs) == (512, 511)
+    assert offline_deployment("millrace", requests=100_000, tokens=100, token_budget=100_000).policy.max_seqs == 4096
+
+
+def test_a_file_that_cannot_be_written_does_not_cost_the_result(bench: Run) -> None:
+    words = ("--requests", "1", "--input-tokens", "8", "--output-tokens", "2", "--peak", "100", "--json")
+    code, out, error = bench(*words, "--out", "/no/such/directory/out.jsonl")
+    assert (code, json.loads(out)["completed"]) == (2, 1)
+    assert "--out = '/no/such/directory/out.jsonl'" in error

@@ -295,12 +295,13 @@ def bench(
             ),
         )
     )
+    # The result first: a file that cannot be written must not lose it.
+    show(result, as_json)
     stages = (*result.search, *result.stages)
     if out is not None:
         write_requests(out, stages)
     if report is not None:
         write_text(report, html_report(stages, title=f"penstock bench: {result.endpoint.model}"), field="--report")
-    show(result, as_json)
     raise typer.Exit(0 if result.ok else 1)
 
 

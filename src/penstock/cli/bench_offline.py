@@ -92,22 +92,28 @@ def bench_offline(asked: Offline, *, as_json: bool, out: Path | None) -> None:
     memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     result = StageResult.of("offline", records)
     peak = asked.peak_flop_per_s or _measured_peak()
-    rate = result.report.total_tokens_per_s
-    share = rate * 2 * built.info.parameters / peak
+    share = result.report.total_tokens_per_s * 2 * built.info.parameters / peak
     facts: dict[str, Any] = {
         "model": built.info.name, "dtype": built.info.dtype, "parameters": built.info.parameters,
         "token_budget": deployment.policy.token_budget, "load_s": load_s, "peak_memory_bytes": memory_bytes,
         "peak_flop_per_s": peak, "share_of_optimal": share,
     }  # fmt: skip
-    if out is not None:
-        write_requests(out, [result])
+    # The result first: a file that cannot be written must not lose it.
     if as_json:
         print(json.dumps(result.to_json() | facts, allow_nan=False))
-        return
+    else:
+        _show(result, facts)
+    if out is not None:
+        write_requests(out, [result])
+
+
+def _show(result: StageResult, facts: dict[str, Any]) -> None:
     print(console_block(result))
-    print(f"{built.info.name} as {built.info.dtype}: {rate:,.1f} tokens/s, {share:.3f} of optimal "
-          f"({built.info.parameters / 1e6:,.1f}M parameters, fp32 matrix peak {peak / 1e9:,.0f} GFLOP/s)")  # fmt: skip
-    print(f"loaded {load_s:.2f} s after the start of the process; at most {format_bytes(memory_bytes)} of memory")
+    print(f"{facts['model']} as {facts['dtype']}: {result.report.total_tokens_per_s:,.1f} tokens/s, "
+          f"{facts['share_of_optimal']:.3f} of optimal ({facts['parameters'] / 1e6:,.1f}M parameters, fp32 matrix peak "
+          f"{facts['peak_flop_per_s'] / 1e9:,.0f} GFLOP/s)")  # fmt: skip
+    print(f"loaded {facts['load_s']:.2f} s after the start of the process; at most "
+          f"{format_bytes(facts['peak_memory_bytes'])} of memory")  # fmt: skip
     print(formulas())
 
 

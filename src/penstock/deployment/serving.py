@@ -158,6 +158,7 @@ PolicyName = Literal["sarathi", "splitfuse", "orca", "vllm_prefill_first", "requ
 OrderName = Literal["arrival", "priority", "shortest", "fair_share"]
 ComposeName = Literal["stall_free", "splitfuse", "mixed_prompts", "prefill_first", "request_level"]
 EvictName = Literal["recompute", "swap"]
+MOST_SEQS: Final = 4096
 
 
 class Policy(Section):
@@ -170,7 +171,7 @@ class Policy(Section):
     token_budget: Count = Field(
         512, gt=0, description="Tokens in one step, decodes included; a prompt that may not be cut can exceed it."
     )
-    max_seqs: Count = Field(128, gt=0, le=4096, description="Sequences that hold KV at the same time.")
+    max_seqs: Count = Field(128, gt=0, le=MOST_SEQS, description="Sequences that hold KV at the same time.")
     ageing_s: Seconds = Field(
         30.0,
         gt=0,

@@ -14,6 +14,7 @@ from typing import Final
 from penstock.control.request import Request
 from penstock.control.step import Failed, Finished, FinishReason, NewTokens, TokenLogprobs, Update
 from penstock.deployment import Deployment
+from penstock.deployment.serving import MOST_SEQS
 from penstock.runtime.build import Built, build
 from penstock.runtime.local import Loop, Turn
 
@@ -40,7 +41,8 @@ def offline_deployment(
     path: Path | str, *, requests: int, tokens: int, dtype: str | None = None, threads: int | None = None,
     token_budget: int | None = None,
 ) -> Deployment:  # fmt: skip
-    """What runs `requests` requests of up to `tokens` tokens each (prompt and output) at once, with KV for all of them.
+    """What runs `requests` requests of up to `tokens` tokens each (prompt and output): as many at once as can decode in
+    one step, with KV for all of these.
 
     Raises InvalidDeployment, UnsupportedModel.
     """
@@ -50,14 +52,16 @@ def offline_deployment(
     block_tokens = Deployment().memory.block_tokens
     model = Deployment.parse({"model": {"path": str(path), "dtype": dtype}}).model
     footprint = model_footprint(resolve_model(model.path), model.served_dtype)
-    blocks = requests * -(-tokens // block_tokens)
+    budget = token_budget or BATCH_TOKENS
+    at_once = max(1, min(requests, budget - 1, MOST_SEQS))
+    blocks = at_once * -(-tokens // block_tokens)
     room = 1.02  # the watermark's share stays free
     kv_bytes = int((blocks * room + 1) * block_tokens * footprint.kv_bytes_per_token)
     return Deployment.parse(
         {
             "model": {"path": str(path), "dtype": dtype}, "hardware": {"threads": threads},
             "memory": {"kv_bytes": kv_bytes},
-            "policy": {"token_budget": token_budget or BATCH_TOKENS, "max_seqs": requests},
+            "policy": {"token_budget": budget, "max_seqs": at_once},
         }
     )  # fmt: skip
 
