@@ -1,4 +1,4 @@
-"""Power between idle and limit, energy as an exact integral, and Splitwise's measured A100 decodes within 13 %."""
+"""Power between idle and limit, and Splitwise's measured A100 decodes within 13 %."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import gzip
 from collections import defaultdict
-from fractions import Fraction
 from pathlib import Path
 from statistics import mean, median
 
@@ -14,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.catalog.hardware_load import device, devices, node
-from penstock.errors import InvalidDeployment, ProtocolError
-from penstock.twin.energy import EnergyMeter, PowerModel, machine_watts
+from penstock.catalog.hardware_load import device, devices
+from penstock.errors import InvalidDeployment
+from penstock.twin.energy import PowerModel
 from penstock.twin.operators import Work
 
 PROFILE = Path(__file__).parents[2].parent / "shared/data/splitwise-sim/perf_model.csv.gz"
@@ -44,7 +43,7 @@ def test_busier_never_draws_less(compute: float, memory: float, link: float, mor
 @given(st.floats(1e-6, 10.0), st.floats(0.0, 1e15), st.floats(0.0, 1e13), st.floats(0.0, 1e12))
 def test_energy_of_a_step_lies_between_its_bounds(seconds: float, flop: float, size: float, link: float) -> None:
     joules = A100.joules(seconds, Work(flop, size, 0.0, link))
-    assert A100.idle_joules(seconds) * (1 - 1e-12) <= joules <= 400.0 * seconds * (1 + 1e-12)
+    assert A100.idle_watts * seconds * (1 - 1e-12) <= joules <= 400.0 * seconds * (1 + 1e-12)
     assert A100.joules(0.0, Work(flop)) == 0.0
 
 
@@ -82,35 +81,6 @@ def test_measured_power_of_a100_decodes() -> None:
     assert len(errors) > 25
     assert max(errors) < 0.13
     assert median(errors) < 0.04
-
-
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 2000)), min_size=1, max_size=200))
-def test_the_integral_is_exact(script: list[tuple[int, int]]) -> None:
-    """Against fractions: microsecond gaps, powers in watts; the meter's own sum loses no more than one rounding."""
-    meter, now, exact, watts = EnergyMeter(), 0.0, Fraction(0), 0.0
-    for gap_us, power in script:
-        later = now + gap_us * 1e-6
-        exact += Fraction(watts * (later - now))
-        now, watts = later, float(power)
-        meter.set(now, watts)
-    assert meter.joules(now) == pytest.approx(float(exact), rel=1e-15)
-
-
-def test_small_steps_beside_a_large_sum_are_kept() -> None:
-    meter = EnergyMeter()
-    meter.add(1e16)
-    for _ in range(1000):
-        meter.add(0.1)
-    meter.add(-1e16)
-    assert meter.joules(0.0) == pytest.approx(100.0)
-    with pytest.raises(ProtocolError):
-        meter.set(-1.0, 0.0)
-
-
-def test_a_machine_is_more_than_its_devices() -> None:
-    dgx = node("dgx-a100")
-    assert machine_watts(dgx, 8 * 400.0, 1.0) == 6500.0
-    assert machine_watts(dgx, 8 * 63.0, 0.0) == 1500.0
 
 
 def test_a_device_without_power_figures_is_refused() -> None:

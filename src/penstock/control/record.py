@@ -1,4 +1,4 @@
-"""Small records of the hot path: plain classes, which compile to structs (penstock/compiled.py), compared by value."""
+"""Small records of the hot path: plain classes, which compile to structs (penstock/compiled), compared by value."""
 
 from __future__ import annotations
 

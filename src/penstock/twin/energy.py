@@ -1,4 +1,4 @@
-"""Watts and joules of a device from how busy its parts are, and of a run as the exact integral of power over time.
+"""Watts and joules of a device from how busy its parts are.
 
     P = idle + (peak - idle) x min(1, awake + compute U_c + memory U_m + link U_l)
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from penstock.catalog.device import Device, Node
-from penstock.errors import InvalidDeployment, ProtocolError
+from penstock.catalog.device import Device
+from penstock.errors import InvalidDeployment
 from penstock.twin.operators import Work
 from penstock.twin.roofline import matrix_rate
 
@@ -101,48 +101,3 @@ class PowerModel:
         link = work.link_bytes / (seconds * self.link_bytes_per_s) if self.link_bytes_per_s else 0.0
         compute, memory = work.flop / (seconds * self.flop_per_s), work.bytes / (seconds * self.bytes_per_s)
         return seconds * self.watts(compute, memory, link)
-
-    def idle_joules(self, seconds: float) -> float:
-        """Energy of `seconds` of waiting."""
-        return self.idle_watts * max(0.0, seconds)
-
-
-class EnergyMeter:
-    """The integral of power that is constant between changes: E = sum of P dt, with compensated addition (Neumaier).
-
-    Args:
-        now: seconds, the beginning.
-        watts: power from then on.
-    """
-
-    def __init__(self, now: float = 0.0, watts: float = 0.0) -> None:
-        self._now, self._watts = now, watts
-        self._sum = self._lost = 0.0
-
-    def set(self, now: float, watts: float) -> None:
-        """From `now` on power is `watts`. Raises ProtocolError: time runs backwards, or power is negative."""
-        if now < self._now or watts < 0.0:
-            raise ProtocolError(f"{watts} W from {now} s, after {self._now} s")
-        self.add(self._watts * (now - self._now))
-        self._now, self._watts = now, watts
-
-    def add(self, joules: float) -> None:
-        """Energy from elsewhere: of a step whose joules are known."""
-        total = self._sum + joules
-        large, small = (self._sum, joules) if abs(self._sum) >= abs(joules) else (joules, self._sum)
-        self._lost += (large - total) + small
-        self._sum = total
-
-    def joules(self, now: float) -> float:
-        """Energy from the beginning to `now`."""
-        return self._sum + self._lost + self._watts * (now - self._now)
-
-
-def machine_watts(node: Node, device_watts: float, busy: float) -> float:
-    """Power of a whole machine: its devices' sum, and the rest between idle and peak as `busy` (0 to 1) goes.
-
-    The rest is CPUs, memory, fans, network and losses: 3.3 of 6.5 kW in a DGX A100.
-    """
-    idle = node.other_idle_watts.value if node.other_idle_watts else 0.0
-    peak = node.other_peak_watts.value if node.other_peak_watts else idle
-    return device_watts + idle + (peak - idle) * min(1.0, max(0.0, busy))

@@ -292,14 +292,14 @@ class StepGraph:
     def _latent_decode(self, group: LayerGroup, latent: Latent, rows: int, context: int, spread: float) -> list[Placed]:
         """Absorbed form: queries go up into the latent space, outputs come down from it, head by head."""
         heads, _ = self._heads(group.attention)
-        weights, count = self.precision.weights, group.count
+        count = group.count
         return [
-            Placed(Gemm("qkv", rows, heads * latent.kv_rank, latent.nope_dim, weights), count),
+            Placed(self._gemm("qkv", rows, heads * latent.kv_rank, latent.nope_dim), count),
             Placed(
                 LatentDecode(rows, context, heads, latent.kv_rank, latent.rope_dim, self.precision.activations,
                              self.precision.kv, spread), count,
             ),
-            Placed(Gemm("out_proj", rows, heads * latent.value_dim, latent.kv_rank, weights), count),
+            Placed(self._gemm("out_proj", rows, heads * latent.value_dim, latent.kv_rank), count),
         ]  # fmt: skip
 
     def _prefill_chunk(self, group: LayerGroup, past: int, tokens: int) -> list[Placed]:

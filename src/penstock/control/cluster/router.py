@@ -118,9 +118,9 @@ class PrefixAware(Router):
         return chosen
 
     def _keys(self, request: Request) -> list[int]:
-        """One hash for each whole block of the prompt, of all up to its end; tenants, salts and adapters stay apart."""
+        """One hash for each whole block of the prompt, of all up to its end, apart where a cache keeps them apart."""
         prompt, size = request.prompt, self._size
-        key = hash((request.tenant, request.salt, request.adapter))
+        key = hash((request.prefix_group or request.tenant, request.salt, request.adapter))
         keys = []
         for start in range(0, len(prompt) - size + 1, size):
             key = hash((key, tuple(prompt[start : start + size])))
