@@ -71,7 +71,8 @@ def token_gaps(columns: RequestColumns, latencies: Latencies) -> Floats | None:
         return None
     gaps = np.diff(columns.token_s)
     owners = np.repeat(np.arange(len(columns)), np.diff(columns.token_start))
-    return gaps[(owners[1:] == owners[:-1]) & latencies.done[owners[1:]]]
+    inside: Floats = gaps[(owners[1:] == owners[:-1]) & latencies.done[owners[1:]]]
+    return inside
 
 
 def _weighted(values: Floats, weights: Floats) -> Distribution | None:

@@ -71,4 +71,5 @@ class TokenTimes:
             elif at < made:
                 times = ends[tick : tick + made - at]
                 found[at : at + len(times)] = times
-        return found[~np.isnan(found)]
+        known: Floats = found[~np.isnan(found)]
+        return known
