@@ -1,4 +1,4 @@
-"""`penstock serve` where something around it is wrong: a full disk under its log, a reader that left, a missing file."""
+"""`penstock serve` where something around it is wrong: a full disk under its log, a reader that left, a lost file."""
 
 from __future__ import annotations
 
@@ -103,3 +103,15 @@ def test_a_key_that_is_empty_is_no_way_to_open_a_server(given: str) -> None:
     variable = penstock("serve", "--dry-run", expect=2, PENSTOCK_SERVER__API_KEYS=given)
     for done, name in ((flag, "--server.api-keys"), (variable, "PENSTOCK_SERVER__API_KEYS")):
         assert done.stderr.startswith(f"error: {name} = {given!r}: it holds no key")
+
+
+def test_a_recording_that_cannot_be_written_is_one_line_and_no_traceback_of_the_worker() -> None:
+    done = penstock("serve", "--server.port", "0", "--server.record", "/no/such/run.jsonl", expect=2)
+    assert done.stderr.splitlines()[-1].startswith("error: record = '/no/such/run.jsonl': it cannot be written")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_collectors_password_is_not_printed() -> None:
+    done = penstock("serve", "--dry-run", "--server.trace-endpoint", "http://me:hunter2@collector:4318/v1/traces")
+    assert "trace_endpoint: http://<hidden>@collector:4318/v1/traces" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr

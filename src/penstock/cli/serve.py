@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shlex
 import signal
 import time
@@ -21,6 +22,7 @@ from penstock.deployment import Deployment, is_loopback
 from penstock.observe.logs import configure
 from penstock.runtime.facts import ModelInfo
 
+_USER: Final = re.compile(r"//[^/@]*@")
 STEPS_TO_WORKER: Final = 4
 """Of the event loop, from the start of a service until its worker is a process: two, and some to spare."""
 
@@ -48,12 +50,13 @@ def serve(
 
 
 def resolved(deployment: Deployment) -> str:
-    """The deployment as YAML; keys that clients must send are not shown, since logs keep what is printed."""
-    keys = deployment.server.api_keys
-    if not keys:
-        return deployment.to_yaml()
-    server = deployment.server.model_copy(update={"api_keys": ("<hidden>",) * len(keys)})
-    return deployment.model_copy(update={"server": server}).to_yaml()
+    """The deployment as YAML; keys that clients must send, and a collector's password, are not shown, since logs keep
+    what is printed."""
+    server = deployment.server
+    hidden: dict[str, object] = {"api_keys": ("<hidden>",) * len(server.api_keys)}
+    if server.trace_endpoint is not None:
+        hidden["trace_endpoint"] = _USER.sub("//<hidden>@", server.trace_endpoint)
+    return deployment.model_copy(update={"server": server.model_copy(update=hidden)}).to_yaml()
 
 
 def event_loop() -> asyncio.AbstractEventLoop:

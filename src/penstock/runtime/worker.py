@@ -329,7 +329,7 @@ def _or_die(worker: Worker, body: Callable[[], None]) -> None:
 
 def _last_words(send: Callable[[wire.FromWorker], None], error: BaseException) -> None:
     failure = describe(error)
-    if failure.kind not in ("InvalidDeployment", "UnsupportedAdapter", "UnsupportedModel"):
+    if failure.kind not in ("BadInput", "InvalidDeployment", "UnsupportedAdapter", "UnsupportedModel"):
         traceback.print_exception(error)
         sys.stderr.flush()
     try:
