@@ -53,8 +53,12 @@ def load_library() -> ctypes.CDLL:
     build = functools.partial(_compile, compiler, sources, runtime, f"kernels-{key}")
     try:
         directory = _private_cache_directory()
-        if directory is not None:
+        if directory is not None and os.access(directory, os.W_OK):
             return _load_kept(directory, f"kernels-{key}", build)
+        if directory is not None:  # an image that cannot be written, made with what it needs
+            for library in sorted(directory.glob(f"kernels-{key}-*.so")):
+                if library.name == _name_with_digest(f"kernels-{key}", library):
+                    return _load(library)
         # Once loaded it needs no file, and no later moment is sure to come: workers leave by os._exit.
         with tempfile.TemporaryDirectory(prefix="penstock-kernels-") as folder:
             return _load(build(Path(folder)))
@@ -155,8 +159,7 @@ def _private_cache_directory() -> Path | None:
         directory = Path(base, "penstock", "kernels")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.lstat()
-        mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
-        if mine and os.access(directory, os.W_OK):
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
             return directory
     except (OSError, RuntimeError):
         return None  # a read-only or missing home is common in containers
