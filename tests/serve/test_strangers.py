@@ -62,6 +62,14 @@ def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_after_it_is_answ
     assert len(scripted.service.calls) == calls
 
 
+def test_a_body_that_was_compressed_on_its_way_is_not_taken_for_one_that_was_not(scripted: Scripted) -> None:
+    calls = len(scripted.service.calls)
+    answer = raw(scripted.url, POST + b"transfer-encoding: gzip, chunked\r\nconnection: close\r\n\r\n" + CHUNKED)
+    assert answer.startswith(b"HTTP/1.1 400 "), answer[:200]
+    assert b"chunked alone" in answer
+    assert len(scripted.service.calls) == calls
+
+
 def test_requests_that_come_at_once_are_answered_each_and_in_order(scripted: Scripted) -> None:
     ask = b"GET /nothing/%d HTTP/1.1\r\nhost: localhost\r\n\r\n"
     answer = raw(scripted.url, b"".join(ask % number for number in range(40)) + POST + LENGTH + b"\r\n" + BODY + NEXT)

@@ -241,6 +241,12 @@ def _check_headers(scope: Scope) -> None:
                 f"the body is encoded as {coding.decode('latin-1')[:80]!r}, and this server decompresses nothing. "
                 "Remedy: send it as it is, without Content-Encoding",
             )  # fmt: skip
+        if name == b"transfer-encoding" and (coding := value.strip().lower()) != b"chunked":
+            raise Refusal(
+                400, "invalid_http",
+                f"the transfer coding is {coding.decode('latin-1')[:80]!r}, and this server knows chunked alone. Remedy: "
+                "send the body as it is",
+            )  # fmt: skip
         if name != b"content-type":
             continue
         kind = value.split(b";", 1)[0].strip().lower()
