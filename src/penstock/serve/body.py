@@ -244,8 +244,8 @@ def _check_headers(scope: Scope) -> None:
         if name == b"transfer-encoding" and (coding := value.strip().lower()) != b"chunked":
             raise Refusal(
                 400, "invalid_http",
-                f"the transfer coding is {coding.decode('latin-1')[:80]!r}, and this server knows chunked alone. Remedy: "
-                "send the body as it is",
+                f"the transfer coding is {coding.decode('latin-1')[:80]!r}, and this server knows chunked alone. "
+                "Remedy: send the body as it is",
             )  # fmt: skip
         if name != b"content-type":
             continue
