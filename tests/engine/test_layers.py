@@ -9,9 +9,9 @@ from engine_driver import Driver
 from penstock.control.step import Step
 from penstock.engine.engine import Engine
 from penstock.engine.loader import load_model
-from penstock.engine.ops.layers import SMALL_STEPS
 from penstock.engine.ops.native import NativeKernels, load_native
 from penstock.engine.ops.portable import PortableKernels
+from penstock.engine.scratch import SMALL_STEPS
 
 BLOCK = 4
 

@@ -30,7 +30,7 @@ class Model(Protocol):
         """The normed last hidden state [R, D] of the rows that yield a token; writes this step's KV to `pool`."""
 
     def logits(self, hidden: Tensor, kernels: Kernels) -> Tensor:
-        """[R, D] to [R, V], in float32."""
+        """[R, D] to [R, V], in float32; the next call may write over them."""
 
     def pack(self, how: Pack, *, tied: bool = True) -> None:
         """Replace the matrices of all products (not embeddings, norms, routers) by what `how` makes of each.

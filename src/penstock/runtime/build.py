@@ -20,6 +20,7 @@ from penstock.errors import InvalidDeployment, InvalidRequest
 from penstock.runtime.executor import Executor
 from penstock.runtime.facts import ModelInfo, OnPhase
 from penstock.runtime.fingerprint import fingerprint, hash_of_checkpoint
+from penstock.runtime.importing import uncollected
 from penstock.runtime.local import Loop
 from penstock.runtime.reading import OnRead, seldom
 from penstock.runtime.size import require_device_fit, size_up
@@ -66,12 +67,13 @@ def build(deployment: Deployment, on_phase: OnPhase, on_read: OnRead | None = No
         size = size_up(deployment)
         say(f"{size.path.name}: {size.architecture}, {size.parameters / 1e6:,.1f}M parameters")
     with _phase("import torch", on_phase) as say:
-        import torch
+        with uncollected():
+            import torch
 
-        from penstock.engine.device_engine import DeviceEngine, engine_for
-        from penstock.engine.loader import load_model
-        from penstock.engine.ops.kernels import kernels_for
-        from penstock.engine.process_memory import settle
+            from penstock.engine.device_engine import DeviceEngine, engine_for
+            from penstock.engine.loader import load_model
+            from penstock.engine.ops.kernels import kernels_for
+            from penstock.engine.process_memory import settle
 
         threads = deployment.hardware.threads
         if threads is not None:

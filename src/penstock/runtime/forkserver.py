@@ -22,7 +22,12 @@ from typing import Final, NoReturn
 
 import msgspec
 
-PRELOAD: Final = ("torch", "penstock.engine.engine", "penstock.engine.loader", "penstock.engine.ops.kernels")
+from penstock.runtime.importing import uncollected
+
+PRELOAD: Final = (
+    "torch", "penstock.engine.engine", "penstock.engine.loader", "penstock.engine.ops.kernels",
+    "penstock.engine.guide.vocabulary",
+)  # fmt: skip
 _MESSAGE_BYTES: Final = 4096
 
 
@@ -57,8 +62,9 @@ def serve_forks(control: socket.socket, child: Callable[[int], None], preload: S
     `control` is a SOCK_SEQPACKET. The fork ends when `child` returns or raises.
     """
     began = time.monotonic()
-    for name in preload:
-        import_module(name)
+    with uncollected():
+        for name in preload:
+            import_module(name)
     # Collected now and never looked at again: a collection in a worker would copy every page that holds an object.
     gc.collect()
     gc.freeze()

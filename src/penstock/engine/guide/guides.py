@@ -1,19 +1,24 @@
-"""All grammars of one engine: compiled once, kept while they are wanted, and each sequence's place in its own."""
+"""All grammars of one engine: compiled once, kept while they are wanted, and each sequence's place in its own.
+
+Their library and the tokenizer's are imported with the first of them: most offline runs have none.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Final
-
-import llguidance
+from typing import TYPE_CHECKING, Final
 
 from penstock.control.request import Guide, Request
 from penstock.engine.guide.bounded import Bounded
 from penstock.engine.guide.matching import Matching
-from penstock.engine.guide.vocabulary import LIMITS, Vocabulary
 from penstock.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import llguidance
+
+    from penstock.engine.guide.vocabulary import Vocabulary
 
 COMPILE_LIMIT_S: Final = 30.0
 """The checker gave a grammar two seconds of CPU before; this is wall time, and the machine may be busy."""
@@ -72,6 +77,8 @@ class Guides:
                 raise InvalidRequest(
                     field="response_format", value="", why="the engine has no tokenizer", remedy="plain text"
                 )
+            from penstock.engine.guide.vocabulary import Vocabulary
+
             self._vocabulary = Vocabulary.load(self._directory, self._vocab_size)
 
     def _place(self, guide: Guide, stop_ids: tuple[int, ...]) -> Matching:
@@ -84,6 +91,10 @@ class Guides:
         if found is not None:
             self._compiled.move_to_end(grammar)
             return found
+        import llguidance
+
+        from penstock.engine.guide.vocabulary import LIMITS
+
         running = self._thread.start(
             lambda: llguidance.LLMatcher(vocabulary.library, grammar, log_level=0, limits=LIMITS)
         )

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.control.request import GUIDE_FAILED, Guide
-from penstock.engine.guide.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import llguidance
+
+    from penstock.engine.guide.vocabulary import Vocabulary
 
 _UNENDING: Final = "it allows no token at this point"
 

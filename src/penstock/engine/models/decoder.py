@@ -23,6 +23,7 @@ from penstock.engine.ops.kernels import Heads, Kernels, QkNorm
 from penstock.engine.ops.layers import MOST_KINDS, LayerParts, NativeLayers
 from penstock.engine.ops.native import NativeKernels
 from penstock.engine.ops.rope import Angles, LayerAngles
+from penstock.engine.scratch import Scratch
 from penstock.engine.weights import Matrix, Pack
 from penstock.engine.weights.panels import Panels
 
@@ -129,7 +130,7 @@ class Decoder:
         for number, layer in enumerate(self._layers):
             self._layers[number] = layer.packed(how)
         if tied or self._head is not self._embedding:
-            self._head = packed(self._head, how)
+            self._head = packed_head(self._head, how)
 
     def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: LayerAngles | None) -> Tensor:
         """The normed last hidden state [R, D] of the rows that yield a token; writes this step's KV to `pool`."""
@@ -190,7 +191,7 @@ class Decoder:
         return delta
 
     def logits(self, hidden: Tensor, kernels: Kernels) -> Tensor:
-        """[R, D] to [R, V], in float32."""
+        """[R, D] to [R, V], in float32; the next call may write over them."""
         logits = kernels.linear(hidden, self._head, None).float()
         cap = self.architecture.logit_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
@@ -281,6 +282,12 @@ def load_dense_mlp(a: Architecture, checkpoint: Checkpoint, i: int) -> DenseMlp:
 def packed(matrix: Matrix, how: Pack) -> Matrix:
     """As `how` makes it; what is packed already stays."""
     return how(matrix) if isinstance(matrix, Tensor) else matrix
+
+
+def packed_head(head: Matrix, how: Pack) -> Matrix:
+    """The same for the matrix whose product are the logits: the largest result of a step by far, in one place."""
+    made = packed(head, how)
+    return replace(made, results=Scratch()) if isinstance(made, Panels) and made.results is None else made
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor] | None:

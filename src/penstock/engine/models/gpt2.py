@@ -15,7 +15,7 @@ from torch.nn import functional
 from penstock.engine.architecture import Architecture
 from penstock.engine.batch import Batch
 from penstock.engine.checkpoint import Checkpoint
-from penstock.engine.models.decoder import activation, packed
+from penstock.engine.models.decoder import activation, packed, packed_head
 from penstock.engine.ops.kernels import Heads, Kernels
 from penstock.engine.ops.rope import LayerAngles
 from penstock.engine.weights import Matrix, Pack
@@ -88,7 +88,7 @@ class Gpt2:
         for number, layer in enumerate(self._layers):
             self._layers[number] = layer.packed(how)
         if tied or self._head is not self._embedding:
-            self._head = packed(self._head, how)
+            self._head = packed_head(self._head, how)
 
     def hidden(self, batch: Batch, pool: Tensor, kernels: Kernels, rope: LayerAngles | None) -> Tensor:
         x = self._embedding.index_select(0, batch.token_ids)
@@ -119,7 +119,7 @@ class Gpt2:
         return self._norm(x)
 
     def logits(self, hidden: Tensor, kernels: Kernels) -> Tensor:
-        """[R, D] to [R, V], in float32."""
+        """[R, D] to [R, V], in float32; the next call may write over them."""
         return kernels.linear(hidden, self._head, None).float()
 
 

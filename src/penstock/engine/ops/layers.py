@@ -14,11 +14,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from penstock.engine import process_memory
 from penstock.engine.batch import Batch
 from penstock.engine.ops.build import load_library
 from penstock.engine.ops.kernels import Heads, QkNorm
 from penstock.engine.ops.rope import Angles
+from penstock.engine.scratch import Scratch
 from penstock.engine.weights.panels import Panels
 
 _POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
@@ -27,8 +27,6 @@ MOST_KINDS: Final = 8
 MATRICES: Final = ("qkv", "out", "gate_up", "down")
 PARTS: Final = ("norm", "qkv", "rope", "attention", "out", "gate_up", "activation", "down")
 """What `seconds` tells apart, in this order."""
-SMALL_STEPS: Final = 64
-"""After so many steps in a row that need less than a quarter of the working memory, it shrinks to what they need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +114,7 @@ class NativeLayers:
             first.attention_norm.dtype is torch.bfloat16, eps, softcap or 0.0,
         )  # fmt: skip
         self._model_at = ctypes.addressof(self._model)
-        self._memory = torch.empty(0, dtype=torch.uint8)
-        self._small_steps = 0
+        self._memory = Scratch()
         self.seconds: ctypes.Array[ctypes.c_double] | None = None
         """Where to add what each of PARTS takes; None: nobody asks."""
 
@@ -129,7 +126,7 @@ class NativeLayers:
     @property
     def working_bytes(self) -> int:
         """Held between steps."""
-        return self._memory.numel()
+        return self._memory.held
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of the first layer's MATRICES."""
@@ -162,24 +159,10 @@ class NativeLayers:
             ),
             self.seconds,
         )  # fmt: skip
-        self._fit(self._bytes(self._model_at, rows, threads) + 64)
-        at = -(-self._memory.data_ptr() // 64) * 64
-        if self._run(self._model_at, ctypes.addressof(step), at, threads):
+        memory = self._memory.take(self._bytes(self._model_at, rows, threads))
+        if self._run(self._model_at, ctypes.addressof(step), memory.data_ptr(), threads):
             raise MemoryError("attention could not get its working memory")
         return delta
-
-    def _fit(self, size: int) -> None:
-        """Hold `size` bytes of working memory, and not many more for long: long prompts come and go."""
-        held = self._memory.numel()
-        self._small_steps = self._small_steps + 1 if 4 * size < held else 0
-        if size <= held and self._small_steps < SMALL_STEPS:
-            return
-        # Given up before the new one is asked for: it may take the same place.
-        self._memory = torch.empty(0, dtype=torch.uint8)
-        if size < held:
-            process_memory.trim()
-        self._memory = torch.empty(size, dtype=torch.uint8)
-        self._small_steps = 0
 
     def _layer(self, part: LayerParts) -> _Layer:
         norm = part.qk_norm

@@ -19,11 +19,6 @@ PANEL: Final = 32
 KINDS: Final = {"float32": 0, "bfloat16": 1, "int8_weights": 2, "int8": 3, "int4": 4}
 """How team.h numbers the forms of packed weights."""
 
-_LARGE: Final = 1 << 16
-"""Elements of a result from which on it comes in few sizes."""
-_ROWS: Final = 16
-"""Whose multiples those are."""
-
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
 
@@ -48,12 +43,16 @@ class Products:
         return packed
 
     def product(
-        self, x: Tensor, packed: Tensor, scales: Tensor | None, bias: Tensor | None, outputs: int, kind: int
-    ) -> Tensor:
-        """x [T, I] times panels of one of the first three KINDS; `scales` [O] go with int8, and x is float32 then."""
+        self, x: Tensor, packed: Tensor, scales: Tensor | None, bias: Tensor | None, outputs: int, kind: int,
+        out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x [T, I] times panels of one of the first three KINDS; `scales` [O] go with int8, and x is float32 then.
+
+        `out` [T, O], here and below: where the result goes; None: into memory of its own.
+        """
         rows, inputs = x.shape
         x = x.contiguous()
-        out = _result(x, rows, outputs)
+        out = x.new_empty(rows, outputs) if out is None else out
         _check(
             self._product(
                 x.data_ptr(), packed.data_ptr(), _address(scales), _address(bias), out.data_ptr(), rows, inputs,
@@ -76,11 +75,13 @@ class Products:
         )  # fmt: skip
         return packed, scales, sums
 
-    def product_int8(self, x: Tensor, packed: Tensor, scales: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
+    def product_int8(
+        self, x: Tensor, packed: Tensor, scales: Tensor, sums: Tensor, bias: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
         """x [T, I] float32, made int8 by row, times what pack_int8 gave."""
         (rows, inputs), outputs = x.shape, scales.shape[0]
         x = x.contiguous()
-        out = _result(x, rows, outputs)
+        out = x.new_empty(rows, outputs) if out is None else out
         _check(
             self._product_int8(
                 x.data_ptr(), packed.data_ptr(), scales.data_ptr(), sums.data_ptr(), _address(bias), out.data_ptr(),
@@ -101,11 +102,13 @@ class Products:
         )  # fmt: skip
         return packed
 
-    def product_int4(self, x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    def product_int4(
+        self, x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int, out: Tensor | None = None
+    ) -> Tensor:
         """x [T, I] float32, made int8 by row and group, times what pack_int4 gave."""
         rows, inputs = x.shape
         x = x.contiguous()
-        out = _result(x, rows, outputs)
+        out = x.new_empty(rows, outputs) if out is None else out
         _check(
             self._product_int4(
                 x.data_ptr(), packed.data_ptr(), _address(bias), out.data_ptr(), rows, inputs, outputs,
@@ -124,14 +127,6 @@ def load_products() -> Products:
 def _function(function: ctypes._NamedFuncPointer, pointers: int, numbers: int) -> ctypes._NamedFuncPointer:
     function.argtypes, function.restype = [_POINTER] * pointers + [_LONG] * numbers, ctypes.c_int
     return function
-
-
-def _result(x: Tensor, rows: int, outputs: int) -> Tensor:
-    """[rows, outputs], not written yet. Large ones of steps that differ by a few rows have one size, and so one place
-    in the heap: logits of every size would leave holes of every size behind."""
-    if rows * outputs < _LARGE:
-        return x.new_empty(rows, outputs)
-    return x.new_empty(-(-rows // _ROWS) * _ROWS, outputs)[:rows]
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from penstock.engine.ops.products import KINDS, Products
+from penstock.engine.scratch import Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,18 @@ class Panels:
     products: Products
     kind: int
     """As ops/team.h numbers the forms."""
+    results: Scratch | None = None
+    """Where products go, each over the last one; None: into memory of their own."""
 
     @property
     def nbytes(self) -> int:
         return sum(one.nbytes for one in (self.packed, self.scales, self.sums) if one is not None)
+
+    def _out(self, x: Tensor) -> Tensor | None:
+        if self.results is None:
+            return None
+        rows, outputs = x.shape[0], self.shape[0]
+        return self.results.take(rows * outputs * x.element_size()).view(x.dtype).view(rows, outputs)
 
 
 class FloatPanels(Panels):
@@ -40,7 +49,7 @@ class FloatPanels(Panels):
         return cls(products.pack(weight.contiguous()), None, None, _shape(weight), products, kind)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self.products.product(x, self.packed, None, bias, self.shape[0], self.kind)
+        return self.products.product(x, self.packed, None, bias, self.shape[0], self.kind, self._out(x))
 
 
 class Int8Panels(Panels):
@@ -53,7 +62,7 @@ class Int8Panels(Panels):
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         assert self.scales is not None
         assert self.sums is not None
-        return self.products.product_int8(x, self.packed, self.scales, self.sums, bias)
+        return self.products.product_int8(x, self.packed, self.scales, self.sums, bias, self._out(x))
 
 
 class Int8WeightPanels(Panels):
@@ -65,7 +74,7 @@ class Int8WeightPanels(Panels):
         return cls(packed, scales, None, _shape(weight), products, KINDS["int8_weights"])
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self.products.product(x, self.packed, self.scales, bias, self.shape[0], self.kind)
+        return self.products.product(x, self.packed, self.scales, bias, self.shape[0], self.kind, self._out(x))
 
 
 class Int4Panels(Panels):
@@ -76,7 +85,7 @@ class Int4Panels(Panels):
         return cls(products.pack_int4(weight.contiguous()), None, None, _shape(weight), products, KINDS["int4"])
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self.products.product_int4(x, self.packed, bias, self.shape[0])
+        return self.products.product_int4(x, self.packed, bias, self.shape[0], self._out(x))
 
 
 def _shape(weight: Tensor) -> tuple[int, int]:
