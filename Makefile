@@ -6,6 +6,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+PAIRS = $(shell [ "$$(getconf _NPROCESSORS_ONLN)" -ge 2 ] && echo "-n 2 --dist loadfile")
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life bench-guide bench-overload \
@@ -40,8 +41,8 @@ lint: setup-dev  ## ruff, and which room may import which
 types: setup-dev  ## mypy
 	$(BIN)/mypy
 
-unit: setup-dev  ## the tests but the slow ones; FLAGS="-n 2 --dist loadfile": in half the time, on a machine with nothing else to do
-	$(BIN)/pytest -m "not slow and not gpu" $(FLAGS)
+unit: setup-dev  ## the tests but the slow ones, two files at a time where there are two cores; FLAGS="-n 0": one after the other
+	$(BIN)/pytest -m "not slow and not gpu" $(PAIRS) $(FLAGS)
 
 test-slow: setup-dev  ## the slow tests: minutes to hours; figures go to benchmarks/RESULTS.md
 	$(BIN)/pytest -m slow
