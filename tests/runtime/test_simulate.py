@@ -12,7 +12,7 @@ import pytest
 
 from penstock.catalog import model_shape
 from penstock.catalog.hardware_load import device
-from penstock.deployment import Deployment, merge
+from penstock.deployment import Deployment, overlaid
 from penstock.errors import BadInput, InvalidDeployment
 from penstock.report.simulation import COMPLETED, REJECTED, UNFINISHED, SimulationResult
 from penstock.report.summary import summary
@@ -33,7 +33,7 @@ BASE: dict[str, Any] = {
 
 def deployment(**overrides: Any) -> Deployment:
     """The base deployment with dotted keys (a double underscore for the dot) laid over it."""
-    return Deployment.parse(merge(BASE, {key.replace("__", "."): value for key, value in overrides.items()}))
+    return Deployment.parse(overlaid(BASE, {key.replace("__", "."): value for key, value in overrides.items()}))
 
 
 def digest(result: SimulationResult, *, samples: bool = True) -> str:
