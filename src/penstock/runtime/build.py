@@ -22,6 +22,7 @@ from penstock.runtime.facts import ModelInfo, OnPhase
 from penstock.runtime.fingerprint import fingerprint, hash_of_checkpoint
 from penstock.runtime.importing import uncollected
 from penstock.runtime.local import Loop
+from penstock.runtime.read_ahead import read_ahead
 from penstock.runtime.reading import OnRead, seldom
 from penstock.runtime.size import require_device_fit, size_up
 from penstock.runtime.worker_adapters import AdapterHost
@@ -66,6 +67,7 @@ def build(deployment: Deployment, on_phase: OnPhase, on_read: OnRead | None = No
     with _phase("resolve", on_phase) as say:
         size = size_up(deployment)
         say(f"{size.path.name}: {size.architecture}, {size.parameters / 1e6:,.1f}M parameters")
+        read_ahead(size.path)
     with _phase("import torch", on_phase) as say:
         with uncollected():
             import torch
