@@ -83,12 +83,12 @@ def _machine(_: Deployment) -> Iterator[Finding]:
 def _limits(_: Deployment) -> Iterator[Finding]:
     if os.name != "posix":
         return
-    import resource
+    from penstock.cli.descriptors import usable
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    status: Status = "ok" if soft >= MANY_FILES else "warning"
-    remedy = "" if status == "ok" else f"ulimit -n {MANY_FILES}, or LimitNOFILE in the unit: a connection takes one"
-    yield Finding("limits", "open files", status, f"{soft} (at most {hard})", remedy)
+    most = usable()
+    status: Status = "ok" if most >= MANY_FILES else "warning"
+    remedy = "" if status == "ok" else f"ulimit -Hn {MANY_FILES}, or LimitNOFILE in the unit: a connection takes one"
+    yield Finding("limits", "open files", status, f"{most}, which a server takes", remedy)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     there = next(path for path in (cache, *cache.parents) if path.exists())
     writable = os.access(there, os.W_OK)

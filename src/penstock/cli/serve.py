@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from penstock.cli.began import process_began
 from penstock.cli.console import Narrator, narrator
+from penstock.cli.descriptors import raise_limit
 from penstock.cli.flags import FileOption, ModelArgument, load, with_flags_of
 from penstock.cli.loading import Loading
 from penstock.deployment import Deployment, is_loopback
@@ -45,6 +46,7 @@ def serve(
         typer.echo(resolved(deployment), nl=False)
         return
     configure(deployment.server.log_format)
+    raise_limit()
     with asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(_serve(deployment, narrator(deployment.server.log_format)))
 
