@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from penstock.engine.chat_template import ChatTemplate
+from penstock.engine.chat_template import ChatTemplate, _Spellings
 from penstock.engine.tokenizer import Tokenizer
 from penstock.errors import InvalidDeployment, InvalidRequest
 
@@ -355,3 +355,21 @@ def test_the_model_in_the_box_chats_as_in_transformers() -> None:
     messages = conversation("Hello!", "Good day.", "What is 3+4?", system="Be brief.")
     reference = AutoTokenizer.from_pretrained(MILLRACE)
     assert template.encode(messages) == reference_ids(reference, messages, add_generation_prompt=True)
+
+
+SPELLED = ("<|a|>", "<|ab|>", "[X]", "]]", "€<")
+
+
+@given(st.text(alphabet="<|ab>[X]€ \n", max_size=24))
+@settings(max_examples=300, deadline=None)
+def test_guards_stand_wherever_a_string_spells_or_could_help_to_spell_a_control_token(text: str) -> None:
+    beginnings = {one[:length] for one in SPELLED for length in range(1, len(one))}
+    endings = {one[length:] for one in SPELLED for length in range(1, len(one))}
+    places = {start + 1 for start in range(len(text)) if text.startswith(SPELLED, start)}
+    for end in (len(text), len(text.rstrip())):
+        places |= {start + 1 for start in range(end) if text[start:end] in beginnings}
+    for start in (0, len(text) - len(text.lstrip())):
+        if any(text[start:end] in endings for end in range(start + 1, len(text) + 1)):
+            places.add(start)
+    expected = "".join(("@" if place in places else "") + char for place, char in enumerate(text))
+    assert _Spellings(SPELLED).guard(text, "@") == expected + ("@" if len(text) in places else "")

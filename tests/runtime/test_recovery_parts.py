@@ -158,6 +158,54 @@ def test_what_a_worker_said_before_its_end_is_heard_although_a_write_to_it_fails
     assert heard == [wire.Admitted(["a"]), wire.Admitted(["b"])]
 
 
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_messages_of_a_burst_leave_in_order_and_all_but_the_first_together(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    class Reading:
+        """Its end of the link is the test's."""
+
+        pid = 0
+
+        async def launch(self, link: socket.socket, on_mark: OnMark) -> Child:
+            self.link = link.dup()
+            return self
+
+        async def close(self) -> None:
+            """Nothing to close."""
+
+        def signal(self, number: signal.Signals) -> None:
+            """Nobody to signal."""
+
+        async def reap(self, grace_s: float) -> int:
+            return 0
+
+    async def body() -> list[list[wire.ToWorker]]:
+        reading = Reading()
+        worker = await WorkerProcess.spawn(reading, lambda message: None, lambda: None, lambda *_: None)
+        frames = wire.Frames(wire.to_worker)
+        heard: list[list[wire.ToWorker]] = []
+        with reading.link as link:
+            for burst in ("abc", "d"):
+                for id in burst:
+                    worker.send(wire.Cancel(id))
+                heard.append(list(frames.feed(link.recv(2**16))))
+                await asyncio.sleep(0.01)  # longer than a burst is
+                heard.append(list(frames.feed(link.recv(2**16))) if len(burst) > 1 else [])
+            worker.send(wire.Cancel("e"))
+            worker.send(wire.Cancel("f"))
+            heard.append(list(frames.feed(link.recv(2**16))))
+            worker._transport.close()  # type: ignore[union-attr]
+        await worker.exited
+        return heard
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        heard = runner.run(body())
+    assert [[message.id for message in some if isinstance(message, wire.Cancel)] for some in heard] == [
+        ["a"], ["b", "c"], ["d"], [], ["e"]
+    ]  # fmt: skip
+
+
 def test_a_full_disk_ends_the_recording_and_nothing_else(
     deployment: Make, worker: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -164,7 +164,7 @@ def test_the_way_is_closed_where_a_write_would_wait_or_be_dropped() -> None:
         write_paused = False
 
     cycle, flow = Cycle(), Flow()
-    chunks = Chunks(cycle, flow)  # type: ignore[arg-type]
+    chunks = Chunks(cycle, flow, asyncio.WriteTransport())  # type: ignore[arg-type]
     assert not chunks.open()  # the head has not left
     cycle.chunked_encoding = True
     assert chunks.open()

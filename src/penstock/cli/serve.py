@@ -103,7 +103,7 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
         await asyncio.sleep(0)
     from penstock.cli.hosting import app_for, text_side_of
     from penstock.serve.preflight import check
-    from penstock.serve.server import listen, run
+    from penstock.serve.server import listen, run, settle
     from penstock.serve.starting import Starting
     from penstock.serve.upkeep import Upkeep
 
@@ -156,6 +156,7 @@ async def _serve(deployment: Deployment, console: Narrator) -> None:
         raise
     if stop_asked.is_set():
         upkeep.drain.set()
+    settle()
     cut_off = await run(
         app, service, deployment, sock=sock, on_listening=show_ready, on_draining=show_draining, upkeep=upkeep
     )

@@ -31,6 +31,9 @@ MAX_OUTPUT_CHARS: Final = 32_000_000
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _END_MARK: Final = 3
 """Guards in a row that mark where a last message ends that is to go on; elsewhere there are two at most."""
+_LISTS: Final = (list, tuple)
+_KEYS: Final = ("role", "content", "name", "type", "text", "tool_calls", "tool_call_id", "reasoning_content")
+"""Of messages, nearly always."""
 _RESERVED: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
@@ -51,6 +54,8 @@ class ChatTemplate:
                 why=f"it is not valid Jinja: {error}",
                 remedy="the template that came with the checkpoint",
             ) from error
+        # Jinja's chain of two mappings is walked in Python for every rendering.
+        self._template.globals = dict(self._template.globals)
         self._every = _Spellings(tokenizer.control_tokens)
         self._special = _Spellings(
             spelling for spelling, id in tokenizer.control_tokens.items() if id in tokenizer.special_ids
@@ -176,28 +181,40 @@ class _Spellings:
         self._beginnings = {token[:length] for token in tokens for length in range(1, len(token))}
         self._endings = {token[length:] for token in tokens for length in range(1, len(token))}
         self._longest = max(map(len, tokens), default=1) - 1
+        self._first = _one_of(token[0] for token in tokens)
+        self._last = _one_of(token[-1] for token in tokens)
+        self._free_keys = frozenset(key for key in _KEYS if self._is_free(key))
 
     def guard(self, value: Any, guard: str) -> Any:
         """A copy of JSON value `value`, keys included, in which no string spells or helps to spell a control token."""
         if isinstance(value, str):
             return self._guard_text(value, guard)
-        if isinstance(value, Mapping):
+        if isinstance(value, _LISTS):
+            return [self.guard(part, guard) for part in value]
+        if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 (the second takes ten times as long)
+            free = self._free_keys
             return {
-                self.guard(key, guard): part
+                key if key in free else self.guard(key, guard): part
                 if key in ("role", "type") and isinstance(part, str) and _NAME.match(part)
                 else self.guard(part, guard)
                 for key, part in value.items()
             }
-        if isinstance(value, list | tuple):
-            return [self.guard(part, guard) for part in value]
         return value
 
     def _guard_text(self, text: str, guard: str) -> str:
-        places = sorted(set(self._places(text)))
-        if not places:
+        if self._is_free(text) or not (places := sorted(set(self._places(text)))):
             return text
         borders = [0, *places, len(text)]
         return guard.join(text[start:end] for start, end in pairwise(borders))
+
+    def _is_free(self, text: str) -> bool:
+        """That there are no `_places`, as can be seen without looking closely: true of most texts."""
+        head = len(text) - len(text.lstrip()) + self._longest
+        return (
+            self._first.search(text, max(0, len(text.rstrip()) - self._longest)) is None
+            and self._last.search(text, 0, head) is None
+            and self._whole.search(text) is None
+        )
 
     def _places(self, text: str) -> Iterator[int]:
         """After the first character of what is, or may become, a spelling; before what may end one."""
@@ -207,32 +224,41 @@ class _Spellings:
             yield at + 1
         # Templates strip: look at the ends with and without the space around the text.
         for end in {len(text), len(text.rstrip())}:
-            for start in range(max(0, end - self._longest), end):
-                if text[start:end] in self._beginnings:
-                    yield start + 1
+            for first in self._first.finditer(text, max(0, end - self._longest), end):
+                if text[first.start() : end] in self._beginnings:
+                    yield first.end()
         for start in {0, len(text) - len(text.lstrip())}:
-            if any(text[start:end] in self._endings for end in range(start + 1, start + self._longest + 1)):
+            lasts = self._last.finditer(text, start, start + self._longest)
+            if any(text[start : last.end()] in self._endings for last in lasts):
                 yield start
+
+
+def _one_of(characters: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of them."""
+    return re.compile("|".join(sorted(map(re.escape, set(characters)))) or r"(?!)")
 
 
 def _guard(values: Any) -> str:
     """A private-use character that occurs in no string of `values`."""
     for _ in range(64):
         guard = chr(0x100000 + secrets.randbelow(0xFFFE))
-        if not any(guard in text for text in _strings(values)):
+        if not _holds(values, guard):
             return guard
     raise InvalidRequest(
         field="messages", value="", why="they hold nearly all private-use characters", remedy="text without them"
     )
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _holds(value: Any, guard: str) -> bool:
+    """Whether it is in one of the strings of a JSON value, keys included."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
+        return guard in value
+    if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101
         for key, part in value.items():
-            yield from _strings(key)
-            yield from _strings(part)
-    elif isinstance(value, list | tuple):
+            if _holds(key, guard) or _holds(part, guard):
+                return True
+    elif isinstance(value, _LISTS):
         for part in value:
-            yield from _strings(part)
+            if _holds(part, guard):
+                return True
+    return False

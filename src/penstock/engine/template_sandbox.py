@@ -65,6 +65,14 @@ class _CountingGenerator(jinja2.compiler.CodeGenerator):
         node.body.insert(0, jinja2.nodes.ExprStmt(count).set_lineno(node.lineno))
         super().visit_For(node, frame)
 
+    def visit_Call(  # noqa: N802
+        self, node: jinja2.nodes.Call, frame: jinja2.compiler.Frame, forward_caller: bool = False
+    ) -> None:
+        if isinstance(node.node, jinja2.nodes.EnvironmentAttribute):  # ours: no template can write one
+            self.write(f"environment.{node.node.name}()")
+        else:
+            super().visit_Call(node, frame, forward_caller=forward_caller)
+
     def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:  # noqa: N802
         self.write("environment.concatenate((")
         for part in node.nodes:
@@ -132,6 +140,9 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self.run.turn()
+        if operator == "+" and type(left) is str and type(right) is str:  # nearly all there are
+            text_length(len(left) + len(right))
+            return left + right
         bounds.operation(operator, left, right)
         return super().call_binop(context, operator, left, right)
 

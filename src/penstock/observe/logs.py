@@ -39,6 +39,8 @@ class JsonLines(logging.Formatter):
 
 def configure(log_format: LogFormat, *, text: str = TEXT) -> None:
     """Send this process's records to stderr, from INFO on, in place of what was set. `text`: the pattern of lines."""
+    logging._srcfile = None  # no form shows the line of code, which takes a walk to find
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter(text))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

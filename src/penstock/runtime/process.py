@@ -11,6 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +23,9 @@ KILLED: Final = "killed by SIGKILL"
 """What `exited` says of a worker to which that happened."""
 REAP_S: Final = 2.0
 """A worker whose socket has ended gets this long to end itself."""
+
+TOGETHER_S: Final = 0.002
+"""Messages that come within so long of the last write leave in one: each write wakes a thread of the worker."""
 
 _READ_BYTES: Final = 256 * 2**10
 _MOST_READS: Final = 64
@@ -41,6 +45,8 @@ class WorkerProcess:
         self._child = child
         self._on_message, self._on_lost = on_message, on_lost
         self._transport: asyncio.WriteTransport | None = None
+        self._unsent: list[bytes] = []
+        self._sent_at = -TOGETHER_S
         self._again: socket.socket | None = None
         """The same socket, for what is unread when a write finds the other end gone."""
 
@@ -74,9 +80,19 @@ class WorkerProcess:
 
     def send(self, message: wire.ToWorker) -> None:
         """Queue a message; a worker that is gone gets none, as `exited` will tell. Raises ProtocolError: too long."""
-        frame = wire.encode(message)
+        self._unsent.append(wire.encode(message))
+        if time.monotonic() - self._sent_at >= TOGETHER_S:
+            self._send()
+        elif len(self._unsent) == 1:
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        if not self._unsent:
+            return
+        frames, self._unsent = b"".join(self._unsent), []
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame)
+            self._transport.write(frames)
+            self._sent_at = time.monotonic()
 
     def signal(self, number: signal.Signals) -> None:
         """To a worker that is gone already, this does nothing."""
@@ -90,6 +106,7 @@ class WorkerProcess:
 
     async def stop(self, grace_s: float = 2.0) -> str:
         """Close the socket, which ends a healthy worker; kill one that is still there after `grace_s`."""
+        self._send()
         if self._transport is not None:
             self._transport.close()
         done, _ = await asyncio.wait({self.exited}, timeout=grace_s)

@@ -1,6 +1,6 @@
 """One answer over ASGI, streamed or whole, that stops working as soon as nobody listens.
 
-The work runs in a task of its own beside one that waits for the client to leave; whichever ends first ends the other.
+The work runs in the task that the server made for the request, and is cancelled when the client leaves (watch.py).
 Nothing is sent before the first token, so that a refusal still has a status of its own. After the first byte an error
 can only be an event in the stream.
 """
@@ -8,10 +8,10 @@ can only be an event in the stream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,6 +21,7 @@ from penstock.serve.errors import wire
 from penstock.serve.express import Collected
 from penstock.serve.generation import Generation
 from penstock.serve.telling import tell
+from penstock.serve.watch import Watch
 
 PING_S: Final = 15.0
 """Silence after which a comment line is sent: proxies close connections that say nothing."""
@@ -83,45 +84,57 @@ class Answer(Response):
         self._wrote_at = monotonic()
         self._sending = False
         """Since `_wrote_at`, and not done yet."""
+        self._ping: asyncio.Task[None] | None = None
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        """None: `__call__` writes its own."""
+        self.raw_headers = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = scope["penstock.send"]
         self._chunks = scope.get("penstock.chunks")
         began = monotonic()
-        work = asyncio.create_task(self._streamed() if self._stream else self._whole())
-        gone = asyncio.create_task(_until_gone(receive))
         outcome = "cancelled"
         try:
-            await self._watch(work, gone)
-            if work.done():
-                async with asyncio.timeout(SEND_S):
-                    outcome = await self._conclude(work, scope["request_id"])
-        except TimeoutError:
-            outcome = "slow_reader"
-            if (abort := scope.get("penstock.abort")) is not None:
-                abort()  # what it has not read goes with the connection
-                await asyncio.wait({gone}, timeout=1.0)
+            outcome = await self._work(Watch(scope, receive, PING_S, self._look), scope["request_id"])
         finally:
-            await _end(work)
-            await _end(gone)
             tell(
                 scope, self._generation, tenant=self._tenant, stream=self._stream, began=began, outcome=outcome,
                 failed=self._failed,
             )  # fmt: skip
 
-    async def _watch(self, work: asyncio.Task[None], gone: asyncio.Task[None]) -> None:
-        """Until either is done; silent streams are filled. Raises TimeoutError: the client reads too slowly."""
-        while not (work.done() or gone.done()):
-            await asyncio.wait({work, gone}, timeout=PING_S, return_when=asyncio.FIRST_COMPLETED)
-            silent_s = monotonic() - self._wrote_at
-            if work.done() or gone.done():
-                return
-            if self._sending:
-                if silent_s >= SEND_S:
-                    raise TimeoutError
-            elif self._stream and silent_s >= PING_S and not self._ended:
+    async def _work(self, watch: Watch, request_id: str) -> str:
+        """All of it. Returns how it ended, in a word: finish reasons, or what kept it from them."""
+        try:
+            try:
+                await (self._streamed() if self._stream else self._whole())
+            finally:
+                watch.stop()
+                if self._ping is not None:
+                    self._ping.cancel()
+            return ",".join(sorted({choice.finish_reason or "" for choice in self._generation.choices}))
+        except asyncio.CancelledError:
+            if not watch.take_back():
+                raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client hears of it
+            try:
                 async with asyncio.timeout(SEND_S):
-                    await self._write(b": ping\n\n")
+                    return await self._conclude(error, request_id)
+            except TimeoutError:
+                watch.slow = True
+        if not watch.slow:
+            return "cancelled"
+        await watch.hang_up()
+        return "slow_reader"
+
+    def _look(self) -> bool:
+        """Fill a stream that is silent (watch.Look)."""
+        silent_s = monotonic() - self._wrote_at
+        if self._sending:
+            return silent_s < SEND_S
+        if self._stream and silent_s >= PING_S and not self._ended:
+            self._ping = asyncio.create_task(self._write(b": ping\n\n"))
+        return True
 
     def open(self) -> bool:
         """The head and the first piece have left, and nothing waits to be written (express.Way)."""
@@ -207,13 +220,8 @@ class Answer(Response):
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self._sending = False
 
-    async def _conclude(self, work: asyncio.Task[None], request_id: str) -> str:
-        """How it ended, in a word; an error goes to the client in the form that is still possible."""
-        if work.cancelled():
-            return "cancelled"
-        error = work.exception()
-        if error is None:
-            return ",".join(sorted({choice.finish_reason or "" for choice in self._generation.choices}))
+    async def _conclude(self, error: Exception, request_id: str) -> str:
+        """Tell the client of an error, in the form that is still possible. Returns its code."""
         self._failed = True
         answer = wire(error, request_id)
         self._generation.metrics.failed(answer.reason, answer.status)
@@ -245,19 +253,6 @@ def _is_long(choices: Sequence[Choice]) -> bool:
     if any(choice.prompt_logprobs is not None for choice in choices):
         return True
     return sum(1 + len(one.top) for choice in choices for one in choice.logprobs) > INLINE_LOGPROBS
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _end(task: asyncio.Task[Any]) -> None:
-    if not task.done():
-        task.cancel()
-        await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()  # looked at, so that asyncio does not report it: nobody is there to hear it
 
 
 async def _send_json(send: Send, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:

@@ -5,8 +5,8 @@ It stands outside routing on purpose: answers to unknown paths carry an id too.
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -122,7 +122,7 @@ def id_for(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     for name, value in headers:
         if name == b"x-request-id" and _SAFE_ID.fullmatch(value):
             given = value
-    return given or uuid.uuid4().hex.encode()
+    return given or os.urandom(16).hex().encode()
 
 
 def _check(hosts: list[bytes], http_version: str) -> None:

@@ -8,13 +8,18 @@ so at once (the socket is full, something comes with the token, the last one) go
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Protocol
 
 from penstock.serve.choice import Choice, Piece
 from penstock.serve.events import json_text
 
 if TYPE_CHECKING:
     from penstock.serve.metrics import Metrics
+
+
+_json_of: Final = lru_cache(maxsize=2**16)(json_text)
+"""Of a token's text, which is short: most of what is written are a few thousand tokens, again and again."""
 
 
 class Way(Protocol):
@@ -73,7 +78,7 @@ class Express:
                 text = choice.take_text(token)
                 if text:
                     before, after = self._around
-                    self._way.write(before + json_text(text) + after, now)
+                    self._way.write(before + _json_of(text) + after, now)
                 return True
             self._emit(choice, choice.take_one(token))
             if choice.finish_reason is None:

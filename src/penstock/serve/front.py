@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class Call:
 
     tenant: str
     bounds: TimeBounds = NO_BOUNDS
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=lambda: os.urandom(16).hex())
     arrived: float = field(default_factory=monotonic)
     created: int = field(default_factory=lambda: int(time()))
 

@@ -38,16 +38,51 @@ def _parser(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
     return parser
 
 
+class HeadFirst:
+    """A transport that holds an answer's head back for what follows it at once: one packet, one call of the system."""
+
+    __slots__ = ("_cycle", "_head", "_sent", "_transport")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle, self._transport = cycle, cycle.transport
+        self._head = b""
+        self._sent = False
+
+    def write(self, data: bytes) -> None:
+        """As a transport's."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif not self._sent and self._cycle.response_started:
+            self._sent, self._head = True, data
+            asyncio.get_running_loop().call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """As a transport's."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """As a transport's."""
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+
 class Chunks:
     """Pieces of one answer's body, written without the coroutine, the message and the checks of ASGI's `send`.
 
     Only for a body of unknown length that `send` has begun and will end.
     """
 
-    __slots__ = ("_cycle", "_flow")
+    __slots__ = ("_cycle", "_flow", "_transport")
 
-    def __init__(self, cycle: RequestResponseCycle, flow: FlowControl) -> None:
-        self._cycle, self._flow = cycle, flow
+    def __init__(self, cycle: RequestResponseCycle, flow: FlowControl, transport: asyncio.WriteTransport) -> None:
+        self._cycle, self._flow, self._transport = cycle, flow, transport
 
     def open(self) -> bool:
         """Whether a piece can be written now: `send` would neither wait nor drop it."""
@@ -58,7 +93,7 @@ class Chunks:
 
     def write(self, data: bytes) -> None:
         """One chunk; `data` is not empty, which would end the body."""
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 class Unchunked:
@@ -109,14 +144,40 @@ class BoundedHttp(HttpToolsProtocol):
     _allowed_s: float | None = None
     """How long what has begun to come may take to its end; most of it is there at once, and needs no timer."""
     _deadline: asyncio.TimerHandle | None = None
+    _lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        # In place of uvicorn's, which asks the system for both addresses: nothing here reads them.
+        self.connections.add(self)
+        self.transport, self.flow = transport, FlowControl(transport)
+        self.scheme = "https" if self.config.is_ssl else "http"
+        self._watchers: list[Callable[[], None]] = []
         self._wait(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         self._stop_waiting()
         super().connection_lost(exc)
+        watchers, self._watchers = self._watchers, []
+        for lost in watchers:
+            lost()
+
+    def watch(self, lost: Callable[[], None]) -> None:
+        """watch.Connection."""
+        self.flow.resume_reading()  # a large body has stopped it, and that the client leaves has to be read, too
+        if self._lost:
+            lost()
+        else:
+            self._watchers.append(lost)
+
+    def forget(self, lost: Callable[[], None]) -> None:
+        """watch.Connection."""
+        if lost in self._watchers:
+            self._watchers.remove(lost)
+
+    def abort(self) -> None:
+        """watch.Connection."""
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -183,10 +244,12 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_bytes = 0
         self._stop_waiting()
         self._allowed_s = BODY_TIMEOUT_S
-        self.scope["penstock.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+        self.scope["penstock.connection"] = self  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         if self.cycle is not None:
-            self.scope["penstock.chunks"] = Chunks(self.cycle, self.flow)  # type: ignore[typeddict-unknown-key]
+            self.scope["penstock.chunks"] = Chunks(self.cycle, self.flow, self.transport)  # type: ignore[typeddict-unknown-key]
+            if self.scope["method"] != "HEAD":  # to which there is nothing but a head
+                self.cycle.transport = HeadFirst(self.cycle)  # type: ignore[assignment]
             if self.scope["http_version"] == "1.0":
                 self.cycle.send = Unchunked(self.cycle)  # type: ignore[method-assign]
         self._in_body = True

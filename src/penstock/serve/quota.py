@@ -9,7 +9,7 @@ look into a dictionary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
 from typing import Final
 
@@ -20,6 +20,7 @@ from penstock.errors import DeadlinePassed, InvalidRequest, Overloaded, Unavaila
 Header = tuple[bytes, bytes]
 _MINUTE_S: Final = 60.0
 _MIN_RETRY_S: Final = 0.05
+_NOTHING: Final = nullcontext()
 _SEEN: Final = 1 / 8
 """Weight of one request in the mean time that they take."""
 
@@ -65,17 +66,21 @@ class Quota:
         self._entitlement, self._clock = entitlement, clock
         self._books: dict[str, _Books] = {}
 
-    @contextmanager
-    def hold(self, requests: Sequence[Request], kv_capacity_tokens: int, made: Callable[[], int]) -> Iterator[None]:
+    def hold(
+        self, requests: Sequence[Request], kv_capacity_tokens: int, made: Callable[[], int]
+    ) -> AbstractContextManager[None]:
         """Run `requests`, of one tenant and one call, within this block. `made`: output tokens so far.
 
         Raises Overloaded: a limit was reached; InvalidRequest: no time would make room for it.
         """
         tenant = requests[0].tenant
         key = self._entitlement(tenant)
-        if not has_limits(key):
-            yield
-            return
+        return self._hold(requests, kv_capacity_tokens, made, tenant, key) if has_limits(key) else _NOTHING
+
+    @contextmanager
+    def _hold(
+        self, requests: Sequence[Request], kv_capacity_tokens: int, made: Callable[[], int], tenant: str, key: Key
+    ) -> Iterator[None]:
         now = self._clock()
         books = self._of(tenant, key, now)
         prompt_tokens = sum(len(one.prompt) for one in requests)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 from penstock.runtime import Tokenizer
@@ -45,6 +46,7 @@ class Begun(Enum):
     """There will be none."""
 
 
+@lru_cache(maxsize=8)
 def choose_reasoning(setting: str, tokenizer: Tokenizer) -> ReasoningFormat | None:
     """The format named by `setting`; for "auto" the one whose texts the model's vocabulary or template has; or None."""
     if setting == "none":

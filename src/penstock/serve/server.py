@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ LAST_WRITES_S: Final = 2.0
 """After draining: time for the last bytes to leave before connections are cut."""
 HURRIED_WRITES_S: Final = 0.5
 """The same after a second signal."""
+GARBAGE: Final = (10_000, 20, 10)
+"""When the collector looks: objects made and not dropped, and how often it looks at the young before the older.
+Python's own 700 are a single request."""
 KEEP_ALIVE_S: Final = 75
 """Longer than the 60 s of common proxies, so that they close idle connections and not we."""
 
@@ -79,6 +83,12 @@ def not_here(error: Exception) -> bool:
     """Whether an address could not be listened on since it is not one of this machine, or none at all."""
     unknown = isinstance(error, socket.gaierror | UnicodeError)  # a label too long for a name is a UnicodeError
     return unknown or (isinstance(error, OSError) and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
+
+
+def settle() -> None:
+    """All that is there when serving begins stays: the collector need not walk over it again. Once per process."""
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
 
 
 def url_of(sock: socket.socket, *, tls: bool = False) -> str:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _OBJECT: Final = {"type": "object"}
 _OPTIONS: Final = frozenset({"json", "json_object", "regex", "choice", "grammar"})
+_FIELDS: Final = (
+    "response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"
+)  # fmt: skip
 _REMEDY: Final = "one of them"
 
 
@@ -32,6 +35,8 @@ def wanted(body: Body, limits: Limits) -> GrammarJob | None:
     Raises:
         InvalidRequest: of a kind that nobody knows, beyond a bound, or two at once.
     """
+    if all(getattr(body, name) is None for name in _FIELDS):
+        return None
     asked = [*_response_format(body), *_guided(body, limits), *_structured_outputs(body, limits)]
     if not asked:
         return None

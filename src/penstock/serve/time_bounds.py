@@ -13,14 +13,15 @@ from penstock.runtime.facts import TimeBounds
 TTFT: Final = "x-slo-ttft-ms"
 TPOT: Final = "x-slo-tpot-ms"
 DEADLINE: Final = "x-request-deadline-ms"
+_NAMES: Final = frozenset(name.encode() for name in (TTFT, TPOT, DEADLINE))
 MAX_MS: Final = 86_400_000.0
 
 
 def time_bounds(request: Request) -> TimeBounds:
     """What the headers ask for. Raises InvalidRequest for what is no number of milliseconds up to a day."""
-    headers = request.headers
-    if TTFT not in headers and TPOT not in headers and DEADLINE not in headers:
+    if _NAMES.isdisjoint(dict(request.scope["headers"])):
         return NO_BOUNDS
+    headers = request.headers
     return TimeBounds(
         _seconds(headers.get(TTFT), TTFT), _seconds(headers.get(TPOT), TPOT), _seconds(headers.get(DEADLINE), DEADLINE)
     )

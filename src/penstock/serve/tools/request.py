@@ -77,6 +77,8 @@ def tool_use(body: ChatBody, limits: Limits) -> ToolUse:
     Raises:
         InvalidRequest: a tool that is none, two of one name, a choice of a tool that is not there.
     """
+    if not body.tools and body.tool_choice is None:
+        return NO_TOOLS
     tools = tuple(_tool(f"tools[{at}]", given, limits) for at, given in enumerate(body.tools or ()))
     seen: set[str] = set()
     for at, tool in enumerate(tools):
