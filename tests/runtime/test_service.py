@@ -509,7 +509,11 @@ def test_a_worker_ends_when_its_parent_is_killed(worker: Make) -> None:
     import psutil
 
     parent = subprocess.run(
-        [sys.executable, "-c", PARENT, json.dumps(worker())], stdout=subprocess.PIPE, text=True, timeout=200, check=False
+        [sys.executable, "-c", PARENT, json.dumps(worker())],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert parent.returncode == -signal.SIGKILL
     pid = int(parent.stdout)
