@@ -142,6 +142,17 @@ def test_attention_of_long_sequences_on_several_threads():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("block_tokens", [5, 16, 100, 1024])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_few_queries_against_as_many_tokens_as_a_part_has_and_one_more(block_tokens, softcap):
+    lengths = [767, 768, 1279, 1280, 300]
+    case = (block_tokens, Heads(6, 2, 64), lengths, [1, 1, 1, 3, 2], None, 7)
+    qkv, heads, pool, segments, dense, _ = lay_out(case)
+    got = NATIVE.attention(qkv, heads, pool, 1, segments, 0.125, None, softcap)
+    wanted = dense_attention(qkv, heads, segments, dense, None, 0.125, softcap)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
 @both
 def test_large_scores_do_not_overflow_and_a_nan_stays_in_its_row(kernels):
     case = (8, Heads(2, 1, 16), [40, 40], [1, 1], None, 1)

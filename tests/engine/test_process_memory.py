@@ -88,3 +88,24 @@ def test_trimming_gives_back_what_lies_free_between_what_is_kept() -> None:
     with_holes, trimmed = (float(word) for word in done.stdout.split())
     assert with_holes > 80  # MiB: 4 of each hole, 0.25 of each that is kept
     assert trimmed < 5 + 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are Linux's to give")
+def test_the_pool_of_keys_and_values_asks_for_large_pages():
+    advised = """
+import torch
+from types import SimpleNamespace
+from penstock.engine.pool import KVPool
+pool = KVPool(SimpleNamespace(layers=4, kv_heads=2, head_dim=64), blocks=2000, block_tokens=16, host_blocks=0,
+              dtype=torch.float32, device=torch.device("cpu"))
+middle, inside = pool.device.data_ptr() + pool.device.nbytes // 2, False
+for line in open("/proc/self/smaps"):
+    words = line.split()
+    if not words[0].endswith(":"):
+        first, last = (int(one, 16) for one in words[0].split("-"))
+        inside = first <= middle < last
+    elif inside and words[0] == "VmFlags:":
+        print("hg" in words)
+"""
+    done = subprocess.run([sys.executable, "-c", advised], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from penstock.control.step import Swap
+from penstock.engine import process_memory
 from penstock.engine.architecture import Architecture
 
 
@@ -32,6 +33,9 @@ class KVPool:
         self.blocks, self.block_tokens, self.host_blocks = blocks, block_tokens, host_blocks
         # Not zeroed: nothing is read before it is written, and untouched pages cost no memory on the CPU.
         self.device: Tensor = torch.empty((blocks + scratch_blocks, *block), dtype=dtype, device=device)
+        if device.type == "cpu":
+            # A head's keys of one block are about a page of 4 KiB: each would be looked up in the page tables.
+            process_memory.ask_for_large_pages(self.device.data_ptr(), self.device.nbytes)
         self.host: Tensor = torch.empty((host_blocks, *block), dtype=dtype, pin_memory=device.type == "cuda")
 
     def swap_out(self, swap: Swap) -> None:

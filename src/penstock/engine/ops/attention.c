@@ -49,7 +49,7 @@ static long plan(const Attention *a, const int32_t *own, Item *items, long *floa
         int low = a->window ? most(own[s], position - a->window + 1) : own[s];
         int parts = 1, shared = own[s] > 0;
         if (queries <= TILE) parts = most(1, (length - low + PART / 2) / PART);
-        int size = ((length - low + parts - 1) / parts + a->block_tokens - 1) / a->block_tokens * a->block_tokens;
+        int unit = least(a->block_tokens, CHUNK), size = ((length - low + parts - 1) / parts + unit - 1) / unit * unit;
         parts = (length - low + size - 1) / size;
         a->parts_of[s] = parts + shared;
         a->parts_at[s] = *floats;
@@ -75,10 +75,11 @@ static long plan(const Attention *a, const int32_t *own, Item *items, long *floa
 /* Floats of one thread's working memory; with `base`, `w` is laid out over it. */
 static size_t lay_out(Scratch *w, float *base, int width) {
     size_t tile = (size_t)width * TILE, some = (size_t)CHUNK * width, sum = 0;
-    size_t sizes[] = {tile, tile, CHUNK * TILE, (size_t)LANES * width, some, some, TILE, TILE, TILE, TILE, FEW * LANES};
+    size_t scores = most(CHUNK * TILE, FEW * LONGEST);
+    size_t sizes[] = {tile, tile, scores, (size_t)LANES * width, some, some, TILE, TILE, TILE, TILE};
     float **fields[] = {&w->q, &w->out, &w->p, &w->rows, &w->keys, &w->values, &w->peak, &w->total,
-                        (float **)&w->first, (float **)&w->last, &w->totals};
-    for (int i = 0; i < 11; sum += sizes[i++])
+                        (float **)&w->first, (float **)&w->last};
+    for (int i = 0; i < 10; sum += sizes[i++])
         if (base) *fields[i] = base + sum;
     return sum;
 }
@@ -143,14 +144,15 @@ void penstock_attend(Team *team, const AttentionPlan *p, const void *qkv, const 
     a.out = out;
     a.scale = (float)scale;
     lay_out(&w, p->memory + p->each * team->me, width_of(&a));
-    #pragma omp for schedule(dynamic, 1)
-    for (long i = 0; i < p->count; i++) {
-        const Item *item = p->items + i;
+    penstock_deal(team);
+    for (long i, got; (i = penstock_take(team, p->count, 1, &got)) >= 0;) {
+        const Item *item = p->items + i, *next = i + 1 < p->count ? item + 1 : NULL;
         begin(&a, &w, item);
         int few = item->group < 0 && item->to - item->from <= FEW;
-        if (few) penstock_attend_rows(&a, &w, item, half);
-        else penstock_attend_tile(&a, &w, item, half);
+        if (few) penstock_attend_rows(&a, &w, item, next, half);
+        else penstock_attend_tile(&a, &w, item, next, half);
     }
+    penstock_barrier(team);
     if (!p->floats) return;
     #pragma omp for schedule(static)
     for (int s = 0; s < a.segments; s++) {
@@ -175,12 +177,14 @@ int penstock_attention(
     /* Waking a team costs about as much as this many multiply-adds. */
     if (tokens * heads * head < 1 << 17) threads = 1;
     AttentionPlan *p = penstock_plan_attention(&s, window, softcap, half, threads);
-    if (!p) return 1;
+    char *taken = p ? calloc(1, penstock_team_bytes(threads)) : NULL;
+    if (!taken) return penstock_free_plan(p), 1;
     #pragma omp parallel num_threads((int)threads) if (threads > 1)
     {
-        Team team = penstock_team(NULL);
+        Team team = penstock_team(taken);
         penstock_attend(&team, p, qkv, pool, out, scale);
     }
+    free(taken);
     penstock_free_plan(p);
     return 0;
 }

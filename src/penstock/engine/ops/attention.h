@@ -8,6 +8,7 @@
 #define FEW 10                /* up to so many queries are rows: measured */
 #define CHUNK 64              /* keys whose scores a tile holds at a time */
 #define PART 512              /* tokens of a part of a long context, about */
+#define LONGEST (PART + PART / 2 + CHUNK + LANES) /* scores of a row have room for any part's tokens and a vector */
 #define NONE -3.0e38f         /* largest score of no key; finite, so that differences are */
 
 typedef struct {
@@ -33,10 +34,9 @@ typedef struct {
 
 typedef struct {
     float *q, *out;       /* rows: [queries, width]; tile: [width, TILE] */
-    float *p, *rows;      /* [CHUNK, TILE], [LANES, width] */
+    float *p, *rows;      /* scores: tile [CHUNK, TILE], rows [FEW, LONGEST]; [LANES, width] */
     float *keys, *values; /* some of the pool's in float */
     float *peak, *total;  /* [TILE] running maximum and sum of each query's softmax */
-    float *totals;        /* [FEW, LANES] rows: the sum, by lane */
     int32_t *first, *last; /* [TILE] tokens [first, last) are what a query sees */
     float softcap;
 } Scratch;
@@ -100,45 +100,69 @@ INLINE void finish(const Attention *a, const Item *item, Query query, const floa
     for (; h < head; h++) store(to, h, out[h] / total, half);
 }
 
-/* What a chunk of consecutive tokens has of each block: addresses, and in `next` those of the chunk after it. */
+/* The keys, or the values, of consecutive tokens: of each block those that are of it, and as many bytes that are read
+ * from memory after them. */
 typedef struct {
-    const float *keys[CHUNK], *values[CHUNK];
+    const float *rows[CHUNK];
+    const char *ahead[CHUNK];
     int token, tokens, skip, piece; /* `skip` tokens of the first block are not of it; blocks hold `piece` tokens */
 } Chunk;
 INLINE int piece_of(const Chunk *c, int block, int done) {
     return least(c->tokens - done, c->piece - (block ? 0 : c->skip));
 }
 
-/* The chunk of an item that begins with `token`: its keys and values in place, or in float in `w`, where the pool's are
- * not, or not whole vectors and they must be. */
-INLINE void find_chunk(const Attention *a, Scratch *w, const Item *item, int token, int width, Chunk *c, const int half) {
-    int head = a->head, B = a->block_tokens, pieces = 0;
-    long head_elements = (long)B * head, values_offset = head_elements * a->kv_heads;
+enum { KEYS, VALUES };
+
+/* Where a token's key or value is in the pool, for an item's KV head. */
+INLINE const char *row_at(const Attention *a, const Item *item, int side, int token, const int half) {
+    int B = a->block_tokens, block = token / B;
     const int32_t *table = a->tables + a->table_rows[item->segment] * a->table_stride;
+    long head = ((long)side * a->kv_heads + item->kv_head) * B + token % B;
+    return at(a->pool, table[block] * a->block_stride + head * a->head, half);
+}
+
+/* Keys or values of at most CHUNK tokens of an item from `token` on; `then` is what is read after them. They are used
+ * in place, or in float in `wide`, where the pool's are not, or not whole vectors and they must be. */
+INLINE void find_chunk(const Attention *a, const Item *item, int side, int token, const char *then, float *wide,
+                       int width, Chunk *c, const int half) {
+    int head = a->head, B = a->block_tokens, pieces = 0, here;
+    long row_bytes = (long)head * (half ? 2 : 4), block_bytes = a->block_stride * (half ? 2 : 4);
+    const int32_t *table = a->tables + a->table_rows[item->segment] * a->table_stride + token / B;
+    const char *base = row_at(a, item, side, token, half), *row = base;
+    base -= table[0] * block_bytes;
     c->token = token;
     c->tokens = least(item->high - token, CHUNK);
     c->skip = token % B;
     c->piece = B;
-    for (int done = 0; done < c->tokens; pieces++) {
-        int here = piece_of(c, pieces, done);
-        const void *k = at(a->pool, table[(token + done) / B] * a->block_stride + item->kv_head * head_elements +
-                           (long)((token + done) % B) * head, half);
-        const void *v = at(k, values_offset, half);
-        c->keys[pieces] = k;
-        c->values[pieces] = v;
+    base -= c->skip * row_bytes;
+    for (int done = 0; done < c->tokens; pieces++, done += here) {
+        here = piece_of(c, pieces, done);
+        const char *after = done + here < c->tokens ? base + table[pieces + 1] * block_bytes : then;
+        c->rows[pieces] = (const float *)row;
+        c->ahead[pieces] = after;
         if (half || width != head) {
-            c->keys[pieces] = w->keys + (long)done * width;
-            c->values[pieces] = w->values + (long)done * width;
+            c->rows[pieces] = wide + (long)done * width;
             for (int t = 0; t < here; t++) {
-                widen_row(w->keys + (long)(done + t) * width, at(k, (long)t * head, half), 1, head, width, half);
-                widen_row(w->values + (long)(done + t) * width, at(v, (long)t * head, half), 1, head, width, half);
+                for (long i = 0; i < row_bytes; i += 64) __builtin_prefetch(after + t * row_bytes + i);
+                widen_row(wide + (long)(done + t) * width, row + t * row_bytes, 1, head, width, half);
             }
+            c->ahead[pieces] = (const char *)wide;
         }
-        done += here;
+        row = after;
     }
 }
 
-/* Queries as rows, at most FEW; queries side by side, at most TILE. */
-void penstock_attend_rows(const Attention *a, Scratch *w, const Item *item, int half);
-void penstock_attend_tile(const Attention *a, Scratch *w, const Item *item, int half);
+/* What comes after a chunk: the same of the item's next tokens, then `then`. */
+INLINE const char *after_chunk(const Attention *a, const Item *item, int side, int token, const char *then,
+                               const int half) {
+    return token + CHUNK < item->high ? row_at(a, item, side, token + CHUNK, half) : then;
+}
+
+INLINE void fetch(const char *from, long bytes) {
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
+/* Queries as rows, at most FEW, before those of `next` if there is one; queries side by side, at most TILE. */
+void penstock_attend_rows(const Attention *a, Scratch *w, const Item *item, const Item *next, int half);
+void penstock_attend_tile(const Attention *a, Scratch *w, const Item *item, const Item *next, int half);
 #endif

@@ -1,18 +1,20 @@
-/* Attention of few queries: each is a row, its scores are dot products along the head. */
+/* Attention of few queries: each is a row, its scores are dot products along the head.
+ *
+ * Memory is what this waits for, so that it is asked for what comes next all the time: all keys of an item, then, when
+ * its scores are weights, all values, then the next item's keys; while one block is worked on, the one after it is
+ * fetched, a line for every few instructions.
+ */
 #include "attention.h"
 
-#define ROWS 4                 /* rows that share a pass over values */
-#define SCORES (CHUNK + LANES) /* of a row: a piece is written as whole vectors */
+#define ROWS 4 /* rows that share a pass over values */
 
-INLINE void fetch(const float *p, long floats) {
-    for (long i = 0; i < floats; i += LANES) __builtin_prefetch(p + i);
-}
-
-/* q . k for 16 tokens. Rows are `strips` vectors long. */
-INLINE vec scores(const float *q, const float *keys, const int strips) {
+/* q . k for 16 tokens. Rows are `strips` vectors long. Half as many lines as the keys have are fetched from `ahead`. */
+INLINE vec scores(const float *q, const float *keys, const char *ahead, const int strips) {
     vec part[LANES];
     #pragma GCC unroll 16
     for (int t = 0; t < LANES; t++) {
+        #pragma GCC unroll 8
+        for (int i = t * strips / 2; i < (t + 1) * strips / 2; i++) __builtin_prefetch(ahead + i * 64);
         vec dot = load_vec(q) * load_vec(keys + (long)t * strips * LANES);
         #pragma GCC unroll 8
         for (int s = 1; s < strips; s++)
@@ -22,33 +24,56 @@ INLINE vec scores(const float *q, const float *keys, const int strips) {
     return sums(part);
 }
 
-/* The same for fewer, one by one. */
-static __attribute__((noinline)) void last_scores(float *p, const float *q, const float *keys, int strips, int tokens) {
-    for (int t = 0; t < tokens; t++, keys += strips * LANES) {
-        vec dot = {0};
-        for (int s = 0; s < strips; s++) dot += load_vec(q + s * LANES) * load_vec(keys + s * LANES);
-        float sum = 0;
-        for (int i = 0; i < LANES; i++) sum += dot[i];
-        p[t] = sum;
+/* The same for fewer. */
+static __attribute__((noinline)) vec last_scores(const float *q, const float *keys, int strips, int tokens) {
+    vec part[LANES];
+    for (int t = 0; t < LANES; t++) part[t] = (vec){0};
+    for (int t = 0; t < tokens; t++, keys += strips * LANES)
+        for (int s = 0; s < strips; s++) part[t] += load_vec(q + s * LANES) * load_vec(keys + s * LANES);
+    return sums(part);
+}
+
+/* Scores [row][LONGEST] of a chunk's tokens. */
+INLINE void row_scores(Scratch *w, const Chunk *c, float *p, int rows, const int strips) {
+    long width = (long)strips * LANES;
+    for (int block = 0, done = 0; done < c->tokens; block++) {
+        int here = piece_of(c, block, done);
+        for (int t = 0; t < here; t += LANES) {
+            const float *keys = c->rows[block] + t * width;
+            const char *ahead = c->ahead[block] + t * width * 4;
+            for (int r = 0; r < rows; r++) {
+                float *to = p + r * LONGEST + done + t;
+                const float *q = w->q + r * width;
+                if (here - t < LANES) store_vec(to, last_scores(q, keys, strips, here - t));
+                else store_vec(to, scores(q, keys, ahead, strips));
+                if (r < 2) ahead += width * LANES * 2;
+                if (r == 1) ahead = (const char *)p;
+            }
+        }
+        done += here;
     }
 }
 
 /* out[row] += sum over tokens of p[row][t] * values[t], for `rows` rows and `strips` vectors of them. */
-INLINE void row_values(const Chunk *c, float *out, const float *p, long width, long from, const int rows,
+INLINE void row_values(const Chunk *c, float *out, const float *p, long width, long from, int fetching, const int rows,
                        const int strips) {
     vec sum[ROWS][4];
+    long step = fetching ? width * 4 : 0;
     #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
         #pragma GCC unroll 4
         for (int s = 0; s < strips; s++) sum[r][s] = load_vec(out + r * width + from + s * LANES);
     for (int block = 0, done = 0; done < c->tokens; block++) {
-        const float *v = c->values[block] + from;
+        const float *v = c->rows[block] + from;
+        const char *ahead = fetching ? c->ahead[block] + from * 4 : (const char *)p;
         int here = piece_of(c, block, done);
-        for (int t = done; t < done + here; t++, v += width) {
+        for (int t = done; t < done + here; t++, v += width, ahead += step) {
+            #pragma GCC unroll 4
+            for (int s = 0; s < strips; s++) __builtin_prefetch(ahead + s * 64);
             #pragma GCC unroll 4
             for (int r = 0; r < rows; r++)
                 #pragma GCC unroll 4
-                for (int s = 0; s < strips; s++) sum[r][s] += p[r * SCORES + t] * load_vec(v + s * LANES);
+                for (int s = 0; s < strips; s++) sum[r][s] += p[r * LONGEST + t] * load_vec(v + s * LANES);
         }
         done += here;
     }
@@ -58,105 +83,100 @@ INLINE void row_values(const Chunk *c, float *out, const float *p, long width, l
         for (int s = 0; s < strips; s++) store_vec(out + r * width + from + s * LANES, sum[r][s]);
 }
 
-#define ROW_VALUES(name, rows, strips)                                                                               \
-    static __attribute__((noinline)) void name(const Chunk *c, float *out, const float *p, long width, long from) {  \
-        row_values(c, out, p, width, from, rows, strips);                                                            \
+typedef void values_of(const Chunk *, float *, const float *, long, long, int);
+#define ROW_VALUES(name, rows, strips)                                                                              \
+    static __attribute__((noinline)) void name(const Chunk *c, float *out, const float *p, long width, long from,   \
+                                               int fetching) {                                                      \
+        row_values(c, out, p, width, from, fetching, rows, strips);                                                 \
     }
 ROW_VALUES(row_values_1, 1, 1)
 ROW_VALUES(row_values_14, 1, 4)
 ROW_VALUES(row_values_24, 2, 4)
 ROW_VALUES(row_values_34, 3, 4)
 ROW_VALUES(row_values_44, 4, 4)
-static void (*const values_of[ROWS])(const Chunk *, float *, const float *, long, long) = {
-    row_values_14, row_values_24, row_values_34, row_values_44};
+static values_of *const values_of_rows[ROWS] = {row_values_14, row_values_24, row_values_34, row_values_44};
 
-/* Rows from `row` on against a chunk: an online softmax. Totals stay apart by lane until the end. */
-INLINE void row_chunk(Scratch *w, const Chunk *c, int row, int rows, const int strips) {
+/* From a row's scores of `count` tokens to their weights; returns their sum. A row sees tokens [first, last). */
+INLINE float row_weights(float *s, int count, int first, int last, float softcap, float *peak, const int masked) {
     static const lanes number = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    long width = (long)strips * LANES;
-    float *p = w->p, *q = w->q + row * width, *out = w->out + row * width;
-    for (int block = 0, done = 0; done < c->tokens; block++) {
-        int here = piece_of(c, block, done);
-        for (int t = 0; t < here; t += LANES) {
-            const float *keys = c->keys[block] + t * width;
-            fetch(c->values[block] + t * width, least(here - t, LANES) * width);
-            for (int r = 0; r < rows; r++) {
-                float *to = p + r * SCORES + done + t;
-                if (here - t >= LANES) store_vec(to, scores(q + r * width, keys, strips));
-                else last_scores(to, q + r * width, keys, strips, here - t);
-            }
-        }
-        done += here;
+    vec highs = all(NONE), total = {0};
+    for (int t = 0; t < count; t += LANES) {
+        vec one = load_vec(s + t);
+        if (softcap) one = softcap * hyperbolic_tangent(one / softcap);
+        if (masked) one = choose((number + t >= first) & (number + t < last), one, all(NONE));
+        if (softcap || masked) store_vec(s + t, one);
+        highs = larger(one, highs);
     }
-    int vectors = (c->tokens + LANES - 1) / LANES;
-    for (int r = 0; r < rows; r++) {
-        float *s = p + r * SCORES, peak = w->peak[row + r], high = peak;
-        int first = w->first[row + r] - c->token, last = least(w->last[row + r] - c->token, c->tokens);
-        vec highs = all(peak), total = load_vec(w->totals + (row + r) * LANES);
-        for (int i = 0; i < vectors; i++) {
-            vec one = load_vec(s + i * LANES);
-            if (w->softcap) one = w->softcap * hyperbolic_tangent(one / w->softcap);
-            lanes at_i = number + i * LANES;
-            store_vec(s + i * LANES, one);
-            highs = larger(choose((at_i >= first) & (at_i < last), one, all(NONE)), highs);
-        }
-        for (int i = 0; i < LANES; i++) high = highs[i] > high ? highs[i] : high;
-        vec shrink = exponential(all(peak - high));
-        total *= shrink;
-        for (int i = 0; i < vectors; i++) {
-            lanes at_i = number + i * LANES;
-            vec weight = (vec)((lanes)exponential(load_vec(s + i * LANES) - high) & (at_i >= first) & (at_i < last));
-            total += weight;
-            store_vec(s + i * LANES, weight);
-        }
-        store_vec(w->totals + (row + r) * LANES, total);
-        w->peak[row + r] = high;
-        for (int i = 0; i < strips; i++)
-            store_vec(out + r * width + i * LANES, load_vec(out + r * width + i * LANES) * shrink);
+    float high = largest(highs), sum = 0;
+    for (int t = 0; t < count; t += LANES) {
+        vec weight = exponential(load_vec(s + t) - high);
+        if (masked) weight = (vec)((lanes)weight & (number + t >= first) & (number + t < last));
+        total += weight;
+        store_vec(s + t, weight);
     }
-    int s = 0;
-    for (; s + 4 <= strips; s += 4) values_of[rows - 1](c, out, p, width, s * LANES);
-    for (; s < strips; s++)
-        for (int r = 0; r < rows; r++) row_values_1(c, out + r * width, p + r * SCORES, width, s * LANES);
+    for (int i = 0; i < LANES; i++) sum += total[i];
+    *peak = high;
+    return sum;
 }
 
 /* The common head widths (16, 32, 64, 128) have code of their own. */
-typedef void row_chunks(Scratch *, const Chunk *, int, int);
-#define ROW_CHUNKS(name, fixed)                                                                                      \
-    static __attribute__((noinline)) void name(Scratch *w, const Chunk *c, int count, int strips) {                  \
-        (void)strips;                                                                                                \
-        for (int row = 0; row < count; row += ROWS) row_chunk(w, c, row, least(count - row, ROWS), fixed);           \
+typedef void scores_of(Scratch *, const Chunk *, float *, int, int);
+#define ROW_SCORES(name, fixed)                                                                                     \
+    static __attribute__((noinline)) void name(Scratch *w, const Chunk *c, float *p, int rows, int strips) {        \
+        (void)strips;                                                                                               \
+        row_scores(w, c, p, rows, fixed);                                                                           \
     }
-ROW_CHUNKS(row_chunks_16, 1)
-ROW_CHUNKS(row_chunks_32, 2)
-ROW_CHUNKS(row_chunks_64, 4)
-ROW_CHUNKS(row_chunks_128, 8)
-ROW_CHUNKS(row_chunks_any, strips)
+ROW_SCORES(row_scores_16, 1)
+ROW_SCORES(row_scores_32, 2)
+ROW_SCORES(row_scores_64, 4)
+ROW_SCORES(row_scores_128, 8)
+ROW_SCORES(row_scores_any, strips)
 
-INLINE void few_queries(const Attention *a, Scratch *w, const Item *item, const int half) {
-    int head = a->head, width = width_of(a), strips = width / LANES, count = item->to - item->from;
-    for (int m = 0; m < count; m++)
+INLINE void few_queries(const Attention *a, Scratch *w, const Item *item, const Item *next, const int half) {
+    int head = a->head, width = width_of(a), strips = width / LANES, rows = item->to - item->from;
+    int low = item->low, count = item->high - low;
+    const char *values = row_at(a, item, VALUES, low, half);
+    const char *then = next ? row_at(a, next, KEYS, next->low, half) : (const char *)w->p;
+    scores_of *score = strips == 1   ? row_scores_16
+                       : strips == 2 ? row_scores_32
+                       : strips == 4 ? row_scores_64
+                       : strips == 8 ? row_scores_128
+                                     : row_scores_any;
+    Chunk chunk;
+    for (int m = 0; m < rows; m++)
         widen_row(w->q + (long)m * width, at(a->qkv, query_of(a, item, m).column, half), a->scale, head, width, half);
-    memset(w->out, 0, sizeof(float) * count * width);
-    memset(w->totals, 0, sizeof(float) * count * LANES);
-    row_chunks *attend = strips == 1   ? row_chunks_16
-                         : strips == 2 ? row_chunks_32
-                         : strips == 4 ? row_chunks_64
-                         : strips == 8 ? row_chunks_128
-                                       : row_chunks_any;
-    for (int token = item->low; token < item->high; token += CHUNK) {
-        Chunk chunk;
-        find_chunk(a, w, item, token, width, &chunk, half);
-        attend(w, &chunk, count, strips);
+    memset(w->out, 0, sizeof(float) * rows * width);
+    for (int t = 0; t < count; t += CHUNK) {
+        const char *after = after_chunk(a, item, KEYS, low + t, values, half);
+        find_chunk(a, item, KEYS, low + t, after, w->keys, width, &chunk, half);
+        score(w, &chunk, w->p + t, rows, strips);
     }
-    for (int m = 0; m < count; m++) {
-        float total = 0;
-        for (int i = 0; i < LANES; i++) total += w->totals[m * LANES + i];
-        finish(a, item, query_of(a, item, m), w->out + (long)m * width, w->peak[m], total, half);
+    for (int m = 0; m < rows; m++) {
+        float *p = w->p + m * LONGEST;
+        int first = w->first[m] - low, last = w->last[m] - low;
+        /* What stands behind the last score is that of no token. */
+        for (int t = count; t % LANES; t++) p[t] = NONE;
+        int masked = first > 0 || last < count || (w->softcap && count % LANES); /* a cap would raise the last */
+        if (masked) w->total[m] = row_weights(p, count, first, last, w->softcap, w->peak + m, 1);
+        else w->total[m] = row_weights(p, count, 0, count, w->softcap, w->peak + m, 0);
     }
+    for (int t = 0; t < count; t += CHUNK) {
+        const char *after = after_chunk(a, item, VALUES, low + t, then, half);
+        find_chunk(a, item, VALUES, low + t, after, w->values, width, &chunk, half);
+        for (int r = 0; r < rows; r += ROWS) {
+            float *out = w->out + (long)r * width, *p = w->p + r * LONGEST + t;
+            int some = least(rows - r, ROWS), s = 0;
+            for (; s + 4 <= strips; s += 4) values_of_rows[some - 1](&chunk, out, p, width, s * LANES, !r);
+            for (; s < strips; s++)
+                for (int i = 0; i < some; i++)
+                    row_values_1(&chunk, out + i * width, p + i * LONGEST, width, s * LANES, !r && !i);
+        }
+    }
+    for (int m = 0; m < rows; m++)
+        finish(a, item, query_of(a, item, m), w->out + (long)m * width, w->peak[m], w->total[m], half);
 }
 
-void penstock_attend_rows(const Attention *a, Scratch *w, const Item *item, int half) {
-    if (half) few_queries(a, w, item, 1);
-    else few_queries(a, w, item, 0);
+void penstock_attend_rows(const Attention *a, Scratch *w, const Item *item, const Item *next, int half) {
+    if (half) few_queries(a, w, item, next, 1);
+    else few_queries(a, w, item, next, 0);
 }

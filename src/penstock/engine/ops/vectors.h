@@ -4,6 +4,9 @@
  */
 #ifndef PENSTOCK_VECTORS_H
 #define PENSTOCK_VECTORS_H
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -24,8 +27,14 @@ INLINE void store_vec(float *p, vec v) { memcpy(p, &v, sizeof v); }
 INLINE vec all(float x) { return x - (vec){0}; }
 /* Lane by lane: where `mask` is set a, elsewhere b. */
 INLINE vec choose(lanes mask, vec a, vec b) { return (vec)((mask & (lanes)a) | (~mask & (lanes)b)); }
-/* The larger; b where a is no number. */
+/* The larger, the smaller; b where one is no number. */
+#ifdef __AVX512F__ /* which compilers do not see in the other form */
+INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
+INLINE vec smaller(vec a, vec b) { return choose(a < b, a, b); }
+#endif
 
 INLINE float widen(uint16_t x) { uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4); return f; }
 
@@ -72,8 +81,7 @@ INLINE const void *at(const void *p, long i, const int half) { return (const cha
 /* e^x to about 1 ulp for x in [-87, 88], clamped outside: Cody-Waite reduction, then Cephes' polynomial. */
 INLINE vec exponential(vec x) {
     const vec magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number in the low bits */
-    x = choose(x < all(-87.0f), all(-87.0f), x);
-    x = choose(x > all(88.0f), all(88.0f), x);
+    x = smaller(all(88.0f), larger(all(-87.0f), x));
     vec shifted = x * 1.44269504f + magic;
     vec n = shifted - magic;
     vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -93,6 +101,14 @@ INLINE vec hyperbolic_tangent(vec x) {
     lanes sign = (lanes)x & INT32_MIN;
     vec e = exponential(-2.0f * (vec)((lanes)x & INT32_MAX));
     return (vec)((lanes)((1.0f - e) / (1.0f + e)) | sign);
+}
+
+/* The largest lane; no lane may be no number. */
+INLINE float largest(vec v) {
+    v = larger(v, PICK(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = larger(v, PICK(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    v = larger(v, PICK(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    return larger(v, PICK(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14))[0];
 }
 
 /* Sums of 16 vectors as the 16 lanes of one: pairs are added lane by lane, halving their number four times. */
