@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 _OBJECT: Final = {"type": "object"}
 _OPTIONS: Final = frozenset({"json", "json_object", "regex", "choice", "grammar"})
-_FIELDS: Final = (
-    "response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"
+_GUIDED: Final = (
+    ("guided_json", "schema"), ("guided_regex", "regex"), ("guided_choice", "choice"), ("guided_grammar", "lark"),
+    ("json_schema", "schema"), ("regex", "regex"), ("ebnf", "lark"),
 )  # fmt: skip
+_FIELDS: Final = ("response_format", "structured_outputs", *(name for name, _ in _GUIDED))
 _REMEDY: Final = "one of them"
 
 
@@ -118,10 +120,7 @@ def _response_format(body: Body) -> list[Asked]:
 
 def _guided(body: Body, limits: Limits) -> list[Asked]:
     found: list[Asked] = []
-    for name, kind in (
-        ("guided_json", "schema"), ("guided_regex", "regex"), ("guided_choice", "choice"), ("guided_grammar", "lark"),
-        ("json_schema", "schema"), ("regex", "regex"), ("ebnf", "lark"),
-    ):  # fmt: skip
+    for name, kind in _GUIDED:
         value = getattr(body, name)
         if value is not None:
             found.append((name, kind, _parsed(name, value, limits) if kind == "schema" else value, False))
