@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -38,18 +39,26 @@ def test_a_client_that_leaves_is_noticed(scripted: Scripted, filler: int) -> Non
     assert service.someone_left.wait(10), "the work went on for nobody"
 
 
-def test_a_client_that_leaves_behind_a_second_request_is_noticed(scripted: Scripted) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_behind_a_second_request_is_noticed_and_nobody_is_alarmed(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
     service = scripted.service
     service.script = _endless
     service.someone_left.clear()
-    body = b'{"prompt": "x", "stream": true}'
+    service.someone_runs.clear()
+    body = json.dumps({"prompt": "x", "stream": stream}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     request = head + b"content-length: %d\r\n\r\n" % len(body) + body
     host, port = scripted.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as client:
         client.sendall(request + request)
-        assert client.recv(12) == b"HTTP/1.1 200"
-    assert service.someone_left.wait(10)
+        assert service.someone_runs.wait(20)
+        if stream:
+            assert client.recv(12) == b"HTTP/1.1 200"
+    assert service.someone_left.wait(20)
+    assert scripted.http.get("/health").status_code == 200
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
 class _Cycle:

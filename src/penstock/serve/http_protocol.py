@@ -21,7 +21,7 @@ from penstock.serve.edge import id_for
 from penstock.serve.errors import Refusal, wire
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGISendEvent
+    from uvicorn._types import ASGI3Application, ASGISendEvent
 
 MAX_HEAD_BYTES: Final = 256 * 1024
 """The largest that `server.limits.header_bytes` may be."""
@@ -145,6 +145,8 @@ class BoundedHttp(HttpToolsProtocol):
     """How long what has begun to come may take to its end; most of it is there at once, and needs no timer."""
     _deadline: asyncio.TimerHandle | None = None
     _lost = False
+    _running: RequestResponseCycle | None = None
+    """What is being answered. uvicorn tells only the last request that came, which may wait behind it, of the end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # In place of uvicorn's, which asks the system for both addresses: nothing here reads them.
@@ -157,10 +159,17 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._stop_waiting()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
         watchers, self._watchers = self._watchers, []
         for lost in watchers:
             lost()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def watch(self, lost: Callable[[], None]) -> None:
         """watch.Connection."""
