@@ -153,6 +153,17 @@ def test_a_few_queries_against_as_many_tokens_as_a_part_has_and_one_more(block_t
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("rows", "heads"), [(49, Heads(1, 1, 16)), (52, Heads(2, 2, 64)), (29, Heads(2, 1, 32))])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_the_last_few_queries_of_a_prompt_against_all_before_them(rows, heads, softcap):
+    """They are what is left over of whole tiles: 1, 4 and 10 of them, whose context is not cut into parts."""
+    case = (16, heads, [840, 1300, 9000], [rows] * 3, None, 5)
+    qkv, heads, pool, segments, dense, _ = lay_out(case)
+    got = NATIVE.attention(qkv, heads, pool, 1, segments, 0.125, None, softcap)
+    wanted = dense_attention(qkv, heads, segments, dense, None, 0.125, softcap)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
 @both
 def test_large_scores_do_not_overflow_and_a_nan_stays_in_its_row(kernels):
     case = (8, Heads(2, 1, 16), [40, 40], [1, 1], None, 1)

@@ -110,7 +110,8 @@ AttentionPlan *penstock_plan_attention(const Sequences *s, long window, double s
         .first_row = s->first_row, .lengths = s->lengths, .table_rows = s->table_rows, .tables = s->tables,
         .group_first = s->group_first, .members = s->members, .shared = s->shared, .qkv_stride = s->qkv_stride,
         .block_stride = s->block_stride, .table_stride = s->table_stride, .segments = (int)s->segments,
-        .groups = window ? 0 : (int)s->groups, /* a window hides the beginning, and from each row another part of it */
+        /* A window hides the beginning, and from each row another part of it; a part is one tile's. */
+        .groups = window || s->heads > TILE * s->kv_heads ? 0 : (int)s->groups,
         .heads = (int)s->heads, .kv_heads = (int)s->kv_heads, .head = (int)s->head,
         .block_tokens = (int)s->block_tokens, .window = (int)window, .softcap = (float)softcap};
     a->parts_of = calloc(s->segments, sizeof(int32_t));
@@ -148,7 +149,7 @@ void penstock_attend(Team *team, const AttentionPlan *p, const void *qkv, const 
     for (long i, got; (i = penstock_take(team, p->count, 1, &got)) >= 0;) {
         const Item *item = p->items + i, *next = i + 1 < p->count ? item + 1 : NULL;
         begin(&a, &w, item);
-        int few = item->group < 0 && item->to - item->from <= FEW;
+        int few = item->group < 0 && item->to - item->from <= FEW && item->high - item->low <= LONGEST - LANES;
         if (few) penstock_attend_rows(&a, &w, item, next, half);
         else penstock_attend_tile(&a, &w, item, next, half);
     }
