@@ -127,6 +127,16 @@ def test_with_a_window_groups_are_left_alone(kernels):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@both
+def test_more_heads_than_a_tile_has_queries_for_each_key(kernels):
+    heads = Heads(71, 1, 16)
+    case = {"block_tokens": 16, "heads": heads, "groups": [(5, [3, 40])], "alone": [9], "chunk": None, "seed": 3}
+    qkv, pool, segments = lay_out(case)
+    got = kernels.attention(qkv, heads, pool, 1, segments, 0.3, None)
+    wanted = PORTABLE.attention(qkv, heads, pool, 1, without(segments), 0.3, None)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_a_nan_in_one_query_of_a_group_stays_with_it():
     case = {
         "block_tokens": 16,
