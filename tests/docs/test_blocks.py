@@ -192,6 +192,7 @@ def test_flags_of_other_servers_are_none_of_ours_and_lead_to_keys_that_exist() -
         (["serve", "dir", "--api-key=secret"], "Remedy: --server.api-keys"),
         (["simulate", "--tensor-parallel-size", "4"], "Remedy: --layout.tensor-parallel"),
         (["serve", "--enable-metrics"], "Remedy: leave it out"),
+        (["serve", "--hf-token", "secret"], "Remedy: leave it out"),
     ],
 )
 def test_a_flag_of_another_server_is_refused_with_ours(words: list[str], told: str) -> None:

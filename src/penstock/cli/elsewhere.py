@@ -169,7 +169,7 @@ def _refuse(flag: str, value: str, row: Row) -> None:
     programs = [program for program, names in zip(PROGRAMS, row.flags, strict=True) if flag in names]
     here = " and ".join(flag_name(key) for key in row.keys)
     raise InvalidDeployment(
-        field=flag, value="<hidden>" if "key" in flag else value,
+        field=flag, value="<hidden>" if "key" in flag or flag.endswith("-token") else value,
         why=f"a flag of {', '.join(programs)}, and not of ours",
         remedy="; ".join(filter(None, (here or "leave it out", row.note))),
     )  # fmt: skip

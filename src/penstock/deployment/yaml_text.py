@@ -33,7 +33,7 @@ def read_yaml(text: str) -> object:
         raise
     except yaml.YAMLError:
         raise NotYaml("it holds a character that no file of text may hold") from None
-    except ValueError:
+    except (ValueError, LookupError, AttributeError):  # the last two where a tag promises a truth value, or a date
         raise NotYaml("a value in it looks like a date or a number and is none") from None
     except RecursionError:
         raise NotYaml("it is nested too deeply") from None
