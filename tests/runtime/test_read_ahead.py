@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 
 import pytest
 
+from penstock.runtime import build
 from penstock.runtime.read_ahead import read_ahead
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only done on Linux")
@@ -29,10 +32,11 @@ def read(monkeypatch):
 
 @pytest.fixture
 def weights(tmp_path):
-    for name, size in {"b.safetensors": 2_000, "a.safetensors": 70 << 20, "tokenizer.json": 10}.items():
-        with (tmp_path / name).open("wb") as file:
-            file.truncate(size)
-    return tmp_path
+    files = {tmp_path / "b.safetensors": 70 << 20, tmp_path / "a.safetensors": 2_000}
+    for file, size in files.items():
+        with file.open("wb") as stream:
+            stream.truncate(size)
+    return list(files)
 
 
 def test_every_file_of_weights_is_read_to_its_end(weights, read):
@@ -50,7 +54,27 @@ def test_no_more_is_read_than_there_is_room_for(weights, read):
 
 
 def test_what_is_not_there_is_left_to_the_load(tmp_path, read):
-    read_ahead(tmp_path / "nothing").join()
     (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
-    read_ahead(tmp_path).join()
+    read_ahead([tmp_path / "gone.safetensors", tmp_path / "nothing"]).join()
+    read_ahead([]).join()
     assert read == []
+
+
+def test_only_what_the_load_reads_is_read(tmp_path, checkpoint, deployment, monkeypatch):
+    """Some checkpoints have all weights a second time, under the names of another library."""
+    shard = "model-00001-of-00001.safetensors"
+    shutil.copy(checkpoint / "config.json", tmp_path)
+    for name in (shard, "consolidated.safetensors"):
+        shutil.copy(checkpoint / "model.safetensors", tmp_path / name)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": shard}}))
+
+    class Asked(Exception):
+        pass
+
+    def ask(files):
+        raise Asked(*files)
+
+    monkeypatch.setattr(build, "read_ahead", ask)
+    with pytest.raises(Asked) as asked:
+        build.build(deployment({"model.path": str(tmp_path)}), lambda *phase: None)
+    assert asked.value.args == (tmp_path / shard,)

@@ -100,7 +100,7 @@ def read_headers(path: Path | str) -> dict[str, Entry]:
     is damaged, or a tensor is not of a floating-point dtype.
     """
     entries: dict[str, Entry] = {}
-    for file in _files(Path(path)):
+    for file in weight_files(Path(path)):
         entries.update(entries_of(file))
     return entries
 
@@ -123,7 +123,8 @@ def entries_of(file: Path) -> dict[str, Entry]:
     return entries
 
 
-def _files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
+    """Those that a load reads, in its order: the index's, where there is one. Raises UnsupportedModel."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
         try:

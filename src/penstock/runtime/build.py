@@ -67,7 +67,7 @@ def build(deployment: Deployment, on_phase: OnPhase, on_read: OnRead | None = No
     with _phase("resolve", on_phase) as say:
         size = size_up(deployment)
         say(f"{size.path.name}: {size.architecture}, {size.parameters / 1e6:,.1f}M parameters")
-        read_ahead(size.path)
+        read_ahead(_weight_files(size.path))
     with _phase("import torch", on_phase) as say:
         with uncollected():
             import torch
@@ -129,6 +129,12 @@ def build(deployment: Deployment, on_phase: OnPhase, on_read: OnRead | None = No
         replica, engine, info, policy.plan_ahead, size.host_blocks, engine.guides.prepare,
         adapters=engine if deployment.model.adapter_room else None, recompute_beyond=engine.recompute_beyond,
     )  # fmt: skip
+
+
+def _weight_files(path: Path) -> list[Path]:
+    from penstock.engine.checkpoint import weight_files
+
+    return weight_files(path)
 
 
 def _read_vocabulary(engine: Engine, on_phase: OnPhase, vocab_size: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Final
@@ -14,8 +15,8 @@ from penstock.runtime.available import available_bytes
 _PIECE_BYTES: Final = 64 << 20
 
 
-def read_ahead(directory: Path, most: int | None = None) -> Thread:
-    """Read the safetensors files in `directory`, in the thread that is returned, and keep nothing of them here.
+def read_ahead(files: Sequence[Path], most: int | None = None) -> Thread:
+    """Read `files` in this order, in the thread that is returned, and keep nothing of them here.
 
     Files that are in memory cost 15 ms per GB. No more than `most` bytes are read, by default half of the memory that
     is available: beyond that, what was read first would be gone before it is wanted. On systems other than Linux
@@ -23,13 +24,13 @@ def read_ahead(directory: Path, most: int | None = None) -> Thread:
     """
     if most is None:
         most = (available_bytes() or 0) // 2
-    files = sorted(directory.glob("*.safetensors")) if sys.platform == "linux" else []
-    thread = Thread(target=_read, args=(files, most), name="penstock-read-ahead", daemon=True)
+    wanted = files if sys.platform == "linux" else ()
+    thread = Thread(target=_read, args=(wanted, most), name="penstock-read-ahead", daemon=True)
     thread.start()
     return thread
 
 
-def _read(files: list[Path], left: int) -> None:
+def _read(files: Sequence[Path], left: int) -> None:
     # What cannot be read, the load will say.
     with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
         for file in files:
