@@ -53,11 +53,13 @@ def test_no_more_is_read_than_there_is_room_for(weights, read):
     assert sum(sent for _, _, sent in read) == 5_000
 
 
-def test_what_is_not_there_is_left_to_the_load(tmp_path, read):
+def test_what_is_not_there_is_left_to_the_load(tmp_path, weights, read):
     (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
-    read_ahead([tmp_path / "gone.safetensors", tmp_path / "nothing"]).join()
-    read_ahead([]).join()
+    missing = [tmp_path / "gone.safetensors", tmp_path / "nothing"]
+    read_ahead(missing).join()
     assert read == []
+    read_ahead([*missing, *weights[1:]]).join()
+    assert read == [(2_000, 0, 2_000)]
 
 
 def test_only_what_the_load_reads_is_read(tmp_path, checkpoint, deployment, monkeypatch):

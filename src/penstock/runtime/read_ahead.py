@@ -34,7 +34,7 @@ def _read(files: Sequence[Path], left: int) -> None:
     # What cannot be read, the load will say.
     with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
         for file in files:
-            with file.open("rb") as stream:
+            with contextlib.suppress(OSError), file.open("rb") as stream:
                 at = 0
                 while left > 0 and (
                     sent := os.sendfile(nowhere.fileno(), stream.fileno(), at, min(left, _PIECE_BYTES))
