@@ -69,6 +69,7 @@ def test_a_message_stream(scripted: Scripted, claude: anthropic.Anthropic) -> No
 
 
 def test_the_events_of_a_message_in_order(scripted: Scripted) -> None:
+    scripted.service.script = say("river", tokens_per_output=3)
     reply = scripted.http.post("/v1/messages", json={"max_tokens": 9, "messages": TURN, "stream": True})
     found = named_events(reply.content)
     names = [one["type"] for one in found]
@@ -79,6 +80,7 @@ def test_the_events_of_a_message_in_order(scripted: Scripted) -> None:
         "message_delta", "message_stop",
     ]  # fmt: skip
     assert found[0]["message"]["content"] == []
+    assert found[0]["message"]["usage"]["output_tokens"] == 1  # however many have come by then
     assert found[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
 
 
