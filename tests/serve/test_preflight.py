@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import ssl
@@ -59,6 +60,32 @@ def test_nobody_is_asked_for_the_password_of_a_key(tmp_path: Path) -> None:
     error = refused(tmp_path / "cert.pem", locked)
     assert error.field == "server.tls_key"
     assert "encrypted" in error.why
+
+
+@needs_openssl
+def test_a_certificate_without_its_key_does_not_take_the_old_pair_away(tmp_path: Path) -> None:
+    """As there is for a moment, where the two files are renewed one after the other."""
+
+    def certificate_shown(context: ssl.SSLContext) -> bytes | None:
+        client = ssl.create_default_context(cafile=str(old / "cert.pem"))
+        to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ends = (
+            client.wrap_bio(to_client, to_server, server_hostname="localhost"),
+            context.wrap_bio(to_server, to_client, server_side=True),
+        )
+        for end in ends * 3:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+        return ends[0].getpeercert(binary_form=True)
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        certificate(folder, "localhost")
+    context = tls.context_of(str(old / "cert.pem"), str(old / "key.pem"))
+    with pytest.raises(InvalidDeployment, match="values mismatch"):
+        tls.load(context, str(new / "cert.pem"), str(old / "key.pem"))
+    assert certificate_shown(context) == ssl.PEM_cert_to_DER_cert((old / "cert.pem").read_text())
 
 
 def test_an_address_of_another_machine_and_no_address_at_all_are_the_hosts_fault() -> None:

@@ -121,10 +121,13 @@ def test_tls_serves_and_takes_a_new_certificate_without_a_restart(start: Start, 
     assert httpx.get(f"{url}/health", verify=ssl.create_default_context(cafile=files["tls_certificate"])).json()
     port = int(url.rpartition(":")[2])
     old = ssl.get_server_certificate(("127.0.0.1", port))
-    (tmp_path / "cert.pem").write_text("broken")
-    process.send_signal(signal.SIGHUP)
-    time.sleep(0.2)
-    assert ssl.get_server_certificate(("127.0.0.1", port)) == old, "what cannot be used changes nothing"
+    (tmp_path / "other").mkdir()
+    certificate(tmp_path / "other", "other")
+    for unusable in ("broken", (tmp_path / "other" / "cert.pem").read_text()):
+        (tmp_path / "cert.pem").write_text(unusable)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        assert ssl.get_server_certificate(("127.0.0.1", port)) == old, "what cannot be used changes nothing"
     certificate(tmp_path, "second")
     assert until(lambda: ssl.get_server_certificate(("127.0.0.1", port)) != old)
     assert httpx.get(f"{url}/health", verify=ssl.create_default_context(cafile=files["tls_certificate"])).json()

@@ -9,17 +9,23 @@ from penstock.errors import InvalidDeployment
 
 
 def context_of(certificate: str, key: str | None) -> ssl.SSLContext:
-    """What a listener needs. Raises InvalidDeployment, as `load` does."""
+    """What a listener needs.
+
+    Raises InvalidDeployment: a file cannot be read, is not PEM, is encrypted, or the two do not belong together.
+    """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    load(context, certificate, key)
+    _load(context, certificate, key)
     return context
 
 
 def load(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
-    """Connections that come from now on get this certificate.
+    """Connections that come from now on get this certificate. Raises InvalidDeployment, as `context_of` does; then they
+    get the old one."""
+    context_of(certificate, key)  # first: half of a pair that does not fit takes the old pair out of its context
+    _load(context, certificate, key)
 
-    Raises InvalidDeployment: a file cannot be read, is not PEM, is encrypted, or the two do not belong together.
-    """
+
+def _load(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
     for field, file in (("server.tls_certificate", certificate), ("server.tls_key", key)):
         try:
             if file is not None:
