@@ -22,6 +22,8 @@ from penstock.engine.ops.portable import PortableKernels
 NATIVE = native.load_native()
 PORTABLE = PortableKernels()
 both = pytest.mark.parametrize("kernels", [NATIVE, PORTABLE], ids=lambda kernels: kernels.name)
+WIDTHS = [2, 8, 16, 24, 32, 64, 80, 128]
+"""Of heads: those with code of their own (16, 32, 64, 128), and others."""
 
 
 def forget() -> None:
@@ -35,7 +37,7 @@ def ragged(draw):
     """A pool, tables in it, and some sequences of which the last few tokens are this step's rows."""
     block_tokens = draw(st.sampled_from([1, 3, 8, 16, 24]))
     kv_heads = draw(st.integers(1, 3))
-    heads = Heads(kv_heads * draw(st.sampled_from([1, 2, 5])), kv_heads, draw(st.sampled_from([2, 8, 16, 24, 64, 80])))
+    heads = Heads(kv_heads * draw(st.sampled_from([1, 2, 5])), kv_heads, draw(st.sampled_from(WIDTHS)))
     lengths = draw(st.lists(st.integers(1, 70), min_size=1, max_size=4))
     decode = draw(st.booleans())
     rows = [1 if decode else draw(st.integers(1, length)) for length in lengths]

@@ -28,7 +28,7 @@ both = pytest.mark.parametrize("kernels", [NATIVE, PORTABLE], ids=lambda kernels
 def families(draw):
     """Groups of sequences with blocks in common, and some that share nothing."""
     kv_heads = draw(st.integers(1, 3))
-    heads = Heads(kv_heads * draw(st.sampled_from([1, 3, 11])), kv_heads, draw(st.sampled_from([2, 16, 24, 64])))
+    heads = Heads(kv_heads * draw(st.sampled_from([1, 3, 11])), kv_heads, draw(st.sampled_from([2, 16, 24, 64, 128])))
     group = st.tuples(st.integers(1, 9), st.lists(st.integers(1, 40), min_size=1, max_size=12))
     return {
         "block_tokens": draw(st.sampled_from([1, 3, 16, 24])),
