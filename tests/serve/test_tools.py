@@ -326,6 +326,23 @@ def test_an_answer_that_is_all_reasoning_has_no_content(model: Model) -> None:
     assert (message["content"], message["reasoning"]) == (None, "for ever")
 
 
+@pytest.mark.parametrize(
+    ("begun", "said", "content", "thought"),
+    [
+        ("<think>Let me", " see.</think>Cold.", "Cold.", "see."),
+        ("<think>Let me see.</think>Co", "ld.", "ld.", None),
+        ("Co", "ld.", "ld.", None),
+    ],
+)
+def test_an_answer_goes_on_where_it_was_cut(
+    model: Model, begun: str, said: str, content: str, thought: str | None
+) -> None:
+    model.will_say(said)
+    turns = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": begun}]
+    message = model.chat(messages=turns, continue_final_message=True).json()["choices"][0]["message"]
+    assert (message["content"], message["reasoning"]) == (content, thought)
+
+
 @pytest.mark.parametrize("kept", [("reasoning", "reasoning_content"), ("reasoning",), ("reasoning_content",)])
 def test_an_answer_that_is_all_reasoning_may_come_back_as_history(model: Model, kept: tuple[str, ...]) -> None:
     model.will_say("<think>for ever")

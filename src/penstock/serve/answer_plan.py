@@ -37,7 +37,8 @@ async def answer_plan(
     thinking = choose_reasoning(server.reasoning_parser, tokenizer)
     state = Begun.CLOSED
     if thinking is not None:
-        state = begun(thinking, tokenizer.decode(prompt.ids[-_PROMPT_END:], skip_special_tokens=False))
+        end = tokenizer.decode(prompt.ids[-_PROMPT_END:], skip_special_tokens=False)
+        state = begun(thinking, end, prompt.begun)
     calls = choose(server.tool_parser, tokenizer) if use.tools else None
     text = await _grammar(front, use, calls, constraint, size, tenant)
     made = None if text is None else guide(text, thinking, state)

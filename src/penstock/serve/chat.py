@@ -109,7 +109,8 @@ async def chat_prompt(front: Front, body: ChatBody, size: int, tools: ToolUse = 
         go_on=bool(body.continue_final_message),
         max_tokens=context,
     )
-    return Prompt(tuple(await front.offload.run(encode, characters=size, field="messages")))
+    ids = await front.offload.run(encode, characters=size, field="messages")
+    return Prompt(tuple(ids), begun=messages[-1]["content"] or "" if body.continue_final_message else "")
 
 
 def _check_effort(front: Front, effort: str, other: Any) -> None:

@@ -35,6 +35,8 @@ class Prompt:
 
     ids: tuple[int, ...]
     text: str = ""
+    begun: str = ""
+    """Of a chat whose last turn is to go on: that turn."""
 
 
 class Generation:

@@ -60,12 +60,17 @@ def choose_reasoning(setting: str, tokenizer: Tokenizer) -> ReasoningFormat | No
     return None
 
 
-def begun(form: ReasoningFormat, prompt_end: str) -> Begun:
-    """What `prompt_end`, the last of the prompt's text with its control tokens, says.
+def begun(form: ReasoningFormat, prompt_end: str, answer: str = "") -> Begun:
+    """What `prompt_end`, the last of the prompt's text with its control tokens, says; or `answer`, a begun one that
+    is to go on.
 
     >>> begun(THINK, "...<think>"), begun(THINK, "...<think></think>"), begun(THINK, "...")
     (<Begun.YES: 1>, <Begun.CLOSED: 2>, <Begun.NO: 0>)
+    >>> begun(THINK, "...", "<think>So"), begun(THINK, "...", "<think>So</think>The"), begun(THINK, "...", "The")
+    (<Begun.YES: 1>, <Begun.CLOSED: 2>, <Begun.CLOSED: 2>)
     """
+    if answer.strip():
+        return Begun.YES if answer.rfind(form.opener) > answer.rfind(form.closer) else Begun.CLOSED
     end = prompt_end.rstrip()
     return Begun.YES if end.endswith(form.opener) else Begun.CLOSED if end.endswith(form.closer) else Begun.NO
 
