@@ -117,8 +117,10 @@ def test_a_collector_without_its_packages_is_refused_without_an_app() -> None:
         "from penstock.deployment import Deployment\n"
         "from penstock.errors import InvalidDeployment\n"
         "from penstock.serve.preflight import check\n"
-        "try: check(Deployment.parse({'server': {'trace_endpoint': 'http://127.0.0.1:4318/v1/traces'}}))\n"
+        "try: check(Deployment.parse({'server': {'trace_endpoint': 'http://me:secret@127.0.0.1:4318'}}))\n"
         "except InvalidDeployment as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'penstock[otel]'" in done.stdout
+    assert "127.0.0.1:4318" in done.stdout
+    assert "secret" not in done.stdout

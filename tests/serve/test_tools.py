@@ -326,14 +326,10 @@ def test_an_answer_that_is_all_reasoning_has_no_content(model: Model) -> None:
     assert (message["content"], message["reasoning"]) == (None, "for ever")
 
 
-@pytest.mark.parametrize(
-    ("begun", "said", "content", "thought"),
-    [
-        ("<think>Let me", " see.</think>Cold.", "Cold.", "see."),
-        ("<think>Let me see.</think>Co", "ld.", "ld.", None),
-        ("Co", "ld.", "ld.", None),
-    ],
-)
+@pytest.mark.parametrize(("begun", "said", "content", "thought"), [
+    ("<think>Let me", " see.</think>Cold.", "Cold.", "see."),
+    ("<think>Let me see.</think>Co", "ld.", "ld.", None), ("Co", "ld.", "ld.", None),
+])  # fmt: skip
 def test_an_answer_goes_on_where_it_was_cut(
     model: Model, begun: str, said: str, content: str, thought: str | None
 ) -> None:

@@ -34,8 +34,8 @@ def require_packages(endpoint: str) -> None:
         import opentelemetry.sdk.trace.export  # noqa: F401
     except ImportError:
         raise InvalidDeployment(
-            field="server.trace_endpoint", value=endpoint, why="OpenTelemetry is not installed",
-            remedy="pip install 'penstock[otel]', or leave it out",
+            field="server.trace_endpoint", value=endpoint.rpartition("@")[2],  # before it stands a password
+            why="OpenTelemetry is not installed", remedy="pip install 'penstock[otel]', or leave it out",
         ) from None  # fmt: skip
 
 
