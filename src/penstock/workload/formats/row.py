@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -78,3 +79,23 @@ def lines_of(path: Path) -> Iterator[tuple[Place, str]]:
             field="trace", value=str(path), why=f"it cannot be read beyond line {number}: {error}",
             remedy="a readable trace file, plain or .gz",
         ) from None  # fmt: skip
+
+
+def has_columns(head: str, names: Sequence[str]) -> bool:
+    """Whether a file of comma-separated values with this first line has all of them."""
+    return set(names) <= set(_cells(head))
+
+
+def columns(head: str, lines: Iterator[tuple[Place, str]], names: Sequence[str]) -> Iterator[tuple[Place, list[str]]]:
+    """The cells under `names`, row by row. Raises BadInput: a row with more or fewer cells than `head`."""
+    all_names = _cells(head)
+    at = [all_names.index(name) for name in names]
+    for place, line in lines:
+        cells = _cells(line)
+        if len(cells) != len(all_names):
+            raise place.error("row", line, f"{len(cells)} columns", f"{len(all_names)}: " + ",".join(all_names))
+        yield place, [cells[index] for index in at]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line]))]

@@ -8,30 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from penstock.workload.formats.row import Place, TraceRequest
+from penstock.workload.formats.row import Place, TraceRequest, columns, has_columns
 
 REQUIRED: Final = ("arrived_at", "num_prefill_tokens", "num_decode_tokens")
 
 
 def fits(head: str) -> bool:
     """Whether a file with this first line is one."""
-    return set(REQUIRED) <= set(_cells(head))
+    return has_columns(head, REQUIRED)
 
 
 def rows(head: str, lines: Iterator[tuple[Place, str]]) -> Iterator[TraceRequest]:
     """The requests, in file order. Raises BadInput."""
-    columns = _cells(head)
-    at_time, at_prompt, at_output = (columns.index(name) for name in REQUIRED)
-    for place, line in lines:
-        cells = _cells(line)
-        if len(cells) != len(columns):
-            raise place.error("row", line, f"{len(cells)} columns", f"{len(columns)}: " + ",".join(columns))
+    for place, (time, prompt, output) in columns(head, lines, REQUIRED):
         yield TraceRequest(
-            place.seconds("arrived_at", cells[at_time]),
-            place.tokens("num_prefill_tokens", cells[at_prompt]),
-            place.tokens("num_decode_tokens", cells[at_output]),
+            place.seconds("arrived_at", time),
+            place.tokens("num_prefill_tokens", prompt),
+            place.tokens("num_decode_tokens", output),
         )
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.split(",")]
