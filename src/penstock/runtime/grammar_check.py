@@ -211,22 +211,25 @@ class GrammarCheck:
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        answer, ended = b"", True
+        answer, ended = b"", False
         try:
-            with contextlib.suppress(ConnectionError):
-                async with patience(limit_s):
-                    process.stdin.write(line)
-                    await process.stdin.drain()
-                    answer = await process.stdout.readline()
+            async with patience(limit_s):
+                process.stdin.write(line)
+                await process.stdin.drain()
+                answer = await process.stdout.readline()
+            ended = process.stdout.at_eof()
+        except ConnectionError:  # it was gone before the line was written
+            ended = True
         except (TimeoutError, ValueError):  # a line too long to be one is a ValueError
             ended = False
         finally:
             # Also when whoever asked has gone: the answer to come must not be taken for the next one's.
             if not answer.endswith(b"\n"):
-                if ended and process.stdout.at_eof():
+                if ended:
+                    # What ended it is to be known before `close`: `kill` reaps, and the status is lost to asyncio.
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(_REAP_S):
-                            await process.wait()  # so that what ended it is known before `close` would end it
+                            await process.wait()
                 await asyncio.shield(self.close())
         if not answer.endswith(b"\n"):
             self._was_killed = ended and process.returncode == -signal.SIGKILL
