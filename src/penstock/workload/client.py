@@ -272,6 +272,8 @@ class Client:
         self._slots = asyncio.Semaphore(max_connections)
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
+        self._cuts = 0
+        """Times that everything was cut."""
         self._tls = ssl.create_default_context() if target.tls else None
 
     async def send(
@@ -285,12 +287,18 @@ class Client:
         """
         answer = Answer(perf_counter() if asked_s is None else asked_s)
         data = self.target.head("GET" if body is None else "POST", path, len(body or b"")) + (body or b"")
+        cuts = self._cuts
         async with self._slots:
             try:
                 connection = await asyncio.wait_for(self._connect(), self._timeout_s)
             except (OSError, TimeoutError) as error:
                 answer.sent_s = answer.end_s = perf_counter()
                 answer.error = f"cannot connect: {error}" if str(error) else "cannot connect: timed out"
+                return answer
+            if self._cuts != cuts:  # while it waited to be sent
+                answer.sent_s = answer.end_s = perf_counter()
+                answer.cut = True
+                self._give_back(connection)
                 return answer
             self._busy.add(connection)
             deadline = asyncio.get_running_loop().call_later(
@@ -324,7 +332,8 @@ class Client:
             connection.stop()
 
     def cut_all(self) -> None:
-        """Close every exchange that is under way, as cut by the client."""
+        """Close every exchange that is under way, as cut by the client; what still waits to be sent never is."""
+        self._cuts += 1
         for connection in tuple(self._busy):
             connection.stop(cut=True)
 
