@@ -41,7 +41,7 @@ from peers import HERE, PEERS, PENSTOCK, Peer, Places, by_name, checkpoint, envi
 from processes import Outcome, compete, end_on_sigterm, forget_files
 
 ROOT = Path(__file__).parents[1]
-OURS = {"float32": ("float32",), "int8": ("int8", "int8_weights"), "int4": ("int4",)}
+OURS = {"float32": ("float32", "float32_compressed"), "int8": ("int8", "int8_weights"), "int4": ("int4",)}
 """What is compared, and what this engine has for it."""
 console = Console(stderr=True, highlight=False)
 

@@ -37,7 +37,7 @@ SHAPES = {
 }  # fmt: skip
 """Outputs and inputs."""
 ROWS = (1, 4, 16, 64, 256, 1024)
-FORMS = ("float32", "bfloat16", "int8", "int8_weights", "int4")
+FORMS = ("float32", "float32_compressed", "bfloat16", "int8", "int8_weights", "int4")
 RING_BYTES = 64 << 20
 MOST_MATRICES = 24
 
@@ -82,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     peak, bandwidth = limits(2.0)
     print(f"{torch.get_num_threads()} threads: {peak / 1e9:.0f} GFLOP/s float32, {bandwidth / 1e9:.1f} GB/s read")
-    print(f"{'':12} {'rows':>5} {'':13} {'GFLOP/s':>8} {'of peak':>8} {'GB/s':>6} {'of read':>8} {'x torch':>8}")
+    print(f"{'':12} {'rows':>5} {'':18} {'GFLOP/s':>8} {'of peak':>8} {'GB/s':>6} {'of read':>8} {'x torch':>8}")
     found = []
     with torch.inference_mode():
         for model, matrix in ((m, x) for m in options.models for x in options.matrices):
@@ -115,7 +115,7 @@ def main() -> None:
                     }  # fmt: skip
                     found.append(row)
                     print(
-                        f"{model} {matrix:10} {rows:5} {name:13} {row['flop_per_s'] / 1e9:8.1f} "
+                        f"{model} {matrix:10} {rows:5} {name:18} {row['flop_per_s'] / 1e9:8.1f} "
                         f"{row['flop_per_s'] / peak:8.2f} {row['bytes_per_s'] / 1e9:6.1f} "
                         f"{row['bytes_per_s'] / bandwidth:8.2f} {row['times_torch']:8.2f}",
                         flush=True,

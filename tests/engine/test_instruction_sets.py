@@ -13,7 +13,13 @@ import pytest
 
 HERE = Path(__file__).parent
 KINDS = "not compile and not kept"  # which compile once more
-FILES = ("test_engine_kernels.py", "test_shared_prefix.py", "test_layers.py", "test_weights.py")
+FILES = (
+    "test_engine_kernels.py",
+    "test_shared_prefix.py",
+    "test_layers.py",
+    "test_weights.py",
+    "test_compressed_float32.py",
+)
 COMPILER = """#!/bin/sh
 for one in "$@"; do
     shift

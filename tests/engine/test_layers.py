@@ -71,7 +71,7 @@ def test_all_layers_in_one_call_give_what_kernel_by_kernel_does_to_the_bit(check
         assert tokens == output
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int8_weights", "int4"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32_compressed", "int8", "int8_weights", "int4"])
 def test_the_same_in_every_form_of_weights(checkpoint, dtype):
     model = load_model(checkpoint("llama", hidden_size=64, intermediate_size=96), dtype=dtype)
     expected, output = keys_values_and_tokens(model, OneByOne(), 1)

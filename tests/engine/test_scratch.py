@@ -35,7 +35,7 @@ def test_it_shrinks_when_little_was_needed_many_times_in_a_row():
     assert scratch.held == 120
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8", "int8_weights", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "float32_compressed", "int8", "int8_weights", "int4"])
 def test_logits_of_every_step_are_in_one_place_and_not_in_the_heap(checkpoint, dtype):
     """Freed and asked for with a few rows more, they left holes in the heap that took ten times their size."""
     model = load_model(checkpoint("llama", hidden_size=64), dtype=dtype).model

@@ -28,7 +28,7 @@ AdapterPath = Annotated[str, StringConstraints(min_length=1)]
 Adapters = Annotated[dict[AdapterName, AdapterPath], BeforeValidator(_as_mapping)]
 
 
-ServedDtype = Literal["float32", "bfloat16", "int8", "int8_weights", "int4", "fp8"]
+ServedDtype = Literal["float32", "float32_compressed", "bfloat16", "int8", "int8_weights", "int4", "fp8"]
 
 
 class Model(Section):
@@ -38,9 +38,10 @@ class Model(Section):
     name: str | None = Field(None, description="Name that clients ask for; default: the directory's name.")
     dtype: ServedDtype | None = Field(
         None,
-        description="Precision of weights, activations and KV. int8: matrices and what they multiply, with float32 "
+        description="Precision of weights, activations and KV. float32_compressed: float32 to the bit, in 28 bits a "
+        "weight. int8: matrices and what they multiply, with float32 "
         "around them and in KV. int8_weights: the matrices alone. int4: matrices in groups of 32, and what they "
-        "multiply in int8. These three run on CPUs. fp8: matrices and what they multiply, with bfloat16 around them, "
+        "multiply in int8. These four run on CPUs. fp8: matrices and what they multiply, with bfloat16 around them, "
         "on GPUs that have it. Default: float32 to serve; in a simulation of a public model, as it is published.",
     )
     max_sequence_tokens: Count | None = Field(
@@ -77,7 +78,10 @@ class Model(Section):
     @property
     def weights_dtype(self) -> Literal["float32", "bfloat16", "int8", "int4", "fp8"]:
         """The type in which a server stores its matrices, as `precision` names it."""
-        return "int8" if self.served_dtype == "int8_weights" else self.served_dtype
+        served = self.served_dtype
+        if served == "float32_compressed":
+            return "float32"
+        return "int8" if served == "int8_weights" else served
 
     @property
     def compute_dtype(self) -> Literal["float32", "bfloat16"]:

@@ -1,9 +1,9 @@
-/* Products with packed weights in float32 or bfloat16, and with int8 weights and float activations.
+/* Products with packed weights in float32 (also in 28 bits) or bfloat16, and with int8 weights and float activations.
  *
  * Narrow weights are widened a piece of a panel at a time, which then serves all rows from the cache. Activations and
  * sums are float; a result is rounded once, to the activations' type.
  */
-#include "products.h"
+#include "products_float28.h"
 
 #if defined(__AVX512F__)
 #define TILE 14 /* two vectors of sums for each row, two of weights, one activation: 31 of 32 registers */
@@ -128,6 +128,15 @@ typedef struct {
     long stride, depth, panel_bytes, half;
 } Product;
 
+typedef void few_of(const float *, long, const Matrix *, const void *, float *);
+#define FEW_OF(mr)                                                                                                  \
+    static __attribute__((noinline)) void few_##mr(const float *x, long stride, const Matrix *m, const void *panel, \
+                                                   float *sums) {                                                   \
+        float28_few(x, stride, m, panel, sums, mr);                                                                 \
+    }
+FEW_OF(1) FEW_OF(2) FEW_OF(3) FEW_OF(4)
+static few_of *const FEW[FLOAT28_FEW + 1] = {NULL, few_1, few_2, few_3, few_4};
+
 /* All rows of a block against one piece of a panel. */
 INLINE void block(const Product *p, long panel, long row, long count, long k, float *own, float *wide) {
     const Matrix *m = p->m;
@@ -140,6 +149,16 @@ INLINE void block(const Product *p, long panel, long row, long count, long k, fl
     if (m->kind == BFLOAT16) widen_bfloat16(wide, (const uint16_t *)at, k, depth);
     if (m->kind == INT8_WEIGHTS) widen_int8(wide, (const int8_t *)at, k, depth);
     if (m->kind != FLOAT32) w = wide, step = 0;
+    if (m->kind == FLOAT28) {
+        if (count <= FLOAT28_FEW) {
+            FEW[count](p->x + row * p->stride, p->stride, m, at, own);
+            finish(p->out, row, m->outputs, panel * PANEL, least(PANEL, m->outputs - panel * PANEL), own, count, m->bias, 0);
+            return;
+        }
+        widen_float28(wide, m, at, k, depth);
+        ahead = (const char *)float28_four(at, tiles == 1 ? k + depth : k) + (tiles == 1 ? 0 : p->panel_bytes);
+        step = FOUR_WORDS * 4 / tiles;
+    }
     for (long t = 0; t < tiles; t++) {
         long from = part_start(count, tiles, t), mr = part_start(count, tiles, t + 1) - from;
         float *sums = p->partial ? p->partial + (panel * count + from) * PANEL : own;
@@ -160,9 +179,11 @@ INLINE Product shape(const Matrix *m, long rows, long half) {
     long inputs = m->inputs, wanted = apart(inputs * 4) / 4, panel_elements = PANEL * inputs;
     Product p = {.m = m, .stride = inputs, .depth = inputs, .half = half};
     if (m->kind == FLOAT32) p.panel_bytes = panel_elements * 4;
+    else if (m->kind == FLOAT28) p.panel_bytes = float28_panel_bytes(inputs);
     else if (m->kind == BFLOAT16) p.panel_bytes = panel_elements * 2;
     else p.panel_bytes = PANEL * round_up(inputs, 4);
-    if (m->kind != FLOAT32) p.depth = least(inputs, WIDE_DEPTH);
+    if (m->kind == FLOAT28 && rows <= FLOAT28_FEW) p.depth = inputs;
+    else if (m->kind != FLOAT32 && (m->kind != FLOAT28 || rows <= TILE)) p.depth = least(inputs, WIDE_DEPTH);
     else if (rows > TILE) p.depth = round_up(divide_up(inputs, divide_up(inputs, DEPTH)), 4);
     if (half || (wanted != inputs && rows > 4)) p.stride = wanted;
     return p;
@@ -196,7 +217,7 @@ void penstock_multiply(Team *team, const Matrix *m, const void *x, void *out, lo
     Product p = shape(m, rows, half);
     long panels = divide_up(m->outputs, PANEL), blocks = divide_up(rows, BLOCK_ROWS), inputs = m->inputs;
     long chunk = share(panels, team->threads), got;
-    float own[TILE * PANEL] __attribute__((aligned(64))), wide[WIDE_DEPTH * PANEL] __attribute__((aligned(64)));
+    float own[TILE * PANEL] __attribute__((aligned(64))), wide[DEPTH * PANEL] __attribute__((aligned(64)));
     p.x = x;
     p.out = out;
     if (copies(&p)) {

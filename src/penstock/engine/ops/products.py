@@ -1,4 +1,4 @@
-"""products.c, products_int8.c and products_int4.c through ctypes: packing weights into panels, and products with them.
+"""products.c and products_*.c through ctypes: packing weights into panels, and products with them.
 
 T rows, O outputs, I inputs. Tensors are contiguous and on the CPU; threads follow torch.get_num_threads().
 """
@@ -13,22 +13,36 @@ import torch
 from torch import Tensor
 
 from penstock.engine.ops.build import load_library
+from penstock.engine.ops.large_pages import LargePages
 
 PANEL: Final = 32
 """Outputs side by side; the last panel is filled up with zeros."""
-KINDS: Final = {"float32": 0, "bfloat16": 1, "int8_weights": 2, "int8": 3, "int4": 4}
+KINDS: Final = {"float32": 0, "bfloat16": 1, "int8_weights": 2, "int8": 3, "int4": 4, "float32_compressed": 5}
 """How team.h numbers the forms of packed weights."""
+
+WHOLE_BYTES: Final = 8
+"""Of a float32 that does not fit into 28 bits."""
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
 
+def float28_bytes(outputs: int, inputs: int) -> int:
+    """Of the panels: 64 bytes each, and 448 for four inputs."""
+    return -(-outputs // PANEL) * (64 + -(-inputs // 4) * 448)
+
+
 class Products:
-    """The functions of the three files. Each raises MemoryError when its working memory cannot be had."""
+    """The functions of these files. Each raises MemoryError when its working memory cannot be had."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self._pages = LargePages()
         self._pack = library.penstock_pack
         self._pack.argtypes, self._pack.restype = [_POINTER] * 2 + [_LONG] * 4, None
         self._product = _function(library.penstock_product, 5, 6)
+        self._heads_float28 = library.penstock_float28_heads
+        self._heads_float28.argtypes, self._heads_float28.restype = [_POINTER] * 2 + [_LONG] * 3, _LONG
+        self._pack_float28 = library.penstock_pack_float28
+        self._pack_float28.argtypes, self._pack_float28.restype = [_POINTER] * 3 + [_LONG] * 3, None
         self._pack_int8 = _function(library.penstock_pack_int8, 4, 4)
         self._product_int8 = _function(library.penstock_product_int8, 6, 4)
         self._pack_int4 = _function(library.penstock_pack_int4, 2, 4)
@@ -37,7 +51,7 @@ class Products:
     def pack(self, weight: Tensor) -> Tensor:
         """[O, I] to panels [O / 32, I, 32] of the same type, float32 or bfloat16."""
         outputs, inputs = weight.shape
-        packed = weight.new_empty(-(-outputs // PANEL), inputs, PANEL)
+        packed = self._pages.empty((-(-outputs // PANEL), inputs, PANEL), weight.dtype)
         half = weight.dtype is torch.bfloat16
         self._pack(weight.data_ptr(), packed.data_ptr(), outputs, inputs, half, torch.get_num_threads())
         return packed
@@ -46,7 +60,7 @@ class Products:
         self, x: Tensor, packed: Tensor, scales: Tensor | None, bias: Tensor | None, outputs: int, kind: int,
         out: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """x [T, I] times panels of one of the first three KINDS; `scales` [O] go with int8, and x is float32 then.
+        """x [T, I] times panels of a float kind or of int8_weights, where `scales` [O] go with them and x is float32.
 
         `out` [T, O], here and below: where the result goes; None: into memory of its own.
         """
@@ -61,10 +75,21 @@ class Products:
         )  # fmt: skip
         return out
 
+    def pack_float28(self, weight: Tensor) -> tuple[Tensor, int]:
+        """[O, I] float32 to a blob of panels and what was kept whole (products_float28.h), and how many were."""
+        outputs, inputs = weight.shape
+        panels, threads = -(-outputs // PANEL), torch.get_num_threads()
+        heads = torch.empty(panels, 3, dtype=torch.int32)
+        whole = self._heads_float28(weight.data_ptr(), heads.data_ptr(), outputs, inputs, threads)
+        size = float28_bytes(outputs, inputs) + whole * WHOLE_BYTES
+        packed = self._pages.empty((size,), torch.uint8)
+        self._pack_float28(weight.data_ptr(), heads.data_ptr(), packed.data_ptr(), outputs, inputs, threads)
+        return packed, whole
+
     def pack_int8(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[O, I] to panels [O / 32, I / 4, 32, 4] int8, scales [O] float32, and 128 times each output's sum [O]."""
         outputs, inputs = weight.shape
-        packed = torch.empty(-(-outputs // PANEL), -(-inputs // 4), PANEL, 4, dtype=torch.int8)
+        packed = self._pages.empty((-(-outputs // PANEL), -(-inputs // 4), PANEL, 4), torch.int8)
         scales, sums = torch.empty(outputs), torch.empty(outputs, dtype=torch.int32)
         half = weight.dtype is torch.bfloat16
         _check(
@@ -93,7 +118,7 @@ class Products:
     def pack_int4(self, weight: Tensor) -> Tensor:
         """[O, I], I a multiple of 32, to panels [O / 32, I / 32, 576] uint8: 512 bytes of weights, 64 of scales."""
         outputs, inputs = weight.shape
-        packed = torch.empty(-(-outputs // PANEL), inputs // 32, PANEL * 18, dtype=torch.uint8)
+        packed = self._pages.empty((-(-outputs // PANEL), inputs // 32, PANEL * 18), torch.uint8)
         half = weight.dtype is torch.bfloat16
         _check(
             self._pack_int4(

@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-enum { FLOAT32, BFLOAT16, INT8_WEIGHTS, INT8, INT4 };
+enum { FLOAT32, BFLOAT16, INT8_WEIGHTS, INT8, INT4, FLOAT28 };
 
 /* A packed weight [outputs, inputs] of a kind above, and its bias. */
 typedef struct {

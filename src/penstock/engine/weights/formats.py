@@ -35,6 +35,7 @@ COMPUTE_BYTES: Final = {"float32": 4, "bfloat16": 2}
 
 FORMATS: Final = {
     "float32": Format("float32", 4, 0),
+    "float32_compressed": Format("float32", 3.5, 2, "cpu"),
     "bfloat16": Format("bfloat16", 2, 0),
     "int8": Format("float32", 1, 8, "cpu"),
     "int8_weights": Format("float32", 1, 4, "cpu"),
@@ -43,9 +44,11 @@ FORMATS: Final = {
 }
 """By name.
 
-int8: a scale for each output, activations in int8 with a scale for each row, exact sums. int8_weights: the same
-weights, activations and sums in float32. int4: groups of 32 weights with a scale in bfloat16, activations in int8 in
-the same groups; a matrix whose inputs are no multiple of 32 becomes int8. fp8: see fp8.py.
+float32_compressed: float32 without loss, its exponent in four bits; what does not fit, some one weight in ten thousand,
+is kept whole and not counted here. int8: a scale for each output, activations in int8 with a scale for each row, exact
+sums. int8_weights: the same weights, activations and sums in float32. int4: groups of 32 weights with a scale in
+bfloat16, activations in int8 in the same groups; a matrix whose inputs are no multiple of 32 becomes int8. fp8: see
+fp8.py.
 """
 
 

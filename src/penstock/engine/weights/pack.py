@@ -10,7 +10,7 @@ from penstock.engine.ops.products import Products, load_products
 from penstock.engine.weights import Matrix, Pack
 from penstock.engine.weights.formats import GROUP, format_of
 from penstock.engine.weights.fp8 import fp8
-from penstock.engine.weights.panels import FloatPanels, Int4Panels, Int8Panels, Int8WeightPanels
+from penstock.engine.weights.panels import CompressedPanels, FloatPanels, Int4Panels, Int8Panels, Int8WeightPanels
 from penstock.engine.weights.plain import PlainInt4, PlainInt8
 from penstock.errors import UnsupportedModel
 
@@ -43,13 +43,14 @@ def _panels(dtype: str, products: Products) -> Pack:
             return Int4Panels.of(weight, products)
         if dtype in ("int8", "int4"):
             return Int8Panels.of(weight, products)
-        return FloatPanels.of(weight, products)
+        compressed = CompressedPanels.of(weight, products) if dtype == "float32_compressed" else None
+        return compressed or FloatPanels.of(weight, products)
 
     return pack
 
 
 def _plain(dtype: str) -> Pack | None:
-    if not format_of(dtype).narrow:
+    if not format_of(dtype).narrow or dtype == "float32_compressed":
         return None
 
     def pack(weight: Tensor) -> Matrix:

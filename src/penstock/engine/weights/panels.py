@@ -6,13 +6,16 @@ In each form a row's result is the same to the bit whatever rows stand beside it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor
 
 from penstock.engine.ops.products import KINDS, Products
 from penstock.engine.scratch import Scratch
+
+MOST_WHOLE: Final = 64
+"""One weight in so many may be kept whole: then the lists take a quarter of what is saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,21 @@ class FloatPanels(Panels):
     def of(cls, weight: Tensor, products: Products) -> Self:
         kind = KINDS["bfloat16" if weight.dtype is torch.bfloat16 else "float32"]
         return cls(products.pack(weight.contiguous()), None, None, _shape(weight), products, kind)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self.products.product(x, self.packed, None, bias, self.shape[0], self.kind, self._out(x))
+
+
+class CompressedPanels(Panels):
+    """float32 in 28 bits a weight, to the bit what FloatPanels gives (ops/products_float28.h)."""
+
+    @classmethod
+    def of(cls, weight: Tensor, products: Products) -> Self | None:
+        """None: more than one weight in `MOST_WHOLE` is too small beside its panel's largest, so nothing is gained."""
+        packed, whole = products.pack_float28(weight.contiguous())
+        if whole * MOST_WHOLE > weight.numel():
+            return None
+        return cls(packed, None, None, _shape(weight), products, KINDS["float32_compressed"])
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self.products.product(x, self.packed, None, bias, self.shape[0], self.kind, self._out(x))
