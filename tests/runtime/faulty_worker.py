@@ -3,9 +3,10 @@
 python faulty_worker.py SCRIPT --fd N            or --fork-server N, and each fork reads SCRIPT when it starts
 
 SCRIPT is a JSON file: {"faults": [{"at": BOUNDARY, "hit": 3, "do": "kill"}, ...], "begun": DIRECTORY}; stderr goes to a
-file there. The first worker has the first fault, its successor the second, and so on; those after the last have none.
-`hit` counts how often that worker comes to the boundary; `do` is kill, stop, exit, raise, drop (the link), or garbage
-(into the link).
+file there, and a file "struck N" for each fault that came about. The first worker has the first fault, its successor
+the second, and so on; those after the last have none. A list in the place of a fault: that worker has all of them, one
+after the other. `hit` counts how often it comes to the boundary since its last one; `do` is kill, stop, exit, raise,
+drop (the link), or garbage (into the link).
 
 load, loaded                       while it starts
 submit read                        a request is out of the socket
@@ -46,23 +47,26 @@ class Fault:
         (begun / f"worker {number}").touch()
         with (begun / "stderr").open("ab") as errors:
             os.dup2(errors.fileno(), 2)
-        faults = script["faults"]
-        self.fault: dict[str, Any] = faults[number] if number < len(faults) else {"at": None}
+        mine = script["faults"][number : number + 1]
+        self.faults: list[dict[str, Any]] = mine[0] if mine and isinstance(mine[0], list) else mine
+        self.begun = begun
         self.hits = 0
         self.link: socket.socket | None = None
 
     def here(self, boundary: str) -> bool:
-        if boundary != self.fault["at"]:
+        if not self.faults or boundary != self.faults[0]["at"]:
             return False
         self.hits += 1
-        return bool(self.hits == self.fault.get("hit", 1))
+        return bool(self.hits == self.faults[0].get("hit", 1))
 
     def at(self, boundary: str) -> None:
         if self.here(boundary):
             self.strike()
 
     def strike(self) -> None:
-        match self.fault["do"]:
+        fault, self.hits = self.faults.pop(0), 0
+        (self.begun / f"struck {len(list(self.begun.glob('struck*')))}").touch()
+        match fault["do"]:
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "stop":

@@ -6,140 +6,24 @@ Real engine and small checkpoint. Every step's books are recounted (faulty_worke
 from __future__ import annotations
 
 import asyncio
-import itertools
-import json
 import logging
 import os
-import shutil
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penstock.control.request import Request, Sampling
-from penstock.control.step import TokenLogprobs
 from penstock.deployment import Deployment
 from penstock.errors import RequestFailed, Unavailable
-from penstock.runtime.launch import Child, Forks, OnMark
 from penstock.runtime.service import Service
+from tests.runtime.faults import Bench, Fault, OfWorker, Served, assert_same, idle, requests, served
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
-
-PREFIX = tuple(range(40, 76))
-SAMPLINGS = {
-    "greedy": Sampling(temperature=0.0),
-    "seeded": Sampling(temperature=0.8, top_p=0.9, seed=11),
-    "no seed": Sampling(temperature=1.0),
-    "penalties": Sampling(temperature=1.0, seed=5, frequency_penalty=0.7, repetition_penalty=1.1, presence_penalty=0.3),
-    "logprobs": Sampling(temperature=0.7, top_k=40, logprobs=2, seed=3),
-    "late stop": Sampling(temperature=1.0, min_p=0.01, seed=9, min_tokens=12, stop_ids=tuple(range(0, 256, 3))),
-}
-
-
-def requests() -> list[Request]:
-    """Two of each kind: one with a prefix that all of those share, one without."""
-    return [
-        Request(id=f"{name} {i}", prompt=(*(PREFIX if i else ()), *range(5 + n, 30 + n)), max_tokens=26 + n, sampling=s)
-        for n, (name, s) in enumerate(SAMPLINGS.items())
-        for i in range(2)
-    ]
-
-
-@dataclass
-class Served:
-    tokens: list[int]
-    logprobs: list[TokenLogprobs]
-    finished: str | None = None
-
-
-class Shared:
-    """A fork server that outlives the services that use it."""
-
-    def __init__(self, forks: Forks) -> None:
-        self.forks = forks
-
-    async def launch(self, link: socket.socket, on_mark: OnMark) -> Child:
-        return await self.forks.launch(link, on_mark)
-
-    async def close(self) -> None:
-        return
-
-
-class Bench:
-    """One event loop and one fork server for all tests of this file."""
-
-    seeds = itertools.count(1)
-
-    def __init__(self, directory: Path, checkpoint: Path) -> None:
-        self.script, self.begun, self.checkpoint = directory / "script.json", directory / "begun", checkpoint
-        self.runner = asyncio.Runner()
-        self.forks = Forks((sys.executable, str(Path(__file__).with_name("faulty_worker.py")), str(self.script)))
-
-    def deployment(self, **overrides: Any) -> Deployment:
-        small = {"memory.kv_bytes": "4MiB", "policy.max_seqs": 8, "policy.token_budget": 32, "hardware.threads": 1}
-        return Deployment.load(None, {**small, "model.path": str(self.checkpoint), **overrides})
-
-    @asynccontextmanager
-    async def service(self, deployment: Deployment, *faults: dict[str, Any]) -> AsyncIterator[Service]:
-        Bench.seeds = itertools.count(1)
-        shutil.rmtree(self.begun, ignore_errors=True)
-        self.begun.mkdir()
-        self.script.write_text(json.dumps({"faults": faults, "begun": str(self.begun)}))
-        service = await Service.start(deployment, launcher=Shared(self.forks))
-        try:
-            yield service
-        finally:
-            await service.close()
-
-    def run(self, body: Any) -> Any:
-        async def bounded() -> Any:
-            async with asyncio.timeout(120):
-                return await body
-
-        return self.runner.run(bounded())
-
-    def serve(self, deployment: Deployment, *faults: dict[str, Any]) -> dict[str, Served]:
-        """All requests at once; every fault strikes once, and nothing is held at the end.
-
-        A worker that was stopped is either replaced or, if it makes a step as soon as it is woken, kept.
-        """
-
-        async def body() -> dict[str, Served]:
-            async with self.service(deployment, *faults) as service:
-                found = await asyncio.gather(*(served(service, one) for one in requests()))
-                stopped = sum(fault["do"] == "stop" for fault in faults)
-                assert len(faults) - stopped <= service.restarts <= len(faults)
-                assert len(list(self.begun.glob("worker*"))) == service.restarts + 1
-                await idle(service)
-                return {one.id: each for one, each in zip(requests(), found, strict=True)}
-
-        found: dict[str, Served] = self.run(body())
-        return found
-
-
-async def served(service: Service, request: Request) -> Served:
-    result = Served([], [])
-    async for output in service.generate(request):
-        result.tokens += output.tokens
-        result.logprobs += output.logprobs or ()
-        result.finished = output.finished
-    return result
-
-
-async def idle(service: Service) -> None:
-    """The worker that is left has ended everything and holds no block."""
-    while service.statistics.running or service.statistics.waiting or not service.statistics.total_blocks:
-        await asyncio.sleep(0.005)
-    now = service.statistics
-    assert (now.held_blocks, now.swapped, now.stalled, service.in_flight) == (0, 0, 0, 0)
-    assert now.free_blocks + now.cached_blocks == now.total_blocks
-    assert service.admission.requests == 0
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +53,20 @@ def undisturbed(bench: Bench) -> Callable[..., dict[str, Served]]:
     return of
 
 
-def assert_same(found: dict[str, Served], wanted: dict[str, Served]) -> None:
-    for id, one in wanted.items():
-        assert found[id].tokens == one.tokens, id
-        assert found[id].finished == one.finished
-        assert [logprobs.chosen for logprobs in found[id].logprobs] == pytest.approx(
-            [logprobs.chosen for logprobs in one.logprobs], abs=1e-4
-        )
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was stopped is found soon. One that computes does not rest, however slow it is."""
+    monkeypatch.setattr("penstock.runtime.supervisor.QUIET_S", 0.2)
+    monkeypatch.setattr("penstock.runtime.supervisor.SLOWEST_STEPS", 3)
+    monkeypatch.setattr("penstock.runtime.supervisor.POLL_S", 0.05)
+
+
+@pytest.fixture(params=["kill", "stop"])
+def strike(request: pytest.FixtureRequest) -> str:
+    """SIGKILL or SIGSTOP."""
+    if request.param == "stop":
+        request.getfixturevalue("impatient")
+    return str(request.param)
 
 
 BOUNDARIES = [
@@ -200,22 +91,42 @@ def test_other_ends(bench: Bench, undisturbed: Callable[..., Any], boundary: str
     assert_same(bench.serve(here, {"at": boundary, "hit": hit, "do": deed}), undisturbed(here))
 
 
-@pytest.mark.parametrize("boundary", ["before run", "amid Stepped", "after commit", "submit read"])
+@pytest.mark.parametrize(("boundary", "hit"), BOUNDARIES)
+@pytest.mark.usefixtures("impatient")
 def test_stopped_at(
-    bench: Bench, undisturbed: Callable[..., Any], boundary: str, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    bench: Bench, undisturbed: Callable[..., Any], boundary: str, hit: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Found long before `server.step_deadline`, since a worker that was stopped does not compute."""
     here = bench.deployment()
     wanted = undisturbed(here)
-    monkeypatch.setattr("penstock.runtime.supervisor.QUIET_S", 0.4)
-    monkeypatch.setattr("penstock.runtime.supervisor.POLL_S", 0.1)
     with caplog.at_level(logging.ERROR, "penstock.runtime"):
-        assert_same(bench.serve(here, {"at": boundary, "hit": 3, "do": "stop"}), wanted)
-    (report,) = [record for record in caplog.records if "made no step" in record.message]
-    assert report.request_ids  # type: ignore[attr-defined]
-    assert report.step >= 0  # type: ignore[attr-defined]
+        assert_same(bench.serve(here, {"at": boundary, "hit": hit, "do": "stop"}), wanted)
+    reports = [record for record in caplog.records if "made no step" in record.message]
+    assert reports
+    assert all(report.request_ids and report.step >= 0 for report in reports)  # type: ignore[attr-defined]
     assert "Current thread" in (bench.begun / "stderr").read_text(), "the stacks of all its threads"
+
+
+@pytest.mark.parametrize("of_all", [True, False], ids=["the first worker", "its successor"])
+@pytest.mark.usefixtures("impatient")
+def test_stopped_again_and_again_while_it_starts(
+    bench: Bench, undisturbed: Callable[..., Any], of_all: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is woken: nobody knows how long loading takes, so no deadline would find it soon."""
+    here = bench.deployment()
+    wanted = undisturbed(here)
+    places = ["load", "loaded", "before Ready", "amid Ready"]
+    starting: list[Fault] = [{"at": place, "do": "stop"} for place in places]
+    ready: Fault = {"at": "after Ready", "do": "stop"}
+    faults: list[OfWorker] = [[*starting, {"at": "before run", "hit": 6, "do": "kill"}]]
+    if not of_all:
+        faults = [{"at": "before run", "hit": 6, "do": "kill"}, [*starting, ready]]
+    with caplog.at_level(logging.WARNING, "penstock.runtime"):
+        assert_same(bench.serve(here, *faults), wanted)
+    assert sum("which starts, has been stopped by a signal" in record.message for record in caplog.records) >= len(
+        places
+    )
+    assert not any("it was not ready within" in record.message for record in caplog.records)
 
 
 def test_killed_again_and_again_while_it_starts_and_right_after(
@@ -230,20 +141,26 @@ def test_killed_again_and_again_while_it_starts_and_right_after(
 
 
 @pytest.mark.parametrize(("boundary", "hit"), [("before swap out", 1), ("after swap out", 2), ("before swap in", 1)])
-def test_killed_while_swapping(bench: Bench, undisturbed: Callable[..., Any], boundary: str, hit: int) -> None:
+def test_killed_or_stopped_while_swapping(
+    bench: Bench, undisturbed: Callable[..., Any], boundary: str, hit: int, strike: str
+) -> None:
     tight = {"memory.kv_bytes": "300KiB", "memory.host_bytes": "1MiB", "memory.kind": "paged", "policy.evict": "swap"}
     here = bench.deployment(**tight)
-    assert_same(bench.serve(here, {"at": boundary, "hit": hit, "do": "kill"}), undisturbed(here))
+    assert_same(bench.serve(here, {"at": boundary, "hit": hit, "do": strike}), undisturbed(here))
 
 
 @pytest.mark.parametrize("boundary", ["before evict", "after evict"])
-def test_killed_while_evicting(bench: Bench, undisturbed: Callable[..., Any], boundary: str) -> None:
+def test_killed_or_stopped_while_evicting(
+    bench: Bench, undisturbed: Callable[..., Any], boundary: str, strike: str
+) -> None:
     here = bench.deployment(**{"memory.kv_bytes": "300KiB"})
-    assert_same(bench.serve(here, {"at": boundary, "do": "kill"}), undisturbed(here))
+    assert_same(bench.serve(here, {"at": boundary, "do": strike}), undisturbed(here))
 
 
 @pytest.mark.parametrize("boundary", ["before cancel", "after cancel"])
-def test_killed_when_a_client_leaves(bench: Bench, undisturbed: Callable[..., Any], boundary: str) -> None:
+def test_killed_or_stopped_when_a_client_leaves(
+    bench: Bench, undisturbed: Callable[..., Any], boundary: str, strike: str
+) -> None:
     here = bench.deployment()
     wanted = undisturbed(here)
 
@@ -253,23 +170,25 @@ def test_killed_when_a_client_leaves(bench: Bench, undisturbed: Callable[..., An
             await anext(outputs)
 
     async def body() -> dict[str, Served]:
-        async with bench.service(here, {"at": boundary, "do": "kill"}) as service:
+        fault = {"at": boundary, "do": strike}
+        async with bench.service(here, fault) as service:
             found, _ = await asyncio.gather(
                 asyncio.gather(*(served(service, one) for one in requests())), leave_soon(service)
             )
-            assert service.restarts == 1
+            bench.assert_struck(service, fault)
             await idle(service)
             return {one.id: each for one, each in zip(requests(), found, strict=True)}
 
     assert_same(bench.run(body()), wanted)
 
 
-def test_killed_while_draining(bench: Bench, undisturbed: Callable[..., Any]) -> None:
+def test_killed_or_stopped_while_draining(bench: Bench, undisturbed: Callable[..., Any], strike: str) -> None:
     here = bench.deployment()
     wanted = undisturbed(here)
 
     async def body() -> dict[str, Served]:
-        async with bench.service(here, {"at": "before run", "hit": 8, "do": "kill"}) as service:
+        fault = {"at": "before run", "hit": 8, "do": strike}
+        async with bench.service(here, fault) as service:
             running = [asyncio.create_task(served(service, one)) for one in requests()]
             await asyncio.sleep(0)
             draining = asyncio.create_task(service.drain(60.0))
@@ -277,7 +196,7 @@ def test_killed_while_draining(bench: Bench, undisturbed: Callable[..., Any]) ->
             with pytest.raises(Unavailable):
                 await served(service, Request(id="late", prompt=(1,), max_tokens=1))
             assert await draining == 0
-            assert service.restarts == 1
+            bench.assert_struck(service, fault)
             found = await asyncio.gather(*running)
             return {one.id: each for one, each in zip(requests(), found, strict=True)}
 

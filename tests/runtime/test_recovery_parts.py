@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvloop
 
 from penstock.control.request import Request
+from penstock.runtime import process as process_module
 from penstock.runtime import wire
 from penstock.runtime.launch import Child, Forks, OnMark
 from penstock.runtime.liveness import Liveness
@@ -64,6 +66,11 @@ def test_a_process_that_waits_or_was_stopped_rests_and_one_that_computes_does_no
         os.waitid(os.P_PID, spins.pid, os.WSTOPPED | os.WNOWAIT)
         alive.rests_for(now + 1.0, working=True)  # what it computed until it stopped
         assert alive.rests_for(now + 8.0, working=True) >= 7.0
+        assert (alive.stopped_for(20.0), alive.stopped_for(23.0)) == (0.0, 3.0)
+        spins.send_signal(signal.SIGCONT)
+        while alive.stopped_for(24.0):
+            time.sleep(0.01)
+        assert alive.stopped_for(25.0) == 0.0
     assert alive.rests_for(999.0, working=True) == 0.0, "it is gone"
 
 
@@ -160,8 +167,11 @@ def test_what_a_worker_said_before_its_end_is_heard_although_a_write_to_it_fails
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_messages_of_a_burst_leave_in_order_and_all_but_the_first_together(
-    loop: Callable[[], asyncio.AbstractEventLoop],
+    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = 0.0
+    monkeypatch.setattr(process_module, "time", SimpleNamespace(monotonic=lambda: now))
+
     class Reading:
         """Its end of the link is the test's."""
 
@@ -181,6 +191,7 @@ def test_messages_of_a_burst_leave_in_order_and_all_but_the_first_together(
             return 0
 
     async def body() -> list[list[wire.ToWorker]]:
+        nonlocal now
         reading = Reading()
         worker = await WorkerProcess.spawn(reading, lambda message: None, lambda: None, lambda *_: None)
         frames = wire.Frames(wire.to_worker)
@@ -190,7 +201,8 @@ def test_messages_of_a_burst_leave_in_order_and_all_but_the_first_together(
                 for id in burst:
                     worker.send(wire.Cancel(id))
                 heard.append(list(frames.feed(link.recv(2**16))))
-                await asyncio.sleep(0.01)  # longer than a burst is
+                await asyncio.sleep(0.01)
+                now += 1.0  # longer than a burst is
                 heard.append(list(frames.feed(link.recv(2**16))) if len(burst) > 1 else [])
             worker.send(wire.Cancel("e"))
             worker.send(wire.Cancel("f"))

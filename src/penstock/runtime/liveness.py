@@ -16,8 +16,10 @@ QUIET_S: Final = 5.0
 SLOWEST_STEPS: Final = 20
 RESTING_SHARE: Final = 0.01
 """Of one core: less than this is rest. A thread that wakes up to look at a flag takes less."""
-_BLOCKED: Final = "DtX"
-"""States in which it is others who keep it waiting: a disk, a debugger."""
+_BLOCKED: Final = "DRtX"
+"""States in which it is others who keep it waiting: a disk, whoever has the processor, a debugger."""
+_STOPPED: Final = "T"
+"""By a signal: nothing but another signal makes it go on."""
 
 
 class Liveness:
@@ -28,6 +30,7 @@ class Liveness:
         self._since = 0.0
         self._cpu_s = 0.0
         self._known = False
+        self._stopped_since: float | None = None
 
     def rests_for(self, now: float, *, working: bool) -> float:
         """Seconds for which it has been resting, up to now. 0 unless it is `working`: then nobody cares.
@@ -43,6 +46,16 @@ class Liveness:
         if not self._known or state in _BLOCKED or computed:
             self._since, self._cpu_s, self._known = now, cpu_s, True
         return now - self._since
+
+    def stopped_for(self, now: float) -> float:
+        """Seconds for which it was seen stopped by a signal, up to now, whatever it should be doing."""
+        looked = _look(self._path)
+        if looked is None or looked[0] != _STOPPED:
+            self._stopped_since = None
+            return 0.0
+        if self._stopped_since is None:
+            self._stopped_since = now
+        return now - self._stopped_since
 
 
 def _look(path: Path) -> tuple[str, float] | None:

@@ -203,11 +203,18 @@ class Supervisor:
         return await worker.exited
 
     async def _is_ready(self, worker: WorkerProcess) -> bool:
-        """Wait until it is ready (True) or gone."""
+        """Wait until it is ready (True) or gone. If it is stopped meanwhile, it is woken: loading has no deadline."""
         ready: asyncio.Future[bool] = asyncio.create_task(self._ready.wait())
         futures: set[asyncio.Future[bool] | asyncio.Future[str]] = {ready, worker.exited}
+        alive = Liveness(worker.pid)
         try:
-            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+            while not (await asyncio.wait(futures, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED))[0]:
+                if (stopped_s := alive.stopped_for(time.monotonic())) > QUIET_S:
+                    _log.warning(
+                        "worker %d, which starts, has been stopped by a signal for %.1f s; it is woken", worker.pid,
+                        stopped_s, extra={"worker_pid": worker.pid, "seconds": stopped_s},
+                    )  # fmt: skip
+                    worker.signal(signal.SIGCONT)
         finally:
             ready.cancel()
         return self._ready.is_set()
