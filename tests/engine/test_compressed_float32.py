@@ -92,6 +92,20 @@ def test_what_is_no_number_is_kept_too():
     assert same(found.product(x, None), plain.product(x, None))
 
 
+@pytest.mark.parametrize(("outputs", "inputs"), [(33, 5), (70, 770), (64, 1601)])
+def test_values_of_bfloat16_take_half(outputs, inputs):
+    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    weight[0, 0], weight[0, 1], weight[0, 2] = 0.0, -torch.inf, 1e-40
+    weight = weight.bfloat16().float()
+    found, plain = compressed(weight), FloatPanels.of(weight, PRODUCTS)
+    assert 2 * found.nbytes == plain.nbytes
+    for rows in ROWS:
+        x, bias = torch.rand(rows, inputs) + 0.5, torch.randn(outputs)
+        assert same(found.product(x, bias), plain.product(x, bias)), rows
+    weight[0, 1] = 1.0 + 2.0**-9  # one that is none of its values
+    assert CompressedPanels.of(weight, PRODUCTS) is None or compressed(weight).nbytes > found.nbytes
+
+
 def test_weights_that_spread_too_far_stay_as_they_are():
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
     weight[:, ::32] *= 2.0**-40

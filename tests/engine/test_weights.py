@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from engine_driver import GREEDY, Driver
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from penstock.control.request import Request
@@ -191,6 +194,22 @@ def test_the_footprint_is_what_the_model_holds(form, family, checkpoint):
     path = checkpoint(family)
     promised = model_footprint(path, form).weight_bytes
     assert held_bytes(load_model(path, dtype=form).model) == pytest.approx(promised, rel=0.1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_a_checkpoint_in_bfloat16_takes_no_more_in_compressed_float32(family, checkpoint, tmp_path):
+    for file in checkpoint(family).iterdir():
+        if file.suffix == ".safetensors":
+            halved = {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
+            save_file(halved, tmp_path / file.name)
+        else:
+            shutil.copy(file, tmp_path)
+    promised, whole = (
+        model_footprint(path, "float32_compressed").weight_bytes for path in (tmp_path, checkpoint(family))
+    )
+    assert promised < whole < model_footprint(tmp_path, "float32").weight_bytes
+    held = held_bytes(load_model(tmp_path, dtype="float32_compressed").model)
+    assert held == pytest.approx(promised, rel=0.1)
 
 
 @pytest.mark.parametrize("form", ["int8", "int8_weights", "int4"])

@@ -80,7 +80,9 @@ def _weight_bytes(architecture: Architecture, entries: Mapping[str, Entry], dtyp
             total += prod(entry.shape) * COMPUTE_BYTES[form.compute]
         if product or (architecture.tied_embeddings and form.narrow and looked_up and "wpe" not in name):
             outputs, inputs = reversed(entry.shape) if architecture.name.startswith("GPT2") and product else entry.shape
-            total += matrix_bytes(dtype, outputs, inputs)
+            # What is stored in bfloat16 needs no more than that to stay what it is.
+            whole = dtype == "float32_compressed" and entry.dtype == "BF16"
+            total += matrix_bytes("bfloat16" if whole else dtype, outputs, inputs)
     return total
 
 
@@ -91,6 +93,8 @@ class Entry:
     file: Path
     shape: tuple[int, ...]
     bytes: int
+    dtype: str
+    """As safetensors names it."""
 
 
 def read_headers(path: Path | str) -> dict[str, Entry]:
@@ -119,7 +123,7 @@ def entries_of(file: Path) -> dict[str, Entry]:
                 remedy="a checkpoint in float32, float16 or bfloat16",
             )
         offsets = tensor["data_offsets"]
-        entries[name] = Entry(file, tuple(tensor["shape"]), offsets[1] - offsets[0])
+        entries[name] = Entry(file, tuple(tensor["shape"]), offsets[1] - offsets[0], tensor["dtype"])
     return entries
 
 

@@ -3,7 +3,7 @@
  * Narrow weights are widened a piece of a panel at a time, which then serves all rows from the cache. Activations and
  * sums are float; a result is rounded once, to the activations' type.
  */
-#include "products_float28.h"
+#include "products_few.h"
 
 #if defined(__AVX512F__)
 #define TILE 14 /* two vectors of sums for each row, two of weights, one activation: 31 of 32 registers */
@@ -128,14 +128,16 @@ typedef struct {
     long stride, depth, panel_bytes, half;
 } Product;
 
-typedef void few_of(const float *, long, const Matrix *, const void *, float *);
-#define FEW_OF(mr)                                                                                                  \
-    static __attribute__((noinline)) void few_##mr(const float *x, long stride, const Matrix *m, const void *panel, \
-                                                   float *sums) {                                                   \
-        float28_few(x, stride, m, panel, sums, mr);                                                                 \
-    }
-FEW_OF(1) FEW_OF(2) FEW_OF(3) FEW_OF(4)
-static few_of *const FEW[FLOAT28_FEW + 1] = {NULL, few_1, few_2, few_3, few_4};
+/* The sums of some rows, which are all there is to add, to `out`. */
+INLINE void finish_rows(const Product *p, long panel, long row, float *sums, long mr) {
+    const Matrix *m = p->m;
+    long o = panel * PANEL, n = least(PANEL, m->outputs - o);
+    if (m->kind == INT8_WEIGHTS)
+        for (long r = 0; r < mr; r++)
+            for (long i = 0; i < n; i++) sums[r * PANEL + i] *= m->scales[o + i];
+    if (p->half) finish(p->out, row, m->outputs, o, n, sums, mr, m->bias, 1);
+    else finish(p->out, row, m->outputs, o, n, sums, mr, m->bias, 0);
+}
 
 /* All rows of a block against one piece of a panel. */
 INLINE void block(const Product *p, long panel, long row, long count, long k, float *own, float *wide) {
@@ -143,34 +145,27 @@ INLINE void block(const Product *p, long panel, long row, long count, long k, fl
     long depth = least(p->depth, m->inputs - k), tiles = divide_up(count, TILE), last = k + depth == m->inputs;
     const char *at = (const char *)m->packed + panel * p->panel_bytes;
     const float *w = (const float *)at + k * PANEL;
-    /* The piece after this one: of the next panel, where k is cut. */
-    const char *ahead = (const char *)w + (tiles == 1 ? AHEAD : p->panel_bytes);
-    long step = 4 * PANEL * 4 / tiles;
+    if (m->kind != FLOAT32 && count <= FEW_ROWS) {
+        FEW[m->kind][count - 1](p->x + row * p->stride, p->stride, m, at, own);
+        finish_rows(p, panel, row, own, count);
+        return;
+    }
     if (m->kind == BFLOAT16) widen_bfloat16(wide, (const uint16_t *)at, k, depth);
     if (m->kind == INT8_WEIGHTS) widen_int8(wide, (const int8_t *)at, k, depth);
-    if (m->kind != FLOAT32) w = wide, step = 0;
-    if (m->kind == FLOAT28) {
-        if (count <= FLOAT28_FEW) {
-            FEW[count](p->x + row * p->stride, p->stride, m, at, own);
-            finish(p->out, row, m->outputs, panel * PANEL, least(PANEL, m->outputs - panel * PANEL), own, count, m->bias, 0);
-            return;
-        }
-        widen_float28(wide, m, at, k, depth);
-        ahead = (const char *)float28_four(at, tiles == 1 ? k + depth : k) + (tiles == 1 ? 0 : p->panel_bytes);
-        step = FOUR_WORDS * 4 / tiles;
-    }
+    if (m->kind == FLOAT28) widen_float28(wide, m, at, k, depth);
+    if (m->kind != FLOAT32) w = wide;
+    /* The piece after this one: of the next panel, where k is cut. Where only one tile reads it, memory is what it waits
+     * for, and it asks all the time. */
+    long four_bytes = m->kind == FLOAT32 ? 4 * PANEL * 4 : few_lines(m->kind) * 64, step = four_bytes / tiles;
+    const char *ahead = at + k / 4 * four_bytes + (m->kind == FLOAT28 ? HEAD_BYTES : 0);
+    if (tiles > 1) ahead += p->panel_bytes;
+    else ahead += m->kind == FLOAT32 ? AHEAD : depth / 4 * four_bytes;
     for (long t = 0; t < tiles; t++) {
         long from = part_start(count, tiles, t), mr = part_start(count, tiles, t + 1) - from;
         float *sums = p->partial ? p->partial + (panel * count + from) * PANEL : own;
         TILES[mr](p->x + (row + from) * p->stride + k, p->stride, w, depth, sums, k > 0, ahead + t * (depth / 4) * step,
                   step);
-        if (!last) continue;
-        long o = panel * PANEL, n = least(PANEL, m->outputs - o);
-        if (m->kind == INT8_WEIGHTS)
-            for (long r = 0; r < mr; r++)
-                for (long i = 0; i < n; i++) sums[r * PANEL + i] *= m->scales[o + i];
-        if (p->half) finish(p->out, row + from, m->outputs, o, n, sums, mr, m->bias, 1);
-        else finish(p->out, row + from, m->outputs, o, n, sums, mr, m->bias, 0);
+        if (last) finish_rows(p, panel, row + from, sums, mr);
     }
 }
 
@@ -182,7 +177,7 @@ INLINE Product shape(const Matrix *m, long rows, long half) {
     else if (m->kind == FLOAT28) p.panel_bytes = float28_panel_bytes(inputs);
     else if (m->kind == BFLOAT16) p.panel_bytes = panel_elements * 2;
     else p.panel_bytes = PANEL * round_up(inputs, 4);
-    if (m->kind == FLOAT28 && rows <= FLOAT28_FEW) p.depth = inputs;
+    if (m->kind != FLOAT32 && rows <= FEW_ROWS) p.depth = inputs;
     else if (m->kind != FLOAT32 && (m->kind != FLOAT28 || rows <= TILE)) p.depth = least(inputs, WIDE_DEPTH);
     else if (rows > TILE) p.depth = round_up(divide_up(inputs, divide_up(inputs, DEPTH)), 4);
     if (half || (wanted != inputs && rows > 4)) p.stride = wanted;

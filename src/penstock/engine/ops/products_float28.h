@@ -16,8 +16,6 @@
 #define FOUR_WORDS (7 * LANES) /* of four k */
 #define HEAD_BYTES 64
 #define CODES 16
-#define FLOAT28_FEW 4 /* rows */
-#define FLOAT28_AHEAD 4096 /* bytes, into the first cache: 5 % faster than half of it into the second (Xeon, 2026) */
 #define SIGN 0x80000000u
 #define FRACTION 0x007fffffu
 #define OWN (SIGN | FRACTION)
@@ -103,54 +101,4 @@ INLINE void widen_float28(float *to, const Matrix *m, const void *panel, long k,
         to[one->where - k * PANEL] = one->value;
 }
 
-/* Four k with those on the list from `one` on; returns the first beyond them. Apart, so that the eight vectors of others
- * stay in registers. */
-static __attribute__((noinline)) const Whole *float28_patch_four(const uint32_t *four, int base, long k, const Whole *one,
-                                                                 const Whole *end, float *patched) {
-    vec wide[8];
-    float28_widen_four(four, float28_exponents(base), wide);
-    for (int v = 0; v < 8; v++) store_vec(patched + v * LANES, wide[v]);
-    for (; one < end && one->where < (uint32_t)((k + 4) * PANEL); one++) patched[one->where - k * PANEL] = one->value;
-    return one;
-}
-
-/* x [mr, inputs] times a whole panel: sums [mr, 32]. A few rows end before a piece of the panel would have been written
- * and read again. */
-INLINE void float28_few(const float *x, long stride, const Matrix *m, const void *panel, float *sums, const int mr) {
-    Head28 head = float28_head(panel);
-    words table = float28_exponents(head.base);
-    const uint32_t *four = float28_four(panel, 0);
-    const Whole *one = float28_list(m) + head.first, *end = float28_list(m) + head.end;
-    float patched[8 * LANES] __attribute__((aligned(64)));
-    vec left[4], right[4];
-    for (int r = 0; r < mr; r++) left[r] = right[r] = (vec){0};
-    for (long k = 0; k < m->inputs; k += 4, four += FOUR_WORDS) {
-        vec wide[8];
-        for (long line = 0; line < 7; line++) __builtin_prefetch((const char *)four + FLOAT28_AHEAD + line * 64);
-        if (__builtin_expect(one < end && one->where < (uint32_t)((k + 4) * PANEL), 0)) {
-            one = float28_patch_four(four, head.base, k, one, end, patched);
-            for (int v = 0; v < 8; v++) wide[v] = load_vec(patched + v * LANES);
-        } else float28_widen_four(four, table, wide);
-        if (k + 4 <= m->inputs) {
-            #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
-                #pragma GCC unroll 4
-                for (int r = 0; r < mr; r++) {
-                    float y = x[r * stride + k + i];
-                    left[r] += y * wide[2 * i];
-                    right[r] += y * wide[2 * i + 1];
-                }
-        } else
-            for (long i = 0; i < m->inputs - k; i++)
-                for (int r = 0; r < mr; r++) {
-                    float y = x[r * stride + k + i];
-                    left[r] += y * wide[2 * i];
-                    right[r] += y * wide[2 * i + 1];
-                }
-    }
-    for (int r = 0; r < mr; r++) {
-        store_vec(sums + r * PANEL, left[r]);
-        store_vec(sums + r * PANEL + LANES, right[r]);
-    }
-}
 #endif

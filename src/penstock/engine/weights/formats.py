@@ -45,10 +45,11 @@ FORMATS: Final = {
 """By name.
 
 float32_compressed: float32 without loss, its exponent in four bits; what does not fit, some one weight in ten thousand,
-is kept whole and not counted here. int8: a scale for each output, activations in int8 with a scale for each row, exact
-sums. int8_weights: the same weights, activations and sums in float32. int4: groups of 32 weights with a scale in
-bfloat16, activations in int8 in the same groups; a matrix whose inputs are no multiple of 32 becomes int8. fp8: see
-fp8.py.
+is kept whole and not counted here. A matrix of bfloat16's values takes what it takes in bfloat16.
+
+int8: a scale for each output, activations in int8 with a scale for each row, exact sums. int8_weights: the same
+weights, activations and sums in float32. int4: groups of 32 weights with a scale in bfloat16, activations in int8 in
+the same groups; a matrix whose inputs are no multiple of 32 becomes int8. fp8: see fp8.py.
 """
 
 

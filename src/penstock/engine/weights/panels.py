@@ -18,6 +18,10 @@ MOST_WHOLE: Final = 64
 """One weight in so many may be kept whole: then the lists take a quarter of what is saved."""
 
 
+_AT_A_TIME: Final = 1 << 16
+"""Weights that are looked at; in a matrix of float32, the first of them tell."""
+
+
 @dataclass(frozen=True, slots=True)
 class Panels:
     """What the forms have in common: `packed`, and where the form has them scales and sums of each output."""
@@ -56,11 +60,17 @@ class FloatPanels(Panels):
 
 
 class CompressedPanels(Panels):
-    """float32 in 28 bits a weight, to the bit what FloatPanels gives (ops/products_float28.h)."""
+    """float32 in fewer bits, to the bit what FloatPanels gives.
+
+    16 where all weights are values of bfloat16, as in most published checkpoints, else 28 (ops/products_float28.h).
+    """
 
     @classmethod
     def of(cls, weight: Tensor, products: Products) -> Self | None:
         """None: more than one weight in `MOST_WHOLE` is too small beside its panel's largest, so nothing is gained."""
+        half = _as_bfloat16(weight.contiguous())
+        if half is not None:
+            return cls(products.pack(half), None, None, _shape(weight), products, KINDS["bfloat16"])
         packed, whole = products.pack_float28(weight.contiguous())
         if whole * MOST_WHOLE > weight.numel():
             return None
@@ -104,6 +114,14 @@ class Int4Panels(Panels):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self.products.product_int4(x, self.packed, bias, self.shape[0], self._out(x))
+
+
+def _as_bfloat16(weight: Tensor) -> Tensor | None:
+    """float32 as bfloat16; None if a weight is none of its values."""
+    for some in weight.view(torch.int32).flatten().split(_AT_A_TIME):
+        if (some & 0xFFFF).any():
+            return None
+    return (weight.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 def _shape(weight: Tensor) -> tuple[int, int]:
