@@ -2,8 +2,8 @@
 
 Ten families x five policies x {plain, chunked, prefix hits, preempted, swapped}, with requests cancelled along the
 way and a step planned ahead: a third of them in each run, all with `make test-slow`. Each case also shows that what it
-is named after really happened. With adapters the same holds of each request and the model that `peft` makes of its
-adapter, all of them side by side in one batch.
+is named after really happened. The same holds of weights in `float32_compressed`. With adapters it holds of each
+request and the model that `peft` makes of its adapter, all of them side by side in one batch.
 
 Token equality is only a fair question where the model has an answer: random weights now and then put two tokens within
 rounding of each other, and then `transformers` with its cache disagrees with `transformers` without. Prompts with such
@@ -126,9 +126,27 @@ def test_the_third_for_every_run_holds_each_pair() -> None:
     assert {values[2] for values in often} == set(CASES)
 
 
-@pytest.mark.parametrize(("family", "policy", "case"), matrix())
+@pytest.mark.parametrize(("family", "policy", "case"), list(matrix()))
 def test_greedy_output_equals_transformers(family: str, policy: str, case: str, directory: Path) -> None:
-    model, asked, answers = loaded(family, directory)
+    schedule_changes_nothing(*loaded(family, directory), policy, case)
+
+
+@pytest.mark.parametrize(("policy", "case"), list(zip(POLICIES, CASES, strict=True)))
+def test_so_does_that_of_compressed_weights(policy: str, case: str, directory: Path) -> None:
+    model, asked, answers = compressed(directory)
+    schedule_changes_nothing(model, asked, answers, policy, case)
+
+
+@lru_cache(maxsize=1)
+def compressed(directory: Path) -> tuple[LoadedModel, list[tuple[int, ...]], list[tuple[int, ...]]]:
+    path = tiny_checkpoint("llama", directory / "compressed", hidden_size=64, intermediate_size=96)
+    return load_model(path, dtype="float32_compressed"), *answered(path, 10)
+
+
+def schedule_changes_nothing(
+    model: LoadedModel, asked: list[tuple[int, ...]], answers: list[tuple[int, ...]], policy: str, case: str
+) -> None:
+    """Twenty requests or so, some of them cancelled, give `answers` under the schedule that `case` provokes."""
     setup = CASES[case]
     engine = Engine(
         model, blocks=setup.blocks, block_tokens=BLOCK, host_blocks=setup.host_blocks, max_seqs=8, max_step_tokens=512

@@ -110,6 +110,8 @@ def test_where_not_even_the_weights_fit_other_settings_are_named(
     weights = size_up(deployment({"model.path": str(checkpoint)})).weight_bytes
     monkeypatch.setattr(sizing, "available_bytes", lambda: sizing.RUNTIME_BYTES + weights * 3 // 4)
     assert remedy().startswith("model.dtype: bfloat16")
+    monkeypatch.setattr(sizing, "available_bytes", lambda: sizing.RUNTIME_BYTES + weights - 100)
+    assert remedy().startswith("model.dtype: float32_compressed, which changes no result, or model.dtype: bfloat16")
     swap = {"policy.evict": "swap", "memory.host_bytes": "1GiB"}
     monkeypatch.setattr(sizing, "available_bytes", lambda: sizing.RUNTIME_BYTES + weights + 2**29)
     assert remedy(**swap) == "a smaller memory.host_bytes"

@@ -122,6 +122,13 @@ def _require_fit(
     )  # fmt: skip
 
 
+def _saved_without_loss(deployment: Deployment, footprint: Footprint) -> int:
+    from penstock.engine.checkpoint import model_footprint
+
+    path = resolve_model(deployment.model.path)
+    return footprint.weight_bytes - model_footprint(path, "float32_compressed").weight_bytes
+
+
 def _what_fits(deployment: Deployment, footprint: Footprint, left: int, host_bytes: int) -> str:
     """`left`: bytes for KV blocks; negative if not even the rest fits."""
     block_tokens = deployment.memory.block_tokens
@@ -138,9 +145,12 @@ def _what_fits(deployment: Deployment, footprint: Footprint, left: int, host_byt
     served = deployment.model.served_dtype
     halved = served == "float32" and footprint.weight_bytes // 2 + left > 0
     saved = {"float32": footprint.weight_bytes * 3 // 4, "bfloat16": footprint.weight_bytes // 2}.get(served, 0)
-    quartered = deployment.hardware.device == "cpu" and saved + left > 0
+    on_cpu = deployment.hardware.device == "cpu"
+    quartered = on_cpu and saved + left > 0
+    compressed = on_cpu and served == "float32" and _saved_without_loss(deployment, footprint) + left > 0
     return (
-        ("model.dtype: bfloat16, which halves the weights, or " if halved else "")
+        ("model.dtype: float32_compressed, which changes no result, or " if compressed else "")
+        + ("model.dtype: bfloat16, which halves the weights, or " if halved else "")
         + ("model.dtype: int8 or int4, which take a quarter of float32 and less, or " if quartered else "")
         + "a smaller model, or a machine with more memory"
     )  # fmt: skip
