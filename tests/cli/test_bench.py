@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import signal
@@ -257,20 +258,55 @@ def test_a_key_that_would_not_be_sent_is_refused_without_being_shown(run: Run) -
     assert "sk-secret" not in err
 
 
-def test_an_interrupt_prints_what_was_measured_so_far_and_exits_with_130() -> None:
-    started = threading.Semaphore(0)
+class Interrupted:
+    """A run that gets SIGINT when the server has seen one request more than it answers."""
 
-    def counted(number: int, body: dict[str, Any]) -> Any:
-        started.release()
-        return scripted.well_behaved(number, body)
+    def __init__(self, answers: int, *flags: str) -> None:
+        held, over = threading.Event(), threading.Event()
 
-    with scripted.serving(counted) as (url, _):
-        program = [sys.executable, "-c", "from penstock.cli import main; main()", "bench", "--url", url]
-        bench = subprocess.Popen(
-            [*program, "--rate", "50", "--requests", "100000", "--warmup", "0"], stdout=subprocess.PIPE, text=True
-        )
-        assert all(started.acquire(timeout=60) for _ in range(20))
-        bench.send_signal(signal.SIGINT)
-        out, _ = bench.communicate(timeout=60)
-    assert bench.returncode == 130
-    assert "note: interrupted" in out
+        async def hold(server: Any, body: dict[str, Any]) -> None:
+            if len(server.bodies) > answers:
+                held.set()
+                while not over.is_set():
+                    await asyncio.sleep(0.01)
+
+        with scripted.serving(hold=hold) as (url, _):
+            program = [sys.executable, "-c", "from penstock.cli import main; main()", "bench", "--url", url]
+            bench = subprocess.Popen([*program, "--warmup", "0", *flags], stdout=subprocess.PIPE, text=True)
+            try:
+                assert held.wait(120)
+                bench.send_signal(signal.SIGINT)
+                self.out, _ = bench.communicate(timeout=120)
+            finally:
+                over.set()
+                bench.kill()
+        self.code = bench.returncode
+
+
+def test_an_interrupt_shows_and_writes_what_was_measured_so_far_and_exits_with_130(tmp_path: Path) -> None:
+    rows, html = tmp_path / "requests.jsonl", tmp_path / "report.html"
+    run = Interrupted(5, "--requests", "100000", "--out", str(rows), "--report", str(html), "--slo-ttft", "1h")
+    assert run.code == 130
+    assert " Serving Benchmark Result " in run.out
+    assert "note: interrupted" in run.out
+    assert "Request goodput (req/s):" in run.out, "the limits of the run hold for its part, too"
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2, 3, 4]
+    assert all(line["interrupted"] and line["outcome"] == "completed" for line in lines)
+    assert "interrupted" in html.read_text()
+
+
+def test_stages_that_were_complete_before_an_interrupt_are_there_unmarked(tmp_path: Path) -> None:
+    rows = tmp_path / "requests.jsonl"
+    run = Interrupted(10, "--rates", "50,100", "--requests", "10", "--out", str(rows), "--json")
+    data = json.loads(run.out)
+    assert (run.code, data["interrupted"], data["stage"], data["completed"]) == (130, "interrupted", "rate 50", 10)
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert len(lines) == 10
+    assert not any("interrupted" in line for line in lines)
+
+
+def test_an_interrupt_before_anything_was_measured_writes_nothing(tmp_path: Path) -> None:
+    rows = tmp_path / "requests.jsonl"
+    run = Interrupted(0, "--requests", "5", "--out", str(rows))
+    assert (run.code, run.out, rows.exists()) == (130, "", False)

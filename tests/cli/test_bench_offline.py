@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from penstock.cli import main
+from penstock.control.step import Finished
+from penstock.runtime import offline
 from penstock.runtime.offline import offline_deployment
 from penstock.runtime.size import size_up
 
@@ -56,6 +59,30 @@ def test_text_says_share_load_and_memory(bench: Run) -> None:
     assert code == 0
     assert "of optimal" in out
     assert "after the start of the process" in out
+
+
+def test_an_interrupt_gives_those_that_were_answered(
+    bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "azure.csv").write_text(AZURE)
+    run = offline.run
+
+    def interrupted(built: Any, requests: Any, on_turn: Any) -> Any:
+        def turned(turn: Any) -> None:
+            on_turn(turn)
+            if len(requests) > 2 and any(isinstance(update, Finished) for update in turn.updates):
+                raise KeyboardInterrupt
+
+        return run(built, requests, turned)
+
+    monkeypatch.setattr(offline, "run", interrupted)
+    code, out, _ = bench("--trace", str(tmp_path / "azure.csv"), "--out", str(tmp_path / "requests.jsonl"))
+    lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+    assert code == 130
+    assert "note: interrupted" in out
+    assert "of optimal" not in out, "the machine's peak is measured at the end"
+    assert 0 < len(lines) < 12
+    assert {(line["interrupted"], line["outcome"], line["output_tokens"]) for line in lines} == {(True, "completed", 3)}
 
 
 @pytest.mark.parametrize(

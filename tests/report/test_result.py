@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import BadInput
+from penstock.report.compare_read import read_run
 from penstock.report.html import html_report
 from penstock.report.latency import FORMULAS, Limits, RequestRecord
 from penstock.report.result import StageResult
@@ -119,3 +120,14 @@ def test_each_request_of_each_stage_is_one_json_line(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_the_callers_fault(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--report"):
         write_text(tmp_path / "no" / "such.html", "x", field="--report")
+
+
+def test_the_rows_of_an_interrupted_stage_say_so_and_no_others(tmp_path: Path) -> None:
+    stages = [StageResult.of("one", [done(0)]), StageResult.of("two", [done(0), done(1)], interrupted=True)]
+    write_requests(tmp_path / "rows.jsonl", stages)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row.get("interrupted")) for row in rows] == [("one", None), ("two", True), ("two", True)]
+    assert read_run(f"{tmp_path / 'rows.jsonl'}#one").numbers["interrupted"] is None
+    assert read_run(f"{tmp_path / 'rows.jsonl'}#two").numbers["interrupted"], "what compares runs warns of it"
+    assert [stage.to_json()["interrupted"] for stage in stages] == [None, "interrupted"]
+    assert list(sweep_table(stages).columns[-1].cells) == ["", "interrupted"]

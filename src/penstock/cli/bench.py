@@ -2,7 +2,8 @@
 
 This file turns flags into BenchSettings and a result into text; `penstock.workload.bench` does the work. Progress goes
 to stderr on a terminal, the result to stdout. Exit code 0: every stage valid and no request failed (refusals with 429
-are not failures); 1 otherwise; 2 for flags that cannot be.
+are not failures); 1 otherwise; 2 for flags that cannot be; 130 after Ctrl-C, with the result and the files of what was
+measured until then.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from penstock.cli.effect import BENCH, require_effect
 from penstock.errors import BadInput
 from penstock.report.html import html_report
 from penstock.report.latency import Limits
-from penstock.report.result import StageResult
-from penstock.report.table import console_block, write_requests, write_text
+from penstock.report.table import write_requests, write_text
 from penstock.units import parse_seconds
 from penstock.workload.arrivals import SHAPES, arrivals
 
@@ -302,17 +302,18 @@ def bench(
         write_requests(out, stages)
     if report is not None:
         write_text(report, html_report(stages, title=f"penstock bench: {result.endpoint.model}"), field="--report")
-    raise typer.Exit(0 if result.ok else 1)
+    raise typer.Exit(130 if result.interrupted else 0 if result.ok else 1)
 
 
 def _run(settings: BenchSettings) -> BenchResult:
+    so_far: list[BenchResult] = []
     with progress_shown() as progress:
         try:
-            result: BenchResult = run_async(lambda: run_bench(settings, progress))
+            result: BenchResult = run_async(lambda: run_bench(settings, progress, on_interrupt=so_far.append))
         except KeyboardInterrupt:
-            if progress.records:
-                print(console_block(StageResult.of(progress.name, progress.records, notes=("interrupted",))))
-            raise typer.Exit(130) from None
+            if not so_far:
+                raise typer.Exit(130) from None
+            result = so_far[0]
     return result
 
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from penstock.cli.began import process_began
 from penstock.cli.console import stderr
-from penstock.control.step import NewTokens
+from penstock.control.step import Failed, Finished, NewTokens
 from penstock.errors import BadInput
 from penstock.report.latency import RequestRecord
 from penstock.report.result import StageResult
@@ -74,7 +75,10 @@ def without_server(
 
 
 def bench_offline(asked: Offline, *, as_json: bool, out: Path | None) -> None:
-    """Load, run, print. Raises InvalidDeployment, UnsupportedModel, InvalidRequest."""
+    """Load, run, print; after Ctrl-C what had been answered until then, and exit code 130.
+
+    Raises InvalidDeployment, UnsupportedModel, InvalidRequest.
+    """
     from penstock.runtime.offline import load, offline_deployment
 
     deployment = offline_deployment(
@@ -85,14 +89,16 @@ def bench_offline(asked: Offline, *, as_json: bool, out: Path | None) -> None:
     built = load(deployment)
     load_s = time.monotonic() - process_began()
     try:
-        _run(built, _WARMUP, asked, "warm-up")
-        records = _run(built, asked.requests, asked, "offline")
+        _, interrupted = _run(built, _WARMUP, asked, "warm-up")
+        if interrupted:
+            raise typer.Exit(130)
+        records, interrupted = _run(built, asked.requests, asked, "offline")
     finally:
         built.executor.close()
     memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    result = StageResult.of("offline", records)
-    peak = asked.peak_flop_per_s or _measured_peak()
-    share = result.report.total_tokens_per_s * 2 * built.info.parameters / peak
+    result = StageResult.of("offline", records, interrupted=interrupted)
+    peak = asked.peak_flop_per_s or (None if interrupted else _measured_peak())
+    share = None if peak is None else result.report.total_tokens_per_s * 2 * built.info.parameters / peak
     facts: dict[str, Any] = {
         "model": built.info.name, "dtype": built.info.dtype, "parameters": built.info.parameters,
         "token_budget": deployment.policy.token_budget, "load_s": load_s, "peak_memory_bytes": memory_bytes,
@@ -105,19 +111,26 @@ def bench_offline(asked: Offline, *, as_json: bool, out: Path | None) -> None:
         _show(result, facts)
     if out is not None:
         write_requests(out, [result])
+    if interrupted:
+        raise typer.Exit(130)
 
 
 def _show(result: StageResult, facts: dict[str, Any]) -> None:
     print(console_block(result))
-    print(f"{facts['model']} as {facts['dtype']}: {result.report.total_tokens_per_s:,.1f} tokens/s, "
-          f"{facts['share_of_optimal']:.3f} of optimal ({facts['parameters'] / 1e6:,.1f}M parameters, fp32 matrix peak "
-          f"{facts['peak_flop_per_s'] / 1e9:,.0f} GFLOP/s)")  # fmt: skip
+    optimal = "" if facts["share_of_optimal"] is None else (
+        f", {facts['share_of_optimal']:.3f} of optimal ({facts['parameters'] / 1e6:,.1f}M parameters, fp32 matrix peak "
+        f"{facts['peak_flop_per_s'] / 1e9:,.0f} GFLOP/s)"
+    )  # fmt: skip
+    print(f"{facts['model']} as {facts['dtype']}: {result.report.total_tokens_per_s:,.1f} tokens/s{optimal}")
     print(f"loaded {facts['load_s']:.2f} s after the start of the process; at most "
           f"{format_bytes(facts['peak_memory_bytes'])} of memory")  # fmt: skip
     print(formulas())
 
 
-def _run(built: Built, requests: tuple[TraceRequest, ...], asked: Offline, phase: str) -> list[RequestRecord]:
+def _run(
+    built: Built, requests: tuple[TraceRequest, ...], asked: Offline, phase: str
+) -> tuple[list[RequestRecord], bool]:
+    """Records of those that ended, and whether Ctrl-C came before all had."""
     from penstock.control.request import Request, Sampling
     from penstock.runtime.offline import run
 
@@ -131,7 +144,7 @@ def _run(built: Built, requests: tuple[TraceRequest, ...], asked: Offline, phase
         for index, request in enumerate(requests)
     ]  # fmt: skip
     times: dict[str, list[float]] = {request.id: [] for request in submitted}
-    ended: dict[str, float] = {}
+    ended: dict[str, tuple[float, Finished | Failed]] = {}
     console = stderr()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     # Two frames a second: drawing takes CPU from what is measured.
@@ -143,22 +156,31 @@ def _run(built: Built, requests: tuple[TraceRequest, ...], asked: Offline, phase
                 if isinstance(update, NewTokens):
                     for id in update.tokens:
                         times[id].append(turn.ended)
-            for id in turn.result.finished:
-                ended[id] = turn.ended
-            if turn.result.finished:
-                bar.advance(task, len(turn.result.finished))
+                elif isinstance(update, Finished | Failed):
+                    ended[update.id] = turn.ended, update
+                    bar.advance(task)
 
         began = time.monotonic()
-        results = run(built, submitted, note)
-    return [
-        RequestRecord(
-            index=index, arrival_s=began, sent_s=began, end_s=ended.get(result.id, began),
-            prompt_tokens=request.prompt_tokens, output_tokens=len(result.tokens), token_s=times[result.id],
-            outcome="completed" if result.error is None else "failed", reason=result.error or "",
-            cached_tokens=result.cached_tokens,
-        )
-        for index, (request, result) in enumerate(zip(requests, results, strict=True))
-    ]  # fmt: skip
+        interrupted = False
+        try:
+            run(built, submitted, note)
+        except KeyboardInterrupt:
+            interrupted = True
+    records = []
+    for index, request in enumerate(requests):
+        if (last := ended.get(str(index))) is None:
+            continue
+        end_s, update = last
+        records.append(
+            RequestRecord(
+                index=index, arrival_s=began, sent_s=began, end_s=end_s, prompt_tokens=request.prompt_tokens,
+                output_tokens=len(times[str(index)]), token_s=times[str(index)],
+                outcome="completed" if isinstance(update, Finished) else "failed",
+                reason="" if isinstance(update, Finished) else update.why,
+                cached_tokens=update.cached_tokens if isinstance(update, Finished) else 0,
+            )
+        )  # fmt: skip
+    return records, interrupted
 
 
 def _measured_peak() -> float:

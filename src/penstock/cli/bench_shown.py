@@ -42,27 +42,25 @@ def show(result: BenchResult, as_json: bool) -> None:
 
 
 class Shown:
-    """Progress as one line that changes, or silence; keeps the records of the stage, for when it is interrupted."""
+    """Progress as one line that changes, or silence."""
 
     def __init__(self, status: Status | None) -> None:
-        self._status, self._total = status, 0
-        self.name = ""
-        self.records: list[RequestRecord] = []
+        self._status, self._name, self._total = status, "", 0
+        self._outcomes: Counter[str] = Counter()
 
     def stage(self, name: str, requests: int | None) -> None:
-        self.name, self._total, self.records = name, requests or 0, []
+        self._name, self._total, self._outcomes = name, requests or 0, Counter()
         self._update()
 
     def record(self, record: RequestRecord) -> None:
-        self.records.append(record)
-        if self._status is not None and len(self.records) % 16 == 0:
+        self._outcomes[record.outcome] += 1
+        if self._status is not None and self._outcomes.total() % 16 == 0:
             self._update()
 
     def _update(self) -> None:
         if self._status is not None:
-            counts = Counter(record.outcome for record in self.records)
-            shown = "".join(f", {count} {outcome}" for outcome, count in counts.items())
-            self._status.update(f"{self.name}: {self._total} requests{shown}")
+            shown = "".join(f", {count} {outcome}" for outcome, count in self._outcomes.items())
+            self._status.update(f"{self._name}: {self._total} requests{shown}")
 
 
 @contextmanager

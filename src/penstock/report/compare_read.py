@@ -50,6 +50,7 @@ class _Line(msgspec.Struct):
     token_s: list[float] | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
+    interrupted: bool = False
 
     def record(self) -> RequestRecord:
         ends = [time for time in (self.first_token_s, self.last_token_s) if time is not None]
@@ -185,7 +186,8 @@ def _requests(named: str, path: Path, stage: str, text: bytes) -> Run:
     rows = stages[names[_chosen(named, path, stage, names)]]
     records = [row.record() for row in rows]
     whole = all(row.token_s is not None for row in rows)
-    numbers: Mapping[str, Any] = StageResult.of(rows[0].stage, records).to_json()
+    cut = any(row.interrupted for row in rows)
+    numbers: Mapping[str, Any] = StageResult.of(rows[0].stage, records, interrupted=cut).to_json()
     if not whole:
         numbers = {key: value for key, value in numbers.items() if not key.endswith("_itl_ms")}
     source = {"simulated": SIMULATED, "offline": ENGINE}.get(rows[0].stage, CLIENT)

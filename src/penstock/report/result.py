@@ -32,6 +32,8 @@ class StageResult:
     """Requested rate as a share of the capacity measured in the same run."""
     limits: Limits = field(default_factory=Limits)
     notes: tuple[str, ...] = ()
+    interrupted: bool = False
+    """It ended before its time: the records are those of requests that had been answered."""
 
     @classmethod
     def of(
@@ -44,6 +46,7 @@ class StageResult:
         load: float | None = None,
         limits: Limits | None = None,
         notes: tuple[str, ...] = (),
+        interrupted: bool = False,
     ) -> StageResult:
         """Compute the metrics of `records`."""
         limits = limits or Limits()
@@ -55,7 +58,8 @@ class StageResult:
             concurrency=concurrency,
             load=load,
             limits=limits,
-            notes=notes,
+            notes=(*notes, "interrupted; requests without a whole answer are left out") if interrupted else notes,
+            interrupted=interrupted,
         )
 
     @property
@@ -97,6 +101,7 @@ class StageResult:
             "stage": self.name,
             "valid": not self.invalid,
             "invalid_because": self.invalid or None,
+            "interrupted": "interrupted" if self.interrupted else None,
             "completed": report.completed,
             "failed": report.failed,
             "rejected": report.rejected,

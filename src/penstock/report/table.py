@@ -107,7 +107,7 @@ def sweep_table(results: Sequence[StageResult]) -> Table:
             *_tails(report.ttft),
             *_tails(report.tpot),
             _number(None if report.send_delay is None else 1e3 * report.send_delay.p50, 2),
-            "INVALID" if result.invalid else "",
+            "INVALID" if result.invalid else "interrupted" if result.interrupted else "",
         )  # fmt: skip
     return table
 
@@ -121,12 +121,14 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def write_requests(path: Path, results: Iterable[StageResult]) -> None:
-    """One JSON line per request of every stage. Raises BadInput when the file cannot be written."""
-    lines = [
-        json.dumps({"stage": result.name, **as_row(record)}, separators=(",", ":"))
-        for result in results
-        for record in result.records
-    ]
+    """One JSON line per request of every stage; those of one that was interrupted say so.
+
+    Raises BadInput when the file cannot be written.
+    """
+    lines = []
+    for result in results:
+        head = {"stage": result.name, **({"interrupted": True} if result.interrupted else {})}
+        lines += [json.dumps({**head, **as_row(record)}, separators=(",", ":")) for record in result.records]
     write_text(path, "".join(line + "\n" for line in lines), field="--out")
 
 

@@ -8,18 +8,22 @@ measured in the same run) or closed loop at a fixed concurrency.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from penstock.errors import BadInput
-from penstock.report.latency import FORMULAS, Limits, RequestRecord, Steady, saturated
+from penstock.report.latency import Limits, RequestRecord, saturated
 from penstock.report.result import StageResult
 from penstock.workload.arrivals import arrivals
 from penstock.workload.client import Client, Target
 from penstock.workload.drive import Driver
-from penstock.workload.endpoint import Api, Endpoint, discover
+from penstock.workload.endpoint import Api, discover
+from penstock.workload.outcome import BenchResult as BenchResult
+from penstock.workload.outcome import Capacity
+from penstock.workload.outcome import mean_lengths as mean_lengths
 from penstock.workload.plan import Stage, Workload, conversations, open_loop, replay
 from penstock.workload.prompts import phase_seed
 from penstock.workload.trace import MOONCAKE_BLOCK_TOKENS, Trace, TraceRequest
@@ -77,79 +81,11 @@ class BenchSettings:
     limits: Limits = field(default_factory=Limits)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """The most the server did in closed loop, in the steady part of the best stage."""
-
-    concurrency: int
-    work: Steady
-    prompt_tokens: float
-    output_tokens: float
-    """Mean lengths of the requests of that stage."""
-
-    @property
-    def requests_per_s(self) -> float:
-        return self.work.requests_per_s(self.prompt_tokens, self.output_tokens)
-
-    def rate_for(self, requests: Sequence[TraceRequest]) -> float:
-        """Requests like these per second: a piece of a trace may be heavier than the piece that was measured."""
-        return self.work.requests_per_s(*mean_lengths(requests))
-
-
-def mean_lengths(requests: Sequence[TraceRequest]) -> tuple[float, float]:
-    """(mean prompt tokens, mean output tokens)."""
-    prompts = sum(request.prompt_tokens for request in requests)
-    return prompts / len(requests), sum(request.output_tokens for request in requests) / len(requests)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchResult:
-    """All stages of a benchmark."""
-
-    endpoint: Endpoint
-    stages: tuple[StageResult, ...]
-    search: tuple[StageResult, ...]
-    """The closed-loop stages of the capacity search; empty without one."""
-    capacity: Capacity | None
-    generator_cpu_s: float
-    token_events: int
-    notes: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Every stage valid and no request failed; refusals are not failures."""
-        return all(not stage.invalid and not stage.report.failed for stage in self.stages or self.search[-1:])
-
-    def to_json(self) -> dict[str, Any]:
-        """A single stage flat, as other benchmark tools print it; several under `stages`."""
-        stages = [stage.to_json() for stage in self.stages]
-        shared: dict[str, Any] = {
-            "model_id": self.endpoint.model,
-            "endpoint": self.endpoint.path,
-            "prompts_as": "token ids" if self.endpoint.takes_ids else "text",
-            "capacity": None
-            if self.capacity is None
-            else {
-                "concurrency": self.capacity.concurrency,
-                "request_throughput": self.capacity.requests_per_s,
-                "output_throughput": self.capacity.work.output_tokens_per_s,
-                "total_token_throughput": self.capacity.work.total_tokens_per_s,
-                "stages": [stage.to_json() for stage in self.search],
-            },
-            "generator_cpu_s": self.generator_cpu_s,
-            "generator_cpu_us_per_token_event": 1e6 * self.generator_cpu_s / self.token_events
-            if self.token_events
-            else None,
-            "formulas": FORMULAS,
-            "run_notes": list(self.notes),
-        }
-        return {**stages[0], **shared} if len(stages) == 1 else {**shared, "stages": stages}
-
-
 async def bench(
-    settings: BenchSettings, progress: Progress, on_stage: Callable[[StageResult], None] | None = None
-) -> BenchResult:
-    """Run it.
+    settings: BenchSettings, progress: Progress, on_stage: Callable[[StageResult], None] | None = None,
+    on_interrupt: Callable[[BenchResult], None] | None = None,
+) -> BenchResult:  # fmt: skip
+    """Run it. If it is cancelled, `on_interrupt` is told what was measured up to then, if anything was.
 
     Raises:
         BadInput: settings that contradict each other. NoServer: nothing usable at the URL.
@@ -175,7 +111,13 @@ async def bench(
             retries=settings.retries,
             think_s=settings.think_s,
         )
-        return await _Bench(settings, driver, progress, on_stage).run()
+        run = _Bench(settings, driver, progress, on_stage)
+        try:
+            return await run.run()
+        except asyncio.CancelledError:
+            if on_interrupt is not None and (result := run.so_far()) is not None:
+                on_interrupt(result)
+            raise
     finally:
         client.close()
 
@@ -190,6 +132,11 @@ class _Bench:
     ) -> None:
         self._settings, self._driver, self._progress, self._on_stage = settings, driver, progress, on_stage
         self._extra: tuple[str, ...] = ()
+        self._capacity: Capacity | None = None
+        self._searched: list[StageResult] = []
+        self._measured: list[StageResult] = []
+        self._part: StageResult | None = None
+        """Of the stage that was interrupted."""
         self._check_fit()
 
     def _check_fit(self) -> None:
@@ -208,28 +155,36 @@ class _Bench:
         settings = self._settings
         if settings.warmup:
             await self._warm_up()
-        search: list[StageResult] = []
-        capacity = await self._search(search) if settings.find_capacity or settings.loads else None
-        stages = []
+        if settings.find_capacity or settings.loads:
+            self._capacity = await self._search(self._searched)
         self._driver.cancel_fraction = settings.cancel_fraction
-        plan = self._stages(capacity)
+        plan = self._stages(self._capacity)
         for stage, load in plan:
             result = await self._measure(stage, load)
-            stages.append(result)
+            self._measured.append(result)
             if self._on_stage is not None:
                 self._on_stage(result)
-            if settings.rates and len(stages) < len(plan) and saturated(result.records):
-                left = len(plan) - len(stages)
+            if settings.rates and len(self._measured) < len(plan) and saturated(result.records):
+                left = len(plan) - len(self._measured)
                 self._extra = (f"saturated at {stage.name}: requests in flight and TTFT kept rising; {left} left out",)
                 break
+        return self._result(interrupted=False)
+
+    def so_far(self) -> BenchResult | None:
+        """What a run that was cancelled had measured; None: nothing."""
+        measured = self._searched or self._measured or self._part
+        return self._result(interrupted=True) if measured else None
+
+    def _result(self, *, interrupted: bool) -> BenchResult:
         return BenchResult(
             endpoint=self._driver.endpoint,
-            stages=tuple(stages),
-            search=tuple(search),
-            capacity=capacity,
+            stages=(*self._measured, *([self._part] if self._part is not None else [])),
+            search=tuple(self._searched),
+            capacity=self._capacity,
             generator_cpu_s=self._driver.cpu_s,
             token_events=self._driver.events,
             notes=self._notes(),
+            interrupted=interrupted,
         )
 
     def _notes(self) -> tuple[str, ...]:
@@ -256,7 +211,24 @@ class _Bench:
 
     async def _measure(self, stage: Stage, load: float | None) -> StageResult:
         self._progress.stage(stage.name, len(stage.requests))
-        records = await self._driver.run(stage, self._progress.record)
+        records: list[RequestRecord] = []
+
+        def on_record(record: RequestRecord) -> None:
+            records.append(record)
+            self._progress.record(record)
+
+        try:
+            records = await self._driver.run(stage, on_record)
+        except asyncio.CancelledError:
+            if records:
+                records.sort(key=lambda record: record.index)
+                self._part = self._stage_result(stage, load, records, interrupted=True)
+            raise
+        return self._stage_result(stage, load, records)
+
+    def _stage_result(
+        self, stage: Stage, load: float | None, records: list[RequestRecord], *, interrupted: bool = False
+    ) -> StageResult:
         notes = list(self._settings.trace.notes if self._settings.trace is not None else ())
         silent = sum(record.outcome == "completed" and record.output_tokens == 0 for record in records)
         if silent:
@@ -269,6 +241,7 @@ class _Bench:
             load=load,
             limits=self._settings.limits,
             notes=tuple(notes),
+            interrupted=interrupted,
         )
 
     # Capacity: closed loop, concurrency doubled until it brings nothing more or the server refuses.

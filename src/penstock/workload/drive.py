@@ -52,9 +52,11 @@ class Driver:
         """All records of the stage, in order of request; times count from the start of the stage."""
         run = _Run(self, stage, on_record)
         cpu = time.process_time()
-        await (run.open_loop() if stage.concurrency is None else run.closed_loop(stage.concurrency))
-        self.cpu_s += time.process_time() - cpu
-        self.events += sum(len(record.token_s) for record in run.records)
+        try:
+            await (run.open_loop() if stage.concurrency is None else run.closed_loop(stage.concurrency))
+        finally:
+            self.cpu_s += time.process_time() - cpu
+            self.events += sum(len(record.token_s) for record in run.records)
         return sorted(run.records, key=lambda record: record.index)
 
 
