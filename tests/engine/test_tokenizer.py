@@ -332,3 +332,15 @@ def test_the_front_ends_modules_import_no_torch() -> None:
         subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(filter(None, sys.path))}).returncode
         == 0
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux shows them")
+def test_a_text_is_encoded_in_the_thread_that_asks(directories: dict[str, Path]) -> None:
+    code = (
+        "import os, sys; from penstock.engine.tokenizer import Tokenizer; own = Tokenizer.load(sys.argv[1]);"
+        "before = len(os.listdir('/proc/self/task')); own.encode('some words', add_special_tokens=False);"
+        "sys.exit(len(os.listdir('/proc/self/task')) - before)"
+    )
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    made = subprocess.run([sys.executable, "-c", code, str(directories["byte_level"])], env=environment)
+    assert made.returncode == 0, "threads that the library has started for one text"

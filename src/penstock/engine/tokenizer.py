@@ -12,6 +12,7 @@ as it always does. Ids, the pieces around a control token and everything else st
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,10 @@ import tokenizers.processors
 from penstock.engine.pieces import Alphabet, TextStream, is_byte_piece
 from penstock.engine.token_settings import TokenSettings, read_json
 from penstock.errors import InvalidDeployment, InvalidRequest, UnsupportedModel
+
+# The library reads this at each call. For a batch of one text it would wake threads of its own and wait for them, on
+# cores that the engine keeps busy.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Some models write their bars full width (U+FF5C).
 _LOOKS_LIKE_CONTROL: Final = re.compile("<[|\uff5c].+[|\uff5c]>\\Z", re.DOTALL)
