@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,13 @@ def penstock(capsys: pytest.CaptureFixture[str]) -> Penstock:
         return subprocess.CompletedProcess(words, code, seen.out, seen.err)
 
     return call
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Of the loopback, for a server that a test starts. Held meanwhile: no other process is given it, and whoever asks
+    before the server is there cannot be connected with itself."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])

@@ -177,7 +177,7 @@ def test_the_start_log_accounts_for_each_phase_and_ends_with_the_url_and_a_curl(
     assert "\x1b" not in server.log
 
 
-def test_while_the_model_loads_clients_are_told_so_and_none_is_refused_or_lost(tmp_path: Path) -> None:
+def test_while_the_model_loads_clients_are_told_so_and_none_is_refused_or_lost(tmp_path: Path, port: int) -> None:
     slow = (
         "import asyncio, os, sys\nfrom penstock.cli import main\nfrom penstock.runtime.service import Service\n"
         "start = Service.start\n"
@@ -185,9 +185,6 @@ def test_while_the_model_loads_clients_are_told_so_and_none_is_refused_or_lost(t
         "    return await start(*arguments)\n"
         "Service.start = later\nmain(['serve', '--server.port', sys.argv[1]])"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     may_load = tmp_path / "may load"
     process = subprocess.Popen(
         [sys.executable, "-c", slow, str(port), str(may_load)], env=environment(), stderr=subprocess.DEVNULL

@@ -49,7 +49,7 @@ class Scene:
 
 def play(directory: Path, story: Callable[[Scene], Coroutine[Any, Any, None]], **model: Any) -> None:
     async def run() -> None:
-        await asyncio.wait_for(story(Scene(directory, **model)), 10)
+        await asyncio.wait_for(story(Scene(directory, **model)), 60)
 
     asyncio.run(run())
 

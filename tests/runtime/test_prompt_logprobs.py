@@ -42,7 +42,7 @@ def test_a_prompt_is_scored_whole_and_once(
     async def body(step: int | None) -> list[PromptLogprobs]:
         options = {} if step is None else {"kill_at_step": step}
         service = await Service.start(here, command=worker(engine="real", **options))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             found = [await scored(service, "first"), await scored(service, "second")]
         assert service.restarts == (step is not None)
         await service.close()

@@ -37,9 +37,9 @@ def test_points_end_when_the_sweep_is_killed() -> None:
     begun = children(run.pid)
     assert len(begun) >= 2
     run.send_signal(signal.SIGKILL)
-    run.wait(10)
+    run.wait(60)
     run.stdout.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (left := [process for process in begun if not ended(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     for process in left:

@@ -8,7 +8,9 @@ import http.client
 import json
 import logging
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -26,16 +28,39 @@ from .scripted import ScriptedService, raising, scripted_app
 from .sse import read_stream
 
 
-def raw(url: str, *parts: bytes) -> bytes:
-    """Everything the server says to these bytes until it hangs up."""
+@contextmanager
+def standing_still(loop: Loop) -> Iterator[None]:
+    """The server's event loop does: what is sent meanwhile is there when the connection is, on a busy machine too."""
+    stands, go_on = threading.Event(), threading.Event()
+
+    def stand() -> None:
+        stands.set()
+        go_on.wait(60)
+
+    loop.loop.call_soon_threadsafe(stand)
+    assert stands.wait(60)
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+def raw(url: str, *parts: bytes, until_sent: Loop | None = None) -> bytes:
+    """Everything the server says to these bytes until it hangs up. It sees nothing before the first part is there if
+    `until_sent`, its loop, is given."""
     host, port = url.removeprefix("http://").split(":")
     heard = b""
-    with socket.create_connection((host, int(port)), timeout=60) as client:
+    with ExitStack() as still:
+        if until_sent is not None:
+            still.enter_context(standing_still(until_sent))
+        client = socket.create_connection((host, int(port)), timeout=60)
         try:
             for part in parts:
                 client.sendall(part)
+                still.close()
         except OSError:
             pass  # it hung up before it had heard all: what it said is still to be read
+    with client:
         try:
             while part := client.recv(65536):
                 heard += part
@@ -209,10 +234,10 @@ def test_headers_without_end_are_cut_off_before_they_are_kept(scripted: Scripted
 
 
 def test_a_slow_head_is_408_and_a_silent_connection_is_closed(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+    scripted: Scripted, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
-    answer = raw(scripted.url, b"POST /v1/completions HTTP/1.1\r\nhost: local")
+    answer = raw(scripted.url, b"POST /v1/completions HTTP/1.1\r\nhost: local", until_sent=loop)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert error_in(answer)["code"] == "request_timeout"
     assert raw(scripted.url) == b""
@@ -220,24 +245,25 @@ def test_a_slow_head_is_408_and_a_silent_connection_is_closed(
 
 @pytest.mark.parametrize("known", [b"mine-1", b"not safe", b""])
 def test_what_is_refused_before_the_app_is_in_the_log_under_the_id_of_its_answer(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, known: bytes
+    scripted: Scripted, loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, known: bytes
 ) -> None:
     caplog.set_level(logging.INFO, logger="penstock.serve")
-    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(http_protocol, "BODY_TIMEOUT_S", 0.2)
     monkeypatch.setattr(http_protocol, "MAX_HEAD_BYTES", 2000)
     own = b"x-request-id: %b\r\n" % known if known else b""
     start = b"POST /v1/completions HTTP/1.1\r\n" + own + b"host: localhost\r\n"
     chunked = start + b"transfer-encoding: chunked\r\n\r\n5\r\n{    \r\n0\r\n"
-    for sent, status, code in (
-        (start, 408, "request_timeout"),
-        (start + b"x-long: " + b"a" * 4000, 431, "headers_too_large"),
-        (start + b"content-length: 9\r\n\r\n{", 408, "request_timeout"),
-        (start + b"no colon\r\n\r\n", 400, "invalid_http"),
-        (chunked + b"x-one: 1\r\n\r\n", 400, "invalid_http"),
+    for sent, slow, status, code in (
+        (start, "HEAD_TIMEOUT_S", 408, "request_timeout"),
+        (start + b"x-long: " + b"a" * 4000, "", 431, "headers_too_large"),
+        (start + b"content-length: 9\r\n\r\n{", "BODY_TIMEOUT_S", 408, "request_timeout"),
+        (start + b"no colon\r\n\r\n", "", 400, "invalid_http"),
+        (chunked + b"x-one: 1\r\n\r\n", "", 400, "invalid_http"),
     ):
         caplog.clear()
-        answer = raw(scripted.url, sent)
+        with monkeypatch.context() as limited:
+            if slow:
+                limited.setattr(http_protocol, slow, 0.2)
+            answer = raw(scripted.url, sent, until_sent=loop)
         assert answer.startswith(b"HTTP/1.1 %d " % status), answer
         assert refusals(caplog) == [(id_in(answer), status, code)]
         assert (id_in(answer) == known.decode()) == (known == b"mine-1")
@@ -288,11 +314,11 @@ def test_what_follows_an_answer_has_an_id_of_its_own(scripted: Scripted, caplog:
     assert refusals(caplog) == [(id_in(second), 400, "invalid_http")]
 
 
-def test_a_body_may_take_longer_than_a_head(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_may_take_longer_than_a_head(scripted: Scripted, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
     big = b'{"prompt": "x", "nonsense": "' + b"y" * (MAX_HEAD_BYTES * 2) + b'"}'
     head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
-    answer = raw(scripted.url, head % len(big), big[:100_000], big[100_000:])
+    answer = raw(scripted.url, head % len(big), big[:100_000], big[100_000:], until_sent=loop)
     assert answer.startswith(b"HTTP/1.1 200 "), answer[:500]
 
 

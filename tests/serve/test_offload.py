@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,14 +78,19 @@ def test_errors_of_the_work_come_through() -> None:
         asyncio.run(Offload(max_pending=1).run(fail, characters=BIG, field="prompt"))
 
 
-def test_a_refusal_says_when_to_come_back_from_what_work_took_of_late() -> None:
-    go_on = threading.Event()
+def test_a_refusal_says_when_to_come_back_from_what_work_took_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, now = threading.Event(), 0.0
+    monkeypatch.setattr("penstock.serve.offload.time", SimpleNamespace(monotonic=lambda: now))
+
+    def take(seconds: float) -> None:
+        nonlocal now
+        now += seconds
 
     async def main() -> tuple[float, float]:
         offload, waits = Offload(max_pending=1), []
         for seconds in (0.0, 0.3):
             for _ in range(3):
-                await offload.run(partial(time.sleep, seconds), characters=BIG, field="prompt")
+                await offload.run(partial(take, seconds), characters=BIG, field="prompt")
             go_on.clear()
             first = asyncio.create_task(offload.run(go_on.wait, characters=BIG, field="prompt"))
             await asyncio.sleep(0)

@@ -128,13 +128,13 @@ def test_without_descriptors_it_asks_again_after_a_pause_and_does_not_spin(
 
     async def main() -> None:
         sock = listen("127.0.0.1", 0)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         exhausted = Exhausted(sock)
         starting = Starting(exhausted)  # type: ignore[arg-type]
         client = asyncio.create_task(asked(sock.getsockname()[1], b"GET /health HTTP/1.1"))
         while not exhausted.asked:
             await asyncio.sleep(0.001)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         for _ in range(100):  # the connection still waits in the backlog: a spinning loop would see it in each round
             await asyncio.sleep(0)
         asked_so_far = exhausted.asked

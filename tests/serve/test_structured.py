@@ -9,6 +9,7 @@ import re
 import signal
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -302,6 +303,9 @@ def test_tenants_take_turns_at_the_checker_and_leave_each_other_room(
     monkeypatch.setattr("penstock.runtime.grammar_check.MAX_TENANT_WAITING", 5)
     checker = GrammarCheck()
     order: list[str] = []
+    monkeypatch.setattr(
+        "penstock.runtime.grammar_check.time", SimpleNamespace(monotonic=lambda: 0.1 * len(order))  # 0.1 s each
+    )  # fmt: skip
 
     async def ask(line: bytes) -> dict[str, str]:
         await asyncio.sleep(0.01)
@@ -319,7 +323,7 @@ def test_tenants_take_turns_at_the_checker_and_leave_each_other_room(
         await asyncio.sleep(0)
         with pytest.raises(Overloaded) as refused:
             await checker.check(GrammarJob(field="f", grammar="one more"), "loud")
-        assert 0.05 <= refused.value.retry_after_s < 1.0, "measured"
+        assert refused.value.retry_after_s == pytest.approx(5 * 0.1 * (1 - 0.8 ** len(order))), "measured"
         for task in loud:
             task.cancel()
         await asyncio.gather(*loud, return_exceptions=True)
