@@ -79,6 +79,16 @@ def test_internal_ids_are_unique_even_if_clients_repeat_theirs(scripted: Scripte
     assert len({one.id for one in scripted.service.calls}) == 4
 
 
+def test_internal_ids_begin_the_ids_of_answers_and_are_short_enough_for_the_decoder_to_keep(scripted: Scripted) -> None:
+    answer = scripted.chat(n=2).json()
+    first, second = (one.id for one in scripted.service.calls)
+    begin, _, number = second.rpartition("-")
+    assert (first, number) == (f"{begin}-0", "1")
+    assert answer["id"].startswith(f"chatcmpl-{begin}")
+    most = 64 * 128  # prompts, and choices of each
+    assert len(f"{begin}-{most}") <= 31
+
+
 def test_a_whole_chat_answer(scripted: Scripted) -> None:
     body = scripted.chat(return_token_ids=True).json()
     assert body["object"] == "chat.completion"

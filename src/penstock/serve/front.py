@@ -41,6 +41,10 @@ BODIES: Final = 16
 MAX_ENTRIES: Final = 2**18
 """Log-probabilities of prompt tokens in one answer: 30 MB of JSON, made off the event loop."""
 
+ID_CHARACTERS: Final = 24
+"""Of a call's id in the ids of its sequences. A step's tokens come under those, and msgspec keeps keys of up to 31
+characters, where a longer one is made anew for each token: a third of what reading a frame takes."""
+
 SomeBody = TypeVar("SomeBody", bound=Named)
 
 
@@ -167,7 +171,7 @@ class Front:
             for one in range(n):
                 index = number * n + one
                 request = Request(
-                    id=f"{call.id}-{index}", prompt=prompt.ids, max_tokens=bound, tenant=call.tenant,
+                    id=f"{call.id[:ID_CHARACTERS]}-{index}", prompt=prompt.ids, max_tokens=bound, tenant=call.tenant,
                     prefix_group=group, weight=key.weight,
                     salt=body.cache_salt or "", priority=body.priority or 0, adapter=adapter,
                     sampling=_with_seed(sampling, seed_of_choice(sampling.seed, one)),
