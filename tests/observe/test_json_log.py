@@ -38,7 +38,11 @@ def test_every_line_is_json_from_start_to_end_and_an_idle_server_writes_none() -
         url = next(message for message in said if message.startswith("ready http://")).split()[1]
         assert any(message.startswith("load weights") for message in said)
         for _ in range(3):
-            assert httpx.get(f"{url}/health").status_code == httpx.get(f"{url}/metrics").status_code == 200
+            assert (
+                httpx.get(f"{url}/health", timeout=60).status_code
+                == httpx.get(f"{url}/metrics", timeout=60).status_code
+                == 200
+            )
             time.sleep(0.2)
         assert len(raw) == len(said)
         body = {"prompt": "secret words", "max_tokens": 3, "ignore_eos": True}

@@ -36,7 +36,7 @@ class Window:
 
     def until(self, expression: str) -> None:
         """Wait for JavaScript to be true. Playwright's own waiting evaluates strings in the page: forbidden there."""
-        for _ in range(300):
+        for _ in range(1200):
             if self.page.evaluate(expression):
                 return
             self.page.wait_for_timeout(50)
@@ -63,7 +63,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def window(browser: Any, scripted: Scripted) -> Iterator[Window]:
     context = browser.new_context(viewport={"width": 1300, "height": 900})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)
     window = Window(context.new_page(), scripted.url)
     window.page.goto(scripted.url)
     yield window
@@ -157,7 +157,7 @@ def test_with_a_key_configured_the_page_asks_for_it_and_keeps_it_in_memory_only(
     service = ScriptedService(Deployment.parse({"server": {"api_keys": ["open-sesame"]}}))
     for url in loop.serve(scripted_app(service)):
         context = browser.new_context()
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         window = Window(context.new_page(), url)
         page = window.page
         page.goto(url)
@@ -182,7 +182,7 @@ def test_with_a_key_configured_the_page_asks_for_it_and_keeps_it_in_memory_only(
 def test_the_page_is_the_same_on_every_server_and_its_numbers_need_a_key(loop: Loop, scripted: Scripted) -> None:
     service = ScriptedService(Deployment.parse({"server": {"api_keys": ["open-sesame"]}}))
     for url in loop.serve(scripted_app(service)):
-        with httpx.Client(base_url=url) as http:
+        with httpx.Client(base_url=url, timeout=60) as http:
             for path in PAGES:
                 answer = http.get(path)
                 assert answer.status_code == 200
@@ -200,7 +200,7 @@ def test_the_page_can_be_left_out(loop: Loop) -> None:
     service = ScriptedService(Deployment.parse({"server": {"dashboard": False}}))
     for url in loop.serve(scripted_app(service)):
         for path in (*PAGES, "/dashboard/live"):
-            assert httpx.get(url + path).status_code == 404
+            assert httpx.get(url + path, timeout=60).status_code == 404
 
 
 def test_every_file_is_served_and_none_names_another_host() -> None:

@@ -208,10 +208,12 @@ def test_keys_are_in_no_log_no_error_and_no_memory_of_the_ring(serve: Any, caplo
     _, app, url = serve({"api_keys": ["hunter2-plain"], "keys": [entry("talk")]})
     with caplog.at_level(logging.DEBUG):
         told = [
-            httpx.post(f"{url}/v1/completions", json={"prompt": "hi"}, headers={"authorization": f"Bearer {key}"}).text
+            httpx.post(
+                f"{url}/v1/completions", json={"prompt": "hi"}, headers={"authorization": f"Bearer {key}"}, timeout=60
+            ).text
             for key in ("hunter2-plain", "hunter2-wrong", "key-of-talk", "key-of-nobody")
         ]
-        told.append(httpx.get(f"{url}/metrics", headers={"authorization": "Bearer hunter2-plain"}).text)
+        told.append(httpx.get(f"{url}/metrics", headers={"authorization": "Bearer hunter2-plain"}, timeout=60).text)
     everything = caplog.text + "".join(told) + repr(vars(app.state.keys)["_keys"])
     assert "hunter2" not in everything
     assert "key-of" not in everything
@@ -254,7 +256,7 @@ def test_a_key_file_that_is_not_there_keeps_the_server_from_starting(tmp_path: P
 def test_anthropics_header_is_a_key_too(serve: Any) -> None:
     _, _, url = serve({"keys": [entry("talk")]})
     for key, status in (("key-of-talk", 200), ("key-of-nobody", 401)):
-        assert httpx.get(f"{url}/v1/models", headers={"x-api-key": key}).status_code == status
+        assert httpx.get(f"{url}/v1/models", headers={"x-api-key": key}, timeout=60).status_code == status
 
 
 def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

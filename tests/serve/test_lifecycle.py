@@ -62,7 +62,7 @@ def test_a_client_that_reads_late_gets_every_token_in_order(scripted: Scripted) 
     scripted.service.script = script
     body = {"prompt": "x", "max_tokens": 4000, "stream": True, "return_token_ids": True}
     with scripted.http.stream("POST", "/v1/completions", json=body) as reply:
-        assert httpx.get(f"{scripted.url}/health").status_code == 200, "the others are served meanwhile"
+        assert httpx.get(f"{scripted.url}/health", timeout=60).status_code == 200, "the others are served meanwhile"
         raw = b"".join(reply.iter_raw())
     stream = read_stream(raw, chat=False)
     assert stream.choices[0].token_ids == [number % 256 for number in range(4000)]
@@ -186,6 +186,7 @@ def test_a_key_opens_and_is_the_tenant(locked: Scripted) -> None:
             f"{locked.url}/v1/completions",
             json={"prompt": "x", "user": "root"},
             headers={"authorization": f"Bearer {key}"},
+            timeout=60,
         )
         assert reply.status_code == 200
     umlaut = {b"authorization": "Bearer schlüssel".encode()}

@@ -34,7 +34,7 @@ def test_pages_of_others_change_nothing(open_server: Both, headers: dict[str, st
         (open_server.url, "/tokenize"),
     ):  # fmt: skip
         for kind in ({}, {"content-type": "text/plain"}, {"content-type": "application/json"}):
-            reply = httpx.post(url + path, content=b'{"prompt": "x"}', headers={**headers, **kind})
+            reply = httpx.post(url + path, content=b'{"prompt": "x"}', headers={**headers, **kind}, timeout=60)
             assert (reply.status_code, reply.json()["error"]["code"]) == (403, "foreign_origin"), (path, kind)
     assert not open_server.drain.is_set()
     assert (len(open_server.service.calls), open_server.service.resets) == (calls, resets)
@@ -46,12 +46,12 @@ def test_own_pages_named_origins_and_programs_may(open_server: Both) -> None:
         {"origin": "https://public.example", "sec-fetch-site": "same-origin"},
         {"origin": "https://app.example", "sec-fetch-site": "cross-site"},
     ):  # fmt: skip
-        reply = httpx.post(f"{open_server.url}/v1/completions", json={"prompt": "x"}, headers=headers)
+        reply = httpx.post(f"{open_server.url}/v1/completions", json={"prompt": "x"}, headers=headers, timeout=60)
         assert reply.status_code == 200, headers
-    assert httpx.get(f"{open_server.url}/v1/models", headers=EVIL).status_code == 200
-    assert httpx.post(f"{open_server.admin_url}/admin/reset_prefix_cache").status_code == 202
+    assert httpx.get(f"{open_server.url}/v1/models", headers=EVIL, timeout=60).status_code == 200
+    assert httpx.post(f"{open_server.admin_url}/admin/reset_prefix_cache", timeout=60).status_code == 202
     named = {"origin": "https://app.example"}
-    assert httpx.post(f"{open_server.admin_url}/admin/reset_prefix_cache", headers=named).status_code == 403
+    assert httpx.post(f"{open_server.admin_url}/admin/reset_prefix_cache", headers=named, timeout=60).status_code == 403
 
 
 def test_with_a_key_the_key_decides(loop: Loop) -> None:

@@ -56,11 +56,11 @@ def test_a_signal_refuses_new_requests_lets_running_ones_go_on_and_exits_0(start
         raw = next(parts)
         process.send_signal(signal.SIGTERM)
         assert line(process) == "draining"
-        refused = httpx.post(f"{url}/v1/completions", json=STREAM)
+        refused = httpx.post(f"{url}/v1/completions", json=STREAM, timeout=60)
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1"
-        assert httpx.get(f"{url}/ready").status_code == 503
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/ready", timeout=60).status_code == 503
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
         assert process.stdin is not None
         process.stdin.close()
         raw += b"".join(parts)
@@ -90,7 +90,7 @@ def test_a_whole_answer_that_draining_cuts_off_is_a_503_with_a_time_to_come_back
     process, url = start(600)
     with ThreadPoolExecutor(1) as pool:
         whole = pool.submit(httpx.post, f"{url}/v1/completions", json={"prompt": "x"}, timeout=30)
-        while "penstock_requests_in_flight 1.0" not in httpx.get(f"{url}/metrics").text:
+        while "penstock_requests_in_flight 1.0" not in httpx.get(f"{url}/metrics", timeout=60).text:
             assert not whole.done()
         process.send_signal(signal.SIGTERM)
         assert line(process) == "draining"

@@ -54,11 +54,12 @@ def start() -> Iterator[Start]:
 
 
 def status(url: str, name: str, **more: Any) -> int:
-    return httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer key-of-{name}"}, **more).status_code
+    headers = {"authorization": f"Bearer key-of-{name}"}
+    return httpx.get(f"{url}/v1/models", headers=headers, timeout=60, **more).status_code
 
 
 def until(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         if condition():
             return True
@@ -84,7 +85,7 @@ def test_a_key_is_revoked_by_its_file_alone_and_by_sighup_and_by_the_administrat
     process.send_signal(signal.SIGHUP)
     assert until(lambda: status(url, "b") == 401)
     write()
-    reply = httpx.post(f"{admin}/admin/reload_keys", headers={"authorization": "Bearer key-of-boss"})
+    reply = httpx.post(f"{admin}/admin/reload_keys", headers={"authorization": "Bearer key-of-boss"}, timeout=60)
     assert reply.json() == {"keys": 1}
     assert status(url, "c") == 401
     assert process.poll() is None
@@ -92,8 +93,8 @@ def test_a_key_is_revoked_by_its_file_alone_and_by_sighup_and_by_the_administrat
 
 def test_the_administration_ends_the_server_as_a_signal_does(start: Start) -> None:
     process, url, admin = start(admin_port=0)
-    assert httpx.get(f"{url}/v1/models").status_code == 200
-    assert httpx.post(f"{admin}/admin/drain").status_code == 202
+    assert httpx.get(f"{url}/v1/models", timeout=60).status_code == 200
+    assert httpx.post(f"{admin}/admin/drain", timeout=60).status_code == 202
     assert process.wait(60) == 0
     assert process.stdout is not None
     assert process.stdout.read().split() == ["draining", "ended"]
@@ -118,7 +119,9 @@ def test_tls_serves_and_takes_a_new_certificate_without_a_restart(start: Start, 
     files = {"tls_certificate": str(tmp_path / "cert.pem"), "tls_key": str(tmp_path / "key.pem")}
     process, url, _ = start(**files)
     assert url.startswith("https://")
-    assert httpx.get(f"{url}/health", verify=ssl.create_default_context(cafile=files["tls_certificate"])).json()
+    assert httpx.get(
+        f"{url}/health", verify=ssl.create_default_context(cafile=files["tls_certificate"]), timeout=60
+    ).json()
     port = int(url.rpartition(":")[2])
     old = ssl.get_server_certificate(("127.0.0.1", port))
     (tmp_path / "other").mkdir()
@@ -130,7 +133,9 @@ def test_tls_serves_and_takes_a_new_certificate_without_a_restart(start: Start, 
         assert ssl.get_server_certificate(("127.0.0.1", port)) == old, "what cannot be used changes nothing"
     certificate(tmp_path, "second")
     assert until(lambda: ssl.get_server_certificate(("127.0.0.1", port)) != old)
-    assert httpx.get(f"{url}/health", verify=ssl.create_default_context(cafile=files["tls_certificate"])).json()
+    assert httpx.get(
+        f"{url}/health", verify=ssl.create_default_context(cafile=files["tls_certificate"]), timeout=60
+    ).json()
 
 
 def test_an_administration_port_in_use_is_named_before_the_server_runs() -> None:
