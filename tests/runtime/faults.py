@@ -113,6 +113,14 @@ class Bench:
         found: dict[str, Served] = self.run(body())
         return found
 
+    def struck(self) -> int:
+        """How many faults have come about so far."""
+        return len(list(self.begun.glob("struck*")))
+
+    async def until_struck(self, faults: int) -> None:
+        while self.struck() < faults:
+            await asyncio.sleep(0.005)
+
     def assert_struck(self, service: Service, *faults: OfWorker) -> None:
         """All faults came about, and each that ended a worker cost one.
 
@@ -120,7 +128,7 @@ class Bench:
         """
         deeds = [one["do"] for fault in faults for one in (fault if isinstance(fault, list) else [fault])]
         ends = [deed for deed in deeds if deed != "stop"]
-        assert len(list(self.begun.glob("struck*"))) == len(deeds)
+        assert self.struck() == len(deeds)
         assert len(list(self.begun.glob("worker*"))) == service.restarts + 1
         assert service.restarts >= len(ends)
         assert service.restarts == len(ends) or ends != deeds

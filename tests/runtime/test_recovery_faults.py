@@ -6,6 +6,7 @@ Real engine and small checkpoint. Every step's books are recounted (faulty_worke
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -68,6 +69,9 @@ def strike(request: pytest.FixtureRequest) -> str:
         request.getfixturevalue("impatient")
     return str(request.param)
 
+
+AMID: Fault = {"at": "before run", "hit": 20, "do": "stop"}
+"""Then the worker is there, and has work, until something is done to it."""
 
 BOUNDARIES = [
     ("submit read", 5), ("before submit", 3), ("after submit", 6), ("before plan", 8), ("after plan", 9),
@@ -168,14 +172,21 @@ def test_killed_or_stopped_when_a_client_leaves(
         request = Request(id="leaves", prompt=(1, 2, 3), max_tokens=200, sampling=Sampling(temperature=0.0))
         async with aclosing(service.generate(request)) as outputs:  # type: ignore[type-var]
             await anext(outputs)
+            await bench.until_struck(1)
+            pid = service.worker_pid
+            assert pid is not None
+        await asyncio.sleep(0)  # that it leaves has been sent, and it waits for the worker
+        while bench.struck() < 2:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(0.01)
 
     async def body() -> dict[str, Served]:
-        fault = {"at": boundary, "do": strike}
-        async with bench.service(here, fault) as service:
-            found, _ = await asyncio.gather(
-                asyncio.gather(*(served(service, one) for one in requests())), leave_soon(service)
-            )
-            bench.assert_struck(service, fault)
+        # Stopped in the middle, so that the worker is not done with all of it before it hears that one has left.
+        faults: list[Fault] = [{"at": "after Stepped", "hit": 6, "do": "stop"}, {"at": boundary, "do": strike}]
+        async with bench.service(here, faults) as service:
+            _, *found = await asyncio.gather(leave_soon(service), *(served(service, one) for one in requests()))
+            bench.assert_struck(service, faults)
             await idle(service)
             return {one.id: each for one, each in zip(requests(), found, strict=True)}
 
@@ -246,9 +257,9 @@ def test_the_fork_server_itself_may_be_killed(bench: Bench, undisturbed: Callabl
     wanted = undisturbed(here)
 
     async def body() -> dict[str, Served]:
-        async with bench.service(here) as service:
+        async with bench.service(here, AMID) as service:
             running = [asyncio.create_task(served(service, one)) for one in requests()]
-            await running[0]
+            await bench.until_struck(1)
             assert bench.forks._server is not None
             bench.forks._server.kill()
             found = await asyncio.gather(*running)
@@ -267,9 +278,9 @@ def test_a_fork_server_that_stands_still_is_replaced(
     monkeypatch.setattr("penstock.runtime.process.REAP_S", 0.2)
 
     async def body() -> dict[str, Served]:
-        async with bench.service(here) as service:
+        async with bench.service(here, AMID) as service:
             running = [asyncio.create_task(served(service, one)) for one in requests()]
-            await running[0]
+            await bench.until_struck(1)
             stopped = bench.forks._server
             assert stopped is not None
             assert service.worker_pid is not None

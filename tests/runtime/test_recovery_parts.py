@@ -75,6 +75,23 @@ def test_a_process_that_waits_or_was_stopped_rests_and_one_that_computes_does_no
 
 
 @linux
+@pytest.mark.parametrize("state", ["R", "D"])
+def test_a_process_does_not_rest_while_a_thread_waits_for_a_processor_or_a_disk(tmp_path: Path, state: str) -> None:
+    def told(path: str, state: str) -> None:
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"7 (a) b) {state} " + "0 " * 40)
+
+    alive = Liveness(7, tmp_path)
+    for path in ("7/stat", "7/task/7/stat"):
+        told(path, "S")
+    told("7/task/8/stat", state)
+    assert [alive.rests_for(now, working=True) for now in (0.0, 9.0)] == [0.0, 0.0]
+    told("7/task/8/stat", "S")
+    assert [alive.rests_for(now, working=True) for now in (10.0, 20.0)] == [1.0, 11.0]
+
+
+@linux
 def test_forks_tell_how_they_ended_and_end_with_their_server() -> None:
     async def body() -> None:
         # A worker that ends as soon as its socket does: nothing of an engine is needed.

@@ -17,7 +17,7 @@ SLOWEST_STEPS: Final = 20
 RESTING_SHARE: Final = 0.01
 """Of one core: less than this is rest. A thread that wakes up to look at a flag takes less."""
 _BLOCKED: Final = "DRtX"
-"""States in which it is others who keep it waiting: a disk, whoever has the processor, a debugger."""
+"""States of a thread that others keep waiting: a disk, whoever has the processor, a debugger."""
 _STOPPED: Final = "T"
 """By a signal: nothing but another signal makes it go on."""
 
@@ -25,8 +25,9 @@ _STOPPED: Final = "T"
 class Liveness:
     """Looks at one process each time it is asked. Where the system tells nothing, it never says that it rests."""
 
-    def __init__(self, pid: int) -> None:
-        self._path = Path(f"/proc/{pid}/stat")
+    def __init__(self, pid: int, proc: Path = Path("/proc")) -> None:
+        """`proc`: where the system tells of its processes."""
+        self._path, self._threads = proc / f"{pid}/stat", proc / f"{pid}/task"
         self._since = 0.0
         self._cpu_s = 0.0
         self._known = False
@@ -41,11 +42,16 @@ class Liveness:
         if looked is None:
             self._known = False
             return 0.0
-        state, cpu_s = looked
+        _, cpu_s = looked
         computed = cpu_s - self._cpu_s > RESTING_SHARE * (now - self._since)
-        if not self._known or state in _BLOCKED or computed:
+        if not self._known or computed or self._kept_waiting():
             self._since, self._cpu_s, self._known = now, cpu_s, True
         return now - self._since
+
+    def _kept_waiting(self) -> bool:
+        """Whether any of its threads is, for which the others may wait."""
+        threads = map(_look, self._threads.glob("*/stat"))
+        return any(thread is not None and thread[0] in _BLOCKED for thread in threads)
 
     def stopped_for(self, now: float) -> float:
         """Seconds for which it was seen stopped by a signal, up to now, whatever it should be doing."""
