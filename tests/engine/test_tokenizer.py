@@ -132,16 +132,20 @@ def test_other_threads_run_while_a_long_text_is_tokenised(
     loaded: dict[str, tuple[Tokenizer, tokenizers.Tokenizer]],
 ) -> None:
     ours, _ = loaded["byte_level"]
-    done = threading.Event()
-    worker = threading.Thread(
-        target=lambda: (ours.encode("the water flows " * 40_000, add_special_tokens=False), done.set())
-    )
-    turns = 0
-    worker.start()
-    while not done.wait(0.001):
-        turns += 1
-    worker.join()
-    assert turns > 10, "a call that kept the interpreter lock would leave one or two"
+
+    def turns_of_another() -> int:
+        done, turns = threading.Event(), 0
+        worker = threading.Thread(
+            target=lambda: (ours.encode("the water flows " * 40_000, add_special_tokens=False), done.set())
+        )
+        worker.start()
+        while not done.wait(0.001):
+            turns += 1
+        worker.join()
+        return turns
+
+    # On a busy machine this thread may get no processor during a call, so one in which it does is waited for.
+    assert any(turns_of_another() > 10 for _ in range(50)), "calls that keep the interpreter lock leave one or two"
 
 
 @pytest.mark.parametrize("kind", KINDS)
