@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from penstock.errors import UnsupportedModel
 
+_Utf8Decoder: Final = codecs.getincrementaldecoder("utf-8")
 _BYTE_PIECE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
 
 
@@ -104,7 +105,7 @@ class TextStream:
     """Joins bytes to text. O(1) per byte."""
 
     def __init__(self, strip: tuple[str, int] = ("", 0)) -> None:
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8 = _Utf8Decoder("replace")
         self._strip, self._to_strip = strip
         self.between = not self._to_strip
         """No character is unfinished and nothing is to be taken off: whole characters would come out as they are."""

@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 
 def looked_at(value: Value) -> Value:
     """`value`, which may be shown or compared. Raises TemplateError."""
-    if isinstance(value, _HOLDERS):
+    if type(value) is not str and isinstance(value, _HOLDERS):  # a text in nearly all cases; the views are slow to tell
         _measure((value,))
     return value
 

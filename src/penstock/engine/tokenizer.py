@@ -229,7 +229,8 @@ class TokenStream:
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool, keep: frozenset[int] = frozenset()) -> None:
         """`keep`: special tokens that are not skipped."""
         self._tokenizer = tokenizer
-        self._skipped: frozenset[int] = tokenizer.special_ids - keep if skip_special_tokens else frozenset()
+        special = tokenizer.special_ids - keep if keep else tokenizer.special_ids  # hundreds in some vocabularies
+        self._skipped: frozenset[int] = special if skip_special_tokens else frozenset()
         self._text = TextStream(tokenizer.alphabet.strip)
         self._started = False
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 SILENT: Final = frozenset({"/health", "/ready", "/metrics", "/version", "/dashboard/live"})
 """Routes that are asked every few seconds."""
@@ -16,8 +17,7 @@ STRANGERS_S: Final = 60.0
 _log = logging.getLogger("penstock.serve")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedSequence:
+class EndedSequence(Struct, frozen=True, kw_only=True):
     """One choice of an answer. Seconds; None where it never came so far."""
 
     output_tokens: int
@@ -29,8 +29,7 @@ class EndedSequence:
     decode_s: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedRequest:
+class EndedRequest(Struct, frozen=True, kw_only=True):
     """What there is to tell about a request, and nothing of what was said in it."""
 
     request_id: str

@@ -8,7 +8,7 @@ from penstock.control.request import Guide
 from penstock.errors import InvalidRequest
 from penstock.runtime.grammar_check import GrammarJob
 from penstock.serve.generation import Prompt
-from penstock.serve.reading import Plan
+from penstock.serve.reading import PLAIN, Plan
 from penstock.serve.reasoning import Begun, ReasoningFormat, begun, choose_reasoning
 from penstock.serve.structured import guide
 from penstock.serve.tools.choose import choose
@@ -35,6 +35,8 @@ async def answer_plan(
     """
     server, tokenizer = front.deployment.server, front.tokenizer
     thinking = choose_reasoning(server.reasoning_parser, tokenizer)
+    if thinking is None and constraint is None and not use.tools:
+        return None, PLAIN
     state = Begun.CLOSED
     if thinking is not None:
         end = tokenizer.decode(prompt.ids[-_PROMPT_END:], skip_special_tokens=False)
