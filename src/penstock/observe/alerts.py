@@ -43,6 +43,10 @@ ALERTS: Final = (
           expression="increase(penstock_worker_restarts_total[15m]) > 0",
           summary="{{ $labels.instance }} replaced its worker {{ $value | humanize }} times in 15 minutes.",
           guide="the-worker-is-replaced-again-and-again"),
+    Alert(name="PenstockOutOfFiles", minutes=0, severity="warning",
+          expression="increase(penstock_descriptor_shortages_total[15m]) > 0",
+          summary="{{ $labels.instance }} lets clients wait: it may have no more files open.",
+          guide="no-connection-can-be-accepted"),
     Alert(name="PenstockRejecting", minutes=5, severity="warning",
           expression="sum by (instance) (rate(penstock_rejections_total[5m])) / "
           "clamp_min(sum by (instance) (rate(penstock_http_responses_total{route=~\"/v1/.*\"}[5m])), 0.001) > 0.05",

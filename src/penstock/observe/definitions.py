@@ -95,6 +95,7 @@ NATIVE: Final = (
     _counter("cancellations", "Sequences whose client left.", "Traffic"),
     _counter("rejections", "Requests not taken, by the code of the answer (408, 429 and 503).", "Health", ("reason",)),
     _counter("errors", "Error answers by code.", "Health", ("code",)),
+    _counter("descriptor_shortages", "Times that connections had to wait: no open file was left.", "Health"),
     _counter("unknown_fields", "Fields ignored in bodies.", labels=("field",)),
     _counter("http_responses", "Answers by route.", "Traffic", ("route", "status")),
     _counter("steps", "Steps of the engine.", "Batch and KV cache"),

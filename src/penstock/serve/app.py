@@ -111,6 +111,7 @@ def guard(
 ) -> None:  # fmt: skip
     """Errors in one shape and counted, and the edge around everything; for both listeners."""
     app.state.unread = Unread(metrics.answered, metrics.failed)
+    app.state.on_shortage = metrics.out_of_files
     for kind in (PenstockError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _error_handler(metrics))
     app.add_middleware(

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 from penstock.deployment import Deployment
 from penstock.errors import InvalidDeployment
 from penstock.serve.http_protocol import BoundedHttp
+from penstock.serve.listener import BACKLOG, Listener
 
 if TYPE_CHECKING:
     from penstock.runtime.service import Service
@@ -49,7 +50,22 @@ def settings(app: ASGIApp, *, certificate: str | None = None, key: str | None = 
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handlers."""
+    """uvicorn without its signal handlers, and with connections that wait where there is no descriptor for them."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take connections from `sockets`, which `shutdown` closes."""
+        await self.lifespan.startup()
+        loop, config, state = asyncio.get_running_loop(), self.config, self.lifespan.state
+
+        def protocol() -> asyncio.Protocol:
+            return BoundedHttp(config, self.server_state, state, loop)
+
+        on_shortage = getattr(getattr(config.app, "state", None), "on_shortage", None)
+        listeners = [Listener(sock, protocol, config.ssl, on_shortage) for sock in sockets or ()]
+        for one in listeners:
+            await one.open()
+        self.servers = listeners  # type: ignore[assignment]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -64,7 +80,7 @@ def listen(host: str, port: int, *, field: str = "server.port") -> socket.socket
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
-        sock.listen(2048)
+        sock.listen(BACKLOG)
     except (OSError, UnicodeError) as error:
         sock.close()
         if not_here(error):

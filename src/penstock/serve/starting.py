@@ -7,9 +7,7 @@ event loop, so at the moment of `close` each is either here, where it gets its a
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
-import logging
 import socket
 import time
 from typing import Final
@@ -18,6 +16,7 @@ from penstock.errors import Unavailable
 from penstock.observe.request_log import Strangers
 from penstock.serve.edge import id_for
 from penstock.serve.errors import wire
+from penstock.serve.listener import EXHAUSTED, ShortageLog, limits
 from penstock.serve.tls import context_of
 
 REQUEST_S: Final = 10.0
@@ -27,10 +26,7 @@ LINGER_S: Final = 2.0
 """A body that nobody wants is read for so long: a socket closed with bytes unread takes the answer back."""
 ACCEPT_PAUSE_S: Final = 1.0
 """Without a descriptor for it a connection stays in the backlog, and the loop would be told of it for ever."""
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LONGEST_WAIT_S: Final = 60.0
-
-_log = logging.getLogger("penstock.serve")
 
 
 class Starting:
@@ -42,7 +38,7 @@ class Starting:
         self._began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._answers: set[asyncio.Task[None]] = set()
-        self._log = Strangers()
+        self._log, self._told = Strangers(), ShortageLog()
         self._pause: asyncio.TimerHandle | None = None
         self._listener = sock.dup()
         self._listener.setblocking(False)
@@ -63,8 +59,8 @@ class Starting:
         try:
             connection, _ = self._listener.accept()
         except OSError as error:
-            if error.errno in _EXHAUSTED:
-                _log.error("no connection can be accepted for %g s: %s", ACCEPT_PAUSE_S, error.strerror)
+            if error.errno in EXHAUSTED:
+                self._told.write(error, limits()[0], 0, time.monotonic())
                 self._loop.remove_reader(self._listener)
                 self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._listen)
             return  # else the client is gone again

@@ -58,7 +58,7 @@ class Metrics:
         self.responses: Counter[tuple[str, int]] = Counter()
         self.unknown_fields: Counter[str] = Counter()
         self.tenants: dict[str, TenantCounts] = {}
-        self.in_flight = 0
+        self.in_flight = self.shortages = 0
         self._exposition = Exposition(self)
         service.on_step.append(self.stepped)
 
@@ -69,6 +69,10 @@ class Metrics:
         if report.tokens:
             self.step_seconds.observe(report.seconds)
             self.step_host.observe(report.host_seconds)
+
+    def out_of_files(self) -> None:
+        """Connections must wait: there is no descriptor for them."""
+        self.shortages += 1
 
     def tenant(self, name: str) -> TenantCounts:
         """The counts of a tenant; those that come after the first MAX_TENANTS share one."""

@@ -116,6 +116,7 @@ def _readers(metrics: Metrics) -> dict[str, Read]:
         "penstock_cancellations": lambda: metrics.outcomes["cancelled"],
         "penstock_rejections": by(metrics.rejections),
         "penstock_errors": by(metrics.errors),
+        "penstock_descriptor_shortages": lambda: metrics.shortages,
         "penstock_unknown_fields": by(metrics.unknown_fields),
         "penstock_http_responses": responses,
         "penstock_steps": lambda: metrics.steps,
