@@ -113,7 +113,10 @@ def _compile(compiler: str, sources: Mapping[str, bytes], runtime: Path | None, 
 
 def _module(compiler: str, text: Path) -> Path:
     module = text.with_suffix(".o")
-    flags = ["-O3", "-fPIC", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-w"]
+    # Where an innermost loop begins in its cache line decides up to a fifth of its speed (Xeon, 2026).
+    flags = [
+        "-O3", "-falign-loops=64", "-fPIC", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-w",
+    ]  # fmt: skip
     try:
         _run([compiler, *flags, "-march=native", "-c", str(text), "-o", str(module)])
     except NativeUnavailable:

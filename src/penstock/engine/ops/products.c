@@ -5,37 +5,39 @@
  */
 #include "products_few.h"
 
-#if defined(__AVX512F__)
+#if PART == 16
 #define TILE 14 /* two vectors of sums for each row, two of weights, one activation: 31 of 32 registers */
-#elif defined(__AVX__)
-#define TILE 3
+#elif PART == 8 || defined(__aarch64__)
+#define TILE 3 /* 12 of sums, of 16 registers; 24 of 32 */
 #else
-#define TILE 4
+#define TILE 1
 #endif
+#define PARTS (PANEL / PART)
+
 #define DEPTH 768 /* k at a time: a piece of a panel (96 KiB in float) and of the rows fit the second cache */
 #define WIDE_DEPTH (DEPTH / 4) /* of narrow weights: what was widened stays in the first */
 #define BLOCK_ROWS (12 * TILE)
+#define MOST_NEAR 16 /* rows */
 
 /* x [mr, depth] times a piece of a panel [depth, 32]: added to `sums` [mr, 32] if `more`, else in their place. From
  * `ahead`, `step` bytes for every four k are fetched for the piece after this one. */
 INLINE void tile(const float *x, long stride, const float *w, long depth, float *sums, int more, const char *ahead,
                  long step, const int mr) {
-    vec left[TILE], right[TILE];
+    part sum[TILE][PARTS];
     #pragma GCC unroll 16
-    for (int r = 0; r < mr; r++) {
-        left[r] = more ? load_vec(sums + r * PANEL) : (vec){0};
-        right[r] = more ? load_vec(sums + r * PANEL + LANES) : (vec){0};
-    }
+    for (int r = 0; r < mr; r++)
+        #pragma GCC unroll 8
+        for (int p = 0; p < PARTS; p++) sum[r][p] = more ? load_part(sums + r * PANEL + p * PART) : (part){0};
     /* Three rows to a pointer: x86 adds one or two strides for nothing. */
     const float *three[5] = {x, x + 3 * stride, x + 6 * stride, x + 9 * stride, x + 12 * stride};
-    #define STEP(k)                                                                              \
-        {                                                                                        \
-            vec a = load_vec(w + (k) * PANEL), b = load_vec(w + (k) * PANEL + LANES);            \
-            _Pragma("GCC unroll 16") for (int r = 0; r < mr; r++) {                              \
-                float y = three[r / 3][r % 3 * stride + (k)];                                    \
-                left[r] += y * a;                                                                \
-                right[r] += y * b;                                                               \
-            }                                                                                    \
+    #define STEP(k)                                                                                              \
+        {                                                                                                        \
+            part of_k[PARTS];                                                                                    \
+            _Pragma("GCC unroll 8") for (int p = 0; p < PARTS; p++) of_k[p] = load_part(w + (k) * PANEL + p * PART); \
+            _Pragma("GCC unroll 16") for (int r = 0; r < mr; r++) {                                              \
+                float y = three[r / 3][r % 3 * stride + (k)];                                                    \
+                _Pragma("GCC unroll 8") for (int p = 0; p < PARTS; p++) sum[r][p] += y * of_k[p];                \
+            }                                                                                                    \
         }
     long k = 0;
     for (; k + 4 <= depth; k += 4) {
@@ -53,10 +55,9 @@ INLINE void tile(const float *x, long stride, const float *w, long depth, float 
         for (int g = 0; g < (mr + 2) / 3; g++) three[g]++;
     }
     #pragma GCC unroll 16
-    for (int r = 0; r < mr; r++) {
-        store_vec(sums + r * PANEL, left[r]);
-        store_vec(sums + r * PANEL + LANES, right[r]);
-    }
+    for (int r = 0; r < mr; r++)
+        #pragma GCC unroll 8
+        for (int p = 0; p < PARTS; p++) store_part(sums + r * PANEL + p * PART, sum[r][p]);
 }
 
 typedef void tile_of(const float *, long, const float *, long, float *, int, const char *, long);
@@ -65,20 +66,20 @@ typedef void tile_of(const float *, long, const float *, long, float *, int, con
                                                     float *sums, int more, const char *ahead, long step) {         \
         tile(x, stride, w, depth, sums, more, ahead, step, mr);                                                    \
     }
-TILE_OF(1) TILE_OF(2) TILE_OF(3)
-#if TILE > 3
-TILE_OF(4)
+TILE_OF(1)
+#if TILE > 1
+TILE_OF(2) TILE_OF(3)
 #endif
-#if TILE > 4
-TILE_OF(5) TILE_OF(6) TILE_OF(7) TILE_OF(8) TILE_OF(9) TILE_OF(10) TILE_OF(11) TILE_OF(12) TILE_OF(13) TILE_OF(14)
+#if TILE > 3
+TILE_OF(4) TILE_OF(5) TILE_OF(6) TILE_OF(7) TILE_OF(8) TILE_OF(9) TILE_OF(10) TILE_OF(11) TILE_OF(12) TILE_OF(13) TILE_OF(14)
 #endif
 static tile_of *const TILES[TILE + 1] = {
-    NULL, tile_1, tile_2, tile_3,
-#if TILE > 3
-    tile_4,
+    NULL, tile_1,
+#if TILE > 1
+    tile_2, tile_3,
 #endif
-#if TILE > 4
-    tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
+#if TILE > 3
+    tile_4, tile_5, tile_6, tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
 #endif
 };
 
@@ -102,21 +103,22 @@ void penstock_pack(const void *weight, void *packed, long outputs, long inputs, 
 
 /* `depth` k of a panel, from the k-th, as floats. */
 INLINE void widen_bfloat16(float *to, const uint16_t *panel, long k, long depth) {
-    for (long i = 0; i < depth; i++) {
-        words both = load_words(panel + (k + i) * PANEL);
-        store_vec(to + i * PANEL, as_floats(both << 16));
-        store_vec(to + i * PANEL + LANES, as_floats(both & 0xffff0000u));
-    }
+    for (long i = 0; i < depth; i++)
+        for (int p = 0; p < LANES; p += PART) {
+            part_words both = load_part_words(panel + (k + i) * PANEL + 2 * p);
+            store_part(to + i * PANEL + p, as_part(both << 16));
+            store_part(to + i * PANEL + LANES + p, as_part(both & 0xffff0000u));
+        }
 }
 
 /* The same of int8 panels (products_int8.c), where the bytes of four k make a word; k is a multiple of four. Values
  * are whole numbers: the scale of each output comes last. */
 INLINE void widen_int8(float *to, const int8_t *panel, long k, long depth) {
     for (long i = 0; i < depth; i++)
-        for (int side = 0; side < 2; side++) {
-            words four = load_words(panel + ((k + i) / 4 * PANEL + side * LANES) * 4);
-            ints whole = (ints)(four << (24 - 8 * ((k + i) & 3))) >> 24;
-            store_vec(to + i * PANEL + side * LANES, __builtin_convertvector(whole, vec));
+        for (int p = 0; p < PANEL; p += PART) {
+            part_words four = load_part_words(panel + ((k + i) / 4 * PANEL + p) * 4);
+            part_ints whole = (part_ints)(four << (24 - 8 * ((k + i) & 3))) >> 24;
+            store_part(to + i * PANEL + p, __builtin_convertvector(whole, part));
         }
 }
 
@@ -126,6 +128,7 @@ typedef struct {
     void *out;
     float *partial; /* [panels, rows of a block, 32]: sums between pieces of k, where there are several */
     long stride, depth, panel_bytes, half;
+    int near; /* the pieces of a panel follow each other */
 } Product;
 
 /* The sums of some rows, which are all there is to add, to `out`. */
@@ -145,11 +148,18 @@ INLINE void block(const Product *p, long panel, long row, long count, long k, fl
     long depth = least(p->depth, m->inputs - k), tiles = divide_up(count, TILE), last = k + depth == m->inputs;
     const char *at = (const char *)m->packed + panel * p->panel_bytes;
     const float *w = (const float *)at + k * PANEL;
-    if (m->kind != FLOAT32 && count <= FEW_ROWS) {
-        FEW[m->kind][count - 1](p->x + row * p->stride, p->stride, m, at, own);
-        finish_rows(p, panel, row, own, count);
+#ifdef __AVX512F__
+    if (count <= few_rows(m->kind)) {
+        long groups = divide_up(count, FEW_ROWS);
+        for (long g = 0; g < groups; g++) {
+            long from = part_start(count, groups, g), mr = part_start(count, groups, g + 1) - from;
+            float *sums = own + from * PANEL;
+            FEW[m->kind][mr - 1](p->x + (row + from) * p->stride, p->stride, m, at, k, depth, sums, k > 0);
+            if (last) finish_rows(p, panel, row + from, sums, mr);
+        }
         return;
     }
+#endif
     if (m->kind == BFLOAT16) widen_bfloat16(wide, (const uint16_t *)at, k, depth);
     if (m->kind == INT8_WEIGHTS) widen_int8(wide, (const int8_t *)at, k, depth);
     if (m->kind == FLOAT28) widen_float28(wide, m, at, k, depth);
@@ -177,7 +187,8 @@ INLINE Product shape(const Matrix *m, long rows, long half) {
     else if (m->kind == FLOAT28) p.panel_bytes = float28_panel_bytes(inputs);
     else if (m->kind == BFLOAT16) p.panel_bytes = panel_elements * 2;
     else p.panel_bytes = PANEL * round_up(inputs, 4);
-    if (m->kind != FLOAT32 && rows <= FEW_ROWS) p.depth = inputs;
+    p.near = rows <= most(TILE, few_rows(m->kind));
+    if (rows <= few_rows(m->kind)) p.depth = rows <= FEW_ROWS ? inputs : least(inputs, FEW_DEPTH);
     else if (m->kind != FLOAT32 && (m->kind != FLOAT28 || rows <= TILE)) p.depth = least(inputs, WIDE_DEPTH);
     else if (rows > TILE) p.depth = round_up(divide_up(inputs, divide_up(inputs, DEPTH)), 4);
     if (half || (wanted != inputs && rows > 4)) p.stride = wanted;
@@ -189,7 +200,7 @@ INLINE long copy_bytes(const Product *p, long rows) { return copies(p) ? round_u
 
 /* A panel's pieces follow each other where one block is all there is: then its sums wait on the stack. */
 INLINE long partial_bytes(const Product *p, long rows) {
-    if (p->depth >= p->m->inputs || rows <= TILE) return 0;
+    if (p->depth >= p->m->inputs || p->near) return 0;
     return divide_up(p->m->outputs, PANEL) * PANEL * divide_up(rows, divide_up(rows, BLOCK_ROWS)) * 4;
 }
 
@@ -212,7 +223,7 @@ void penstock_multiply(Team *team, const Matrix *m, const void *x, void *out, lo
     Product p = shape(m, rows, half);
     long panels = divide_up(m->outputs, PANEL), blocks = divide_up(rows, BLOCK_ROWS), inputs = m->inputs;
     long chunk = share(panels, team->threads), got;
-    float own[TILE * PANEL] __attribute__((aligned(64))), wide[DEPTH * PANEL] __attribute__((aligned(64)));
+    float own[MOST_NEAR * PANEL] __attribute__((aligned(64))), wide[DEPTH * PANEL] __attribute__((aligned(64)));
     p.x = x;
     p.out = out;
     if (copies(&p)) {
@@ -226,7 +237,7 @@ void penstock_multiply(Team *team, const Matrix *m, const void *x, void *out, lo
         penstock_barrier(team);
     }
     if (partial_bytes(&p, rows)) p.partial = (float *)((char *)room + copy_bytes(&p, rows));
-    if (rows <= TILE) {
+    if (p.near) {
         penstock_deal(team);
         for (long first; (first = penstock_take(team, panels, chunk, &got)) >= 0;)
             for (long panel = first; panel < first + got; panel++)

@@ -22,6 +22,23 @@
 
 typedef lanes ints; /* sums of products of int8 */
 
+/* What one register holds. Where that is less than 16 floats, GCC keeps vectors of 16 in memory, and an innermost loop
+ * takes ten times as long. */
+#if defined(__AVX512F__)
+#define PART 16
+#elif defined(__AVX__)
+#define PART 8
+#else
+#define PART 4
+#endif
+typedef float part __attribute__((vector_size(4 * PART)));
+typedef uint32_t part_words __attribute__((vector_size(4 * PART)));
+typedef int32_t part_ints __attribute__((vector_size(4 * PART)));
+INLINE part load_part(const float *p) { part v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store_part(float *p, part v) { memcpy(p, &v, sizeof v); }
+INLINE part_words load_part_words(const void *p) { part_words v; memcpy(&v, p, sizeof v); return v; }
+INLINE part as_part(part_words w) { part v; memcpy(&v, &w, sizeof v); return v; }
+
 INLINE words load_words(const void *p) { words v; memcpy(&v, p, sizeof v); return v; }
 INLINE vec as_floats(words w) { vec v; memcpy(&v, &w, sizeof v); return v; }
 

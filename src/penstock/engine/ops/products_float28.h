@@ -39,40 +39,40 @@ INLINE const Whole *float28_list(const Matrix *m) {
     return (const Whole *)((const char *)m->packed + divide_up(m->outputs, PANEL) * float28_panel_bytes(m->inputs));
 }
 
-/* By code, the bits of the exponent. */
-INLINE words float28_exponents(int base) {
+/* By code, the bits of the exponent, where a register holds all 16; else those of the base. */
+INLINE part_words float28_exponents(int base) {
+#ifdef __AVX512F__
     words found = ((words){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (uint32_t)base) << 23;
     found[0] = 0;
     return found;
+#else
+    return (part_words){0} + ((uint32_t)base << 23);
+#endif
 }
 
-INLINE words float28_exponent(words codes, words table) {
+INLINE part_words float28_exponent(part_words codes, part_words exponents) {
 #ifdef __AVX512F__
-    return (words)_mm512_permutexvar_epi32((__m512i)codes, (__m512i)table);
+    return (part_words)_mm512_permutexvar_epi32((__m512i)codes, (__m512i)exponents);
 #else
-    words code = codes & (CODES - 1), there = (words)(code != 0);
-    return ((code << 23) + table[1] - (1u << 23)) & there;
+    part_words code = codes & (CODES - 1), there = (part_words)(code != 0);
+    return ((code << 23) + exponents) & there;
 #endif
 }
 
 /* The last vector of three: its 24 bits are where their exponents would be. */
-INLINE vec float28_fourth(words a, words b, words c, words exponent) {
-    return as_floats(exponent | (a >> 23 & 0xffu) | (b >> 15 & 0xff00u) | (c >> 7 & 0x7f0000u) | (c << 1 & SIGN));
+INLINE part float28_fourth(part_words a, part_words b, part_words c, part_words exponent) {
+    return as_part(exponent | (a >> 23 & 0xffu) | (b >> 15 & 0xff00u) | (c >> 7 & 0x7f0000u) | (c << 1 & SIGN));
 }
 
-/* Eight vectors of four k. */
-INLINE void float28_widen_four(const uint32_t *four, words table, vec *to) {
-    words a = load_words(four), b = load_words(four + LANES), c = load_words(four + 2 * LANES);
-    words d = load_words(four + 3 * LANES), e = load_words(four + 4 * LANES), f = load_words(four + 5 * LANES);
-    words codes = load_words(four + 6 * LANES);
-    to[0] = as_floats((a & OWN) | float28_exponent(codes, table));
-    to[1] = as_floats((b & OWN) | float28_exponent(codes >> 4, table));
-    to[2] = as_floats((c & OWN) | float28_exponent(codes >> 8, table));
-    to[3] = as_floats((d & OWN) | float28_exponent(codes >> 12, table));
-    to[4] = as_floats((e & OWN) | float28_exponent(codes >> 16, table));
-    to[5] = as_floats((f & OWN) | float28_exponent(codes >> 20, table));
-    to[6] = float28_fourth(a, b, c, float28_exponent(codes >> 24, table));
-    to[7] = float28_fourth(d, e, f, float28_exponent(codes >> 28, table));
+/* One part of each of the eight vectors of four k, the one that begins at word `first` of the lines. */
+INLINE void float28_widen_four(const uint32_t *four, int first, part_words exponents, part *to) {
+    part_words line[7];
+    #pragma GCC unroll 7
+    for (int i = 0; i < 7; i++) line[i] = load_part_words(four + i * LANES + first);
+    #pragma GCC unroll 6
+    for (int v = 0; v < 6; v++) to[v] = as_part((line[v] & OWN) | float28_exponent(line[6] >> 4 * v, exponents));
+    to[6] = float28_fourth(line[0], line[1], line[2], float28_exponent(line[6] >> 24, exponents));
+    to[7] = float28_fourth(line[3], line[4], line[5], float28_exponent(line[6] >> 28, exponents));
 }
 
 /* The panel's first on the list that is at k or beyond. */
@@ -89,13 +89,14 @@ INLINE const Whole *float28_from(const Whole *list, Head28 head, long k) {
 /* `depth` k of a panel, from the k-th (a multiple of four), as floats; up to three k more are written. */
 INLINE void widen_float28(float *to, const Matrix *m, const void *panel, long k, long depth) {
     Head28 head = float28_head(panel);
-    words table = float28_exponents(head.base);
+    part_words exponents = float28_exponents(head.base);
     const uint32_t *four = float28_four(panel, k);
-    for (long i = 0; i < depth; i += 4, four += FOUR_WORDS) {
-        vec wide[8];
-        float28_widen_four(four, table, wide);
-        for (int v = 0; v < 8; v++) store_vec(to + i * PANEL + v * LANES, wide[v]);
-    }
+    for (long i = 0; i < depth; i += 4, four += FOUR_WORDS)
+        for (int p = 0; p < LANES; p += PART) {
+            part wide[8];
+            float28_widen_four(four, p, exponents, wide);
+            for (int v = 0; v < 8; v++) store_part(to + i * PANEL + v * LANES + p, wide[v]);
+        }
     const Whole *list = float28_list(m), *end = list + head.end;
     for (const Whole *one = float28_from(list, head, k); one < end && one->where < (uint32_t)((k + depth) * PANEL); one++)
         to[one->where - k * PANEL] = one->value;
