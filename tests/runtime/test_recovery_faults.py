@@ -60,6 +60,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock.runtime.supervisor.QUIET_S", 0.2)
     monkeypatch.setattr("penstock.runtime.supervisor.SLOWEST_STEPS", 3)
     monkeypatch.setattr("penstock.runtime.supervisor.POLL_S", 0.05)
+    monkeypatch.setattr("penstock.runtime.supervisor.LAST_DUMP_S", 60.0)  # it goes on, whenever it gets a processor
 
 
 @pytest.fixture(params=["kill", "stop"])

@@ -38,7 +38,8 @@ MIN_PATIENCE_S: Final = 60.0
 PATIENT_STARTS: Final = 10
 """A replacement may take this many times as long to start as the last one, and at least MIN_PATIENCE_S."""
 LAST_DUMP_S: Final = 0.5
-"""A stuck worker gets this long to write its stacks."""
+"""A stuck worker gets this long to write its stacks, or to make a step if it only had to be woken."""
+_LOOK_S: Final = 0.02
 OF_SERVER: Final = frozenset({"log_format", "record", "admin_port"})
 """What a worker reads of `server`; the port, since without one a directory of adapters is refused as having no use."""
 
@@ -248,7 +249,9 @@ class Supervisor:
         steps, slowest_s = self._steps, self._slowest_s
         worker.signal(signal.SIGUSR1)
         worker.signal(signal.SIGCONT)  # one that was stopped could not write them
-        await asyncio.wait({worker.exited}, timeout=LAST_DUMP_S)
+        ends = time.monotonic() + LAST_DUMP_S
+        while self._steps == steps and not worker.exited.done() and (left_s := ends - time.monotonic()) > 0:
+            await asyncio.wait({worker.exited}, timeout=min(left_s, _LOOK_S))
         if self._steps > steps:
             _log.warning("worker %d goes on: it had been stopped by a signal", worker.pid)
             # The step that was stopped has taken all that time: no measure of how long steps take.
