@@ -8,7 +8,7 @@
 
 #define ROWS 4 /* rows that share a pass over values */
 
-/* q . k for 16 tokens. Rows are `strips` vectors long. Half as many lines as the keys have are fetched from `ahead`. */
+/* q . k for LANES tokens. Rows are `strips` vectors long. Half as many lines as the keys have are fetched from `ahead`. */
 INLINE vec scores(const float *q, const float *keys, const char *ahead, const int strips) {
     vec part[LANES];
     #pragma GCC unroll 16
@@ -119,17 +119,17 @@ INLINE float row_weights(float *s, int count, int first, int last, float softcap
     return sum;
 }
 
-/* The common head widths (16, 32, 64, 128) have code of their own. */
+/* The common head widths have code of their own. */
 typedef void scores_of(Scratch *, const Chunk *, float *, int, int);
 #define ROW_SCORES(name, fixed)                                                                                     \
     static __attribute__((noinline)) void name(Scratch *w, const Chunk *c, float *p, int rows, int strips) {        \
         (void)strips;                                                                                               \
         row_scores(w, c, p, rows, fixed);                                                                           \
     }
-ROW_SCORES(row_scores_16, 1)
-ROW_SCORES(row_scores_32, 2)
-ROW_SCORES(row_scores_64, 4)
-ROW_SCORES(row_scores_128, 8)
+ROW_SCORES(row_scores_1, 1)
+ROW_SCORES(row_scores_2, 2)
+ROW_SCORES(row_scores_4, 4)
+ROW_SCORES(row_scores_8, 8)
 ROW_SCORES(row_scores_any, strips)
 
 INLINE void few_queries(const Attention *a, Scratch *w, const Item *item, const Item *next, const int half) {
@@ -137,10 +137,10 @@ INLINE void few_queries(const Attention *a, Scratch *w, const Item *item, const 
     int low = item->low, count = item->high - low;
     const char *values = row_at(a, item, VALUES, low, half);
     const char *then = next ? row_at(a, next, KEYS, next->low, half) : (const char *)w->p;
-    scores_of *score = strips == 1   ? row_scores_16
-                       : strips == 2 ? row_scores_32
-                       : strips == 4 ? row_scores_64
-                       : strips == 8 ? row_scores_128
+    scores_of *score = strips == 1   ? row_scores_1
+                       : strips == 2 ? row_scores_2
+                       : strips == 4 ? row_scores_4
+                       : strips == 8 ? row_scores_8
                                      : row_scores_any;
     Chunk chunk;
     for (int m = 0; m < rows; m++)

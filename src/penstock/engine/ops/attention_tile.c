@@ -1,10 +1,17 @@
 /* Attention of many queries: they lie side by side in the lanes of up to three vectors. */
 #include "attention.h"
 
+/* Keys, or columns of values, whose sums registers hold for all strands. */
+#ifdef __AVX512F__
+#define AT_ONCE 8
+#else
+#define AT_ONCE 4
+#endif
+
 /* Scores of `count` keys, `head` apart: p[key] = sum over h of keys[key][h] * q[h]. */
 INLINE void tile_scores(float *p, const float *keys, const float *q, const int head, const int count,
                         const int strands) {
-    vec sum[8][STRANDS];
+    vec sum[AT_ONCE][STRANDS];
     #pragma GCC unroll 8
     for (int i = 0; i < count; i++)
         #pragma GCC unroll 3
@@ -29,7 +36,7 @@ INLINE void tile_scores(float *p, const float *keys, const float *q, const int h
 /* out[h] = out[h] * shrink + sum over keys of values[key][h] * p[key], for `count` columns from h on. */
 INLINE void tile_values(const Chunk *c, float *out, const float *p, const vec *shrink, int h, const int head,
                         const int count, const int strands) {
-    vec sum[8][STRANDS];
+    vec sum[AT_ONCE][STRANDS];
     #pragma GCC unroll 8
     for (int i = 0; i < count; i++)
         #pragma GCC unroll 3
@@ -124,22 +131,22 @@ INLINE void any_tile_chunk(Scratch *w, const Chunk *c, const Chunk *values, Seen
     for (int block = 0, done = 0; done < c->tokens; block++) {
         int here = piece_of(c, block, done), i = 0;
         const float *keys = c->rows[block];
-        for (; i + 8 <= here; i += 8) {
-            fetch(c->ahead[block] + (long)i * head * 4, 8 * head * 4);
-            tile_scores(w->p + (done + i) * TILE, keys + i * head, w->q, head, 8, strands);
+        for (; i + AT_ONCE <= here; i += AT_ONCE) {
+            fetch(c->ahead[block] + (long)i * head * 4, AT_ONCE * head * 4);
+            tile_scores(w->p + (done + i) * TILE, keys + i * head, w->q, head, AT_ONCE, strands);
         }
         for (; i < here; i++) tile_scores(w->p + (done + i) * TILE, keys + i * head, w->q, head, 1, strands);
         done += here;
     }
     tile_softmax(w, c, seen, shrink, strands);
     int h = 0;
-    for (; h + 8 <= head; h += 8) {
+    for (; h + AT_ONCE <= head; h += AT_ONCE) {
         for (int block = 0, done = 0; done < c->tokens; block++) {
             int here = piece_of(c, block, done);
-            fetch(values->ahead[block] + (long)here * h * 4, here * 8 * 4);
+            fetch(values->ahead[block] + (long)here * h * 4, here * AT_ONCE * 4);
             done += here;
         }
-        tile_values(values, w->out, w->p, shrink, h, head, 8, strands);
+        tile_values(values, w->out, w->p, shrink, h, head, AT_ONCE, strands);
     }
     for (; h < head; h++) tile_values(values, w->out, w->p, shrink, h, head, 1, strands);
 }

@@ -160,7 +160,7 @@ typedef struct {
     long rows, inputs, outputs, width;
 } Linear;
 
-/* `count` (a constant) rows from `row` times 16 rows of the weight, which is read in the order it lies in memory. */
+/* `count` (a constant) rows from `row` times LANES rows of the weight, which is read in the order it lies in memory. */
 INLINE void linear_block(const Linear *l, long row, const int count, long output, const int half) {
     vec part[4][LANES];
     long left = l->outputs - output, whole = l->inputs / LANES, rest = l->inputs % LANES;

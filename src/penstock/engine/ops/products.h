@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #endif
 #include "team.h"
+#define LANES 16 /* half a panel, whatever a register holds */
 #include "vectors.h"
 
 #define PANEL 32

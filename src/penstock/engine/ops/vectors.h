@@ -1,5 +1,5 @@
-/* Vectors of 16 floats in the compiler's own extension, which becomes AVX-512, AVX2 or NEON as the machine has it, and
- * what the kernels in C share: elements that are float or bfloat16 (`half`), e^x, transposition. Nothing here needs
+/* Vectors of floats in the compiler's own extension, which becomes AVX-512, AVX2 or NEON as the machine has it, and what
+ * the kernels in C share: elements that are float or bfloat16 (`half`), e^x, transposition. Nothing here needs
  * relaxed floating point: a NaN stays one and ends only the row it came from.
  */
 #ifndef PENSTOCK_VECTORS_H
@@ -12,7 +12,16 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
+/* As many as a register holds: GCC keeps larger vectors in memory, which is ten times slower. products.h asks for 16. */
+#ifndef LANES
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#endif
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
@@ -28,7 +37,7 @@ INLINE vec all(float x) { return x - (vec){0}; }
 /* Lane by lane: where `mask` is set a, elsewhere b. */
 INLINE vec choose(lanes mask, vec a, vec b) { return (vec)((mask & (lanes)a) | (~mask & (lanes)b)); }
 /* The larger, the smaller; b where one is no number. */
-#ifdef __AVX512F__ /* which compilers do not see in the other form */
+#if defined(__AVX512F__) && LANES == 16 /* which compilers do not see in the other form */
 INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
 #else
@@ -103,36 +112,79 @@ INLINE vec hyperbolic_tangent(vec x) {
     return (vec)((lanes)((1.0f - e) / (1.0f + e)) | sign);
 }
 
-/* The largest lane; no lane may be no number. */
-INLINE float largest(vec v) {
-    v = larger(v, PICK(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-    v = larger(v, PICK(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
-    v = larger(v, PICK(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
-    return larger(v, PICK(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14))[0];
-}
-
-/* Sums of 16 vectors as the 16 lanes of one: pairs are added lane by lane, halving their number four times. */
+/* Lanes a number apart change places, lane by lane even and odd ones of two vectors, and the lower and upper
+ * halves of two vectors lane by lane in turn. */
+#if LANES == 16
+#define STEPS 4
+#define SWAP_8(v) PICK(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
+#define SWAP_4(v) PICK(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
+#define SWAP_2(v) PICK(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
+#define SWAP_1(v) PICK(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
 #define EVEN(a, b) PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 #define ODD(a, b) PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+#define LOW(a, b) PICK(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH(a, b) PICK(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif LANES == 8
+#define STEPS 3
+#define SWAP_4(v) PICK(v, v, 4, 5, 6, 7, 0, 1, 2, 3)
+#define SWAP_2(v) PICK(v, v, 2, 3, 0, 1, 6, 7, 4, 5)
+#define SWAP_1(v) PICK(v, v, 1, 0, 3, 2, 5, 4, 7, 6)
+#define EVEN(a, b) PICK(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
+#define ODD(a, b) PICK(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
+#define LOW(a, b) PICK(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define HIGH(a, b) PICK(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define STEPS 2
+#define SWAP_2(v) PICK(v, v, 2, 3, 0, 1)
+#define SWAP_1(v) PICK(v, v, 1, 0, 3, 2)
+#define EVEN(a, b) PICK(a, b, 0, 2, 4, 6)
+#define ODD(a, b) PICK(a, b, 1, 3, 5, 7)
+#define LOW(a, b) PICK(a, b, 0, 4, 1, 5)
+#define HIGH(a, b) PICK(a, b, 2, 6, 3, 7)
+#endif
+
+/* The largest lane; no lane may be no number. */
+INLINE float largest(vec v) {
+#if STEPS > 3
+    v = larger(v, SWAP_8(v));
+#endif
+#if STEPS > 2
+    v = larger(v, SWAP_4(v));
+#endif
+    v = larger(v, SWAP_2(v));
+    return larger(v, SWAP_1(v))[0];
+}
+
+/* Sums of LANES vectors as the lanes of one: pairs are added lane by lane, halving their number each time. */
 #define HALVE(n) \
     _Pragma("GCC unroll 8") for (int i = 0; i < n; i++) v[i] = EVEN(v[2 * i], v[2 * i + 1]) + ODD(v[2 * i], v[2 * i + 1]);
 INLINE vec sums(vec v[LANES]) {
-    HALVE(8) HALVE(4) HALVE(2) HALVE(1)
+#if STEPS > 3
+    HALVE(8)
+#endif
+#if STEPS > 2
+    HALVE(4)
+#endif
+    HALVE(2) HALVE(1)
     return v[0];
 }
 
-/* 16 x 16 floats, rows `from_stride` apart, to their transpose: four perfect shuffles of the 16 vectors. */
-#define LOW(a, b) PICK(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define HIGH(a, b) PICK(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
-#define SHUFFLE(to, from) \
-    _Pragma("GCC unroll 8") for (int i = 0; i < 8; i++) { \
-        to[2 * i] = LOW(from[i], from[i + 8]); \
-        to[2 * i + 1] = HIGH(from[i], from[i + 8]); \
+/* LANES x LANES floats, rows `from_stride` apart, to their transpose: STEPS perfect shuffles of the vectors. */
+#define SHUFFLE(to, from)                                                \
+    _Pragma("GCC unroll 8") for (int i = 0; i < LANES / 2; i++) {        \
+        to[2 * i] = LOW(from[i], from[i + LANES / 2]);                   \
+        to[2 * i + 1] = HIGH(from[i], from[i + LANES / 2]);              \
     }
 INLINE void transpose(float *to, long to_stride, const float *from, long from_stride) {
     vec a[LANES], b[LANES];
     _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) a[i] = load_vec(from + i * from_stride);
-    SHUFFLE(b, a) SHUFFLE(a, b) SHUFFLE(b, a) SHUFFLE(a, b)
-    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) store_vec(to + i * to_stride, a[i]);
+    SHUFFLE(b, a) SHUFFLE(a, b)
+#if STEPS > 3
+    SHUFFLE(b, a) SHUFFLE(a, b)
+#elif STEPS > 2
+    SHUFFLE(b, a)
+#endif
+    vec *last = STEPS == 3 ? b : a;
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) store_vec(to + i * to_stride, last[i]);
 }
 #endif
