@@ -19,6 +19,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel, Field
 
 from penstock.control.request import Guide, Request, Sampling
+from penstock.deployment import Deployment
 from penstock.deployment.limits import Limits
 from penstock.errors import InvalidRequest, Overloaded
 from penstock.runtime import grammar
@@ -27,6 +28,7 @@ from penstock.serve.schema import CompletionBody
 from penstock.serve.structured import check_schema, wanted
 
 from .conftest import Loop, Real, Scripted
+from .scripted import ScriptedService, scripted_app
 from .sse import read_stream
 
 USER: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Name a river."}]
@@ -181,8 +183,11 @@ def test_a_schema_that_nothing_obeys_is_told_so(real: Real) -> None:
     assert "no text obeys it" in error["message"]
 
 
+ENDLESS = "start: T\nT: /(.*a.{50})/ & ~/(.*b.{51})/ & /(.*c.{49})/"
+
+
 def test_others_are_answered_while_a_grammar_that_never_ends_is_tried(real: Real) -> None:
-    slow = {"prompt": "x", "guided_grammar": "start: T\nT: /(.*a.{50})/ & ~/(.*b.{51})/ & /(.*c.{49})/"}
+    slow = {"prompt": "x", "guided_grammar": ENDLESS}
     status: list[int] = []
     thread = threading.Thread(target=lambda: status.append(real.http.post("/v1/completions", json=slow).status_code))
     thread.start()
@@ -192,6 +197,15 @@ def test_others_are_answered_while_a_grammar_that_never_ends_is_tried(real: Real
         answered += 1
     assert status == [400]
     assert answered > 1
+
+
+def test_an_operator_may_move_the_time_that_a_grammar_has(loop: Loop) -> None:
+    service = ScriptedService(Deployment.parse({"server": {"limits": {"schema_seconds": "100ms"}}}))
+    for url in loop.serve(scripted_app(service)):
+        reply = Scripted(service, url).complete(guided_grammar=ENDLESS)
+        assert reply.status_code == 400
+        assert "it takes more than 0.1 s" in reply.json()["error"]["message"]
+        assert "server.limits.schema_seconds" in reply.json()["error"]["message"]
 
 
 def test_a_schema_is_enforced_as_far_as_it_can_be_unless_it_is_strict(real: Real) -> None:

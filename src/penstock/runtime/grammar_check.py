@@ -162,7 +162,9 @@ class GrammarCheck:
         if answer is None:
             raise InvalidRequest(
                 field=job.field, value="", why=f"it takes more than {self._limit_s:g} s, or more memory than it may, "
-                "to compile", remedy="a simpler one: fewer alternatives, shorter counts", code=job.code,
+                "to compile", code=job.code,
+                remedy="a simpler one: fewer alternatives, shorter counts; the operator may raise "
+                "server.limits.schema_seconds",
             )  # fmt: skip
         if answer["why"]:
             raise InvalidRequest(

@@ -74,7 +74,7 @@ class Front:
         self.service, self.deployment, self.metrics = service, deployment, metrics
         self.tokenizer, self.template, self.keys = tokenizer, template, keys
         self.bodies = BodyRoom(BODIES * deployment.server.max_body_bytes, self._wait_s)
-        self.grammars = GrammarCheck()
+        self.grammars = GrammarCheck(deployment.server.limits.schema_seconds)
         self._field_bytes = field_bytes(deployment.server.limits)
         self.offload = Offload(max_pending=deployment.server.queue.max_requests)
 
