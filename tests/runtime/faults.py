@@ -95,7 +95,7 @@ class Bench:
 
     def run(self, body: Any) -> Any:
         async def bounded() -> Any:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(240):  # the first of all may have to compile the kernels
                 return await body
 
         return self.runner.run(bounded())
