@@ -118,10 +118,12 @@ class Int4Panels(Panels):
 
 def _as_bfloat16(weight: Tensor) -> Tensor | None:
     """float32 as bfloat16; None if a weight is none of its values."""
-    for some in weight.view(torch.int32).flatten().split(_AT_A_TIME):
-        if (some & 0xFFFF).any():
+    bits = weight.view(torch.int32)
+    flat = bits.flatten()
+    for first in range(0, len(flat), _AT_A_TIME):
+        if (flat[first : first + _AT_A_TIME] & 0xFFFF).any():
             return None
-    return (weight.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
+    return (bits >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 def _shape(weight: Tensor) -> tuple[int, int]:
