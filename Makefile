@@ -42,6 +42,7 @@ types: setup-dev  ## mypy
 	$(BIN)/mypy
 
 unit: setup-dev  ## the tests but the slow ones, two files at a time where there are two cores; FLAGS="-n 0": one after the other
+	-$(BIN)/python -c "from penstock.engine.ops.build import load_library; load_library()"  # once, before tests wait for it
 	$(BIN)/pytest -m "not slow and not gpu" $(PAIRS) $(FLAGS)
 
 test-slow: setup-dev  ## the slow tests: minutes to hours; figures go to benchmarks/RESULTS.md
