@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from penstock.control.step import Step
+from penstock.engine.checkpoint import model_footprint
 from penstock.engine.engine import Engine
 from penstock.engine.loader import load_model
+from penstock.engine.ops.build import NativeUnavailable
+from penstock.engine.ops.native import load_native
 from penstock.engine.ops.products import WHOLE_BYTES, float28_bytes, load_products
 from penstock.engine.weights.pack import packing
 from penstock.engine.weights.panels import MOST_WHOLE, CompressedPanels, FloatPanels
+from penstock.errors import UnsupportedModel
 
 PRODUCTS = load_products()
 ROWS = (1, 2, 3, 4, 5, 14, 15, 64, 170)
@@ -62,7 +66,8 @@ def test_products_are_those_of_float32_to_the_bit(outputs, inputs):
     if outputs * inputs > 4 * MOST_WHOLE:
         weight[0, 0], weight[0, 1], weight[0, 2] = -0.0, 1e-40, -1e-30
     plain = FloatPanels.of(weight, PRODUCTS)
-    packed, whole = PRODUCTS.pack_float28(weight)
+    heads, whole = PRODUCTS.float28_heads(weight)
+    packed = PRODUCTS.pack_float28(weight, heads, whole)
     assert packed.nbytes == float28_bytes(outputs, inputs) + whole * WHOLE_BYTES
     forced = CompressedPanels(packed, None, None, (outputs, inputs), PRODUCTS, 5)
     for rows in ROWS:
@@ -75,7 +80,7 @@ def test_a_few_that_are_far_too_small_are_kept_whole():
     weight = torch.randn(96, 1000, generator=torch.Generator().manual_seed(1))
     small = torch.arange(0, 96_000, 97)
     weight.view(-1)[small] *= 2.0**-40
-    _, whole = PRODUCTS.pack_float28(weight)
+    _, whole = PRODUCTS.float28_heads(weight)
     assert len(small) <= whole <= len(small) + 100
     found, plain = compressed(weight), FloatPanels.of(weight, PRODUCTS)
     for rows in ROWS:
@@ -124,20 +129,36 @@ def test_it_is_packed_alike_by_any_number_of_threads(threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = PRODUCTS.pack_float28(weight)[0]
+        alone = compressed(weight).packed
         torch.set_num_threads(threads)
-        assert torch.equal(PRODUCTS.pack_float28(weight)[0], alone)
+        assert torch.equal(compressed(weight).packed, alone)
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma2"])
-def test_a_model_gives_the_tokens_and_likelihoods_of_float32(family, checkpoint):
+FAMILIES = {"llama": {}, "gpt2": {}, "mixtral": {}, "gemma2": {}, "qwen2": {"tie_word_embeddings": True}}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_gives_the_logits_of_float32_to_the_bit_and_takes_no_more(family, checkpoint):
+    path, hidden = checkpoint(family, **FAMILIES[family]), None
+    found = []
+    for form in ("float32", "float32_compressed"):
+        model = load_model(path, dtype=form).model
+        hidden = torch.randn(7, model.architecture.hidden) if hidden is None else hidden
+        with torch.inference_mode():
+            found.append(model.logits(hidden, load_native()).clone())
+    assert same(found[1], found[0])
+    assert model_footprint(path, "float32_compressed").weight_bytes < model_footprint(path).weight_bytes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_and_its_tokens(family, checkpoint):
     prompts = [[5 + i, 9, 200, 7 * i + 1, 33, 2][: 2 + i % 5] for i in range(8)]
 
-    def answers(form: str) -> list[tuple[list[int], list[float]]]:
-        engine = Engine(load_model(checkpoint(family), dtype=form), blocks=64, block_tokens=8, max_seqs=16)
-        driver, step = Driver(engine, blocks=64, block_tokens=8), Step(0)
+    def answers(form: str) -> list[list[int]]:
+        model = load_model(checkpoint(family, **FAMILIES[family]), dtype=form)
+        driver, step = Driver(Engine(model, blocks=64, block_tokens=8, max_seqs=16), blocks=64, block_tokens=8), Step(0)
         for number, prompt in enumerate(prompts):
             driver.add(str(number), prompt, 12)
             driver.prefill(str(number))
@@ -148,3 +169,15 @@ def test_a_model_gives_the_tokens_and_likelihoods_of_float32(family, checkpoint)
         return [driver.output[str(number)] for number in range(len(prompts))]
 
     assert answers("float32_compressed") == answers("float32")
+
+
+def test_it_is_refused_where_nothing_multiplies_it(monkeypatch):
+    def missing() -> None:
+        raise NativeUnavailable("no C compiler")
+
+    monkeypatch.setattr("penstock.engine.weights.pack.load_products", missing)
+    with pytest.raises(UnsupportedModel, match="no C compiler"):
+        packing("float32_compressed", torch.device("cpu"))
+    with pytest.raises(UnsupportedModel, match="CPUs") as refused:
+        packing("float32_compressed", torch.device("cuda"))
+    assert "float32" in refused.value.remedy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -56,3 +57,16 @@ def test_memory_goes_back_when_the_last_piece_has_gone():
     del second
     gc.collect()
     assert held() <= with_one - (35 << 20)
+
+
+def test_threads_get_pieces_of_their_own():
+    pages, before = LargePages(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            asked = pool.map(lambda _: pages.empty((SMALLEST,), torch.uint8), range(400))
+            found = list(asked)
+            places = sorted(piece.data_ptr() for piece in found)
+    finally:
+        sys.setswitchinterval(before)
+    assert all(second - first >= SMALLEST for first, second in itertools.pairwise(places))

@@ -92,6 +92,20 @@ def test_a_process_does_not_rest_while_a_thread_waits_for_a_processor_or_a_disk(
 
 
 @linux
+def test_a_process_that_ends_while_its_threads_are_listed_ends_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(path: Path, pattern: str) -> None:
+        raise FileNotFoundError(path)
+
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/stat").write_text("7 (a) S " + "0 " * 40)
+    monkeypatch.setattr(Path, "glob", gone)
+    alive = Liveness(7, tmp_path)
+    assert [alive.rests_for(now, working=True) for now in (0.0, 9.0)] == [0.0, 9.0]
+
+
+@linux
 def test_forks_tell_how_they_ended_and_end_with_their_server() -> None:
     async def body() -> None:
         # A worker that ends as soon as its socket does: nothing of an engine is needed.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.catalog.device import Device, Figure, Link
@@ -98,6 +98,7 @@ def test_never_below_the_roofline(operator: Operator) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(GEMMS, st.sampled_from(["rows", "inner"]))
+@example(Gemm("qkv", 1, 1, 2, "bfloat16"), "inner")
 def test_a_product_twice_the_size_is_never_cheaper(operator: Gemm, size: str) -> None:
     from dataclasses import replace
 

@@ -32,5 +32,5 @@ class Limits(Section):
     )
     schema_depth: Count = Field(32, ge=1, le=64, description="Levels of a JSON schema.")
     schema_bytes: Count = Field(64 * 1024, ge=1, le=2**20, description="Bytes of a JSON schema, grammar or expression.")
-    schema_seconds: Seconds = Field(2.0, gt=0, le=30, description="Processor time to compile one of them in.")
+    schema_seconds: Seconds = Field(2.0, gt=0, le=10, description="Processor time to compile one of them in.")
     header_bytes: Count = Field(32 * 1024, ge=1024, le=256 * 1024, description="Bytes of a request's headers together.")

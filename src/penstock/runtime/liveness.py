@@ -50,7 +50,10 @@ class Liveness:
 
     def _kept_waiting(self) -> bool:
         """Whether any of its threads is, for which the others may wait."""
-        threads = map(_look, self._threads.glob("*/stat"))
+        try:
+            threads = [_look(path) for path in self._threads.glob("*/stat")]
+        except OSError:  # it ended meanwhile
+            return False
         return any(thread is not None and thread[0] in _BLOCKED for thread in threads)
 
     def stopped_for(self, now: float) -> float:

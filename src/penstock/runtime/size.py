@@ -144,7 +144,10 @@ def _what_fits(deployment: Deployment, footprint: Footprint, left: int, host_byt
         return "a smaller memory.host_bytes"
     served = deployment.model.served_dtype
     halved = served == "float32" and footprint.weight_bytes // 2 + left > 0
-    saved = {"float32": footprint.weight_bytes * 3 // 4, "bfloat16": footprint.weight_bytes // 2}.get(served, 0)
+    saved = {
+        "float32": footprint.weight_bytes * 3 // 4, "float32_compressed": footprint.weight_bytes // 2,
+        "bfloat16": footprint.weight_bytes // 2,
+    }.get(served, 0)  # fmt: skip
     on_cpu = deployment.hardware.device == "cpu"
     quartered = on_cpu and saved + left > 0
     compressed = on_cpu and served == "float32" and _saved_without_loss(deployment, footprint) + left > 0

@@ -106,6 +106,8 @@ class Listener:
             self._server = None
 
     def _again(self) -> None:
+        if self._closed:
+            return
         self._limit, self._full = limits()
         free, error = self._free()
         if free:

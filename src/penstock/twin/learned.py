@@ -301,10 +301,14 @@ def _smaller(operator: Operator) -> list[Operator]:
     for name in _GROWS_WITH.get(type(operator), ()):
         value = getattr(operator, name)
         least = {"context": getattr(operator, "sequences", 1), "past": 0, "inner": _LEAST_INNER}.get(name, 1)
+        if name == "inner":  # below the least it is priced as the least, or twice as much could be cheaper
+            value = max(value, least)
         chain = [(name, value)]
         while value > least and value // 2 >= least:
             value = value // 2 if isinstance(value, int) else value / 2
             chain.append((name, value))
+        if name == "inner" and value > least:
+            chain.append((name, least))
         chains.append(chain)
     smaller: list[dict[str, Any]] = [dict(changes) for changes in product(*chains)]
     return [replace(operator, **changes) for changes in smaller]

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from penstock.engine.guide.vocabulary import Vocabulary
 
 COMPILE_LIMIT_S: Final = 30.0
-"""The checker gave a grammar two seconds of CPU before; this is wall time, and the machine may be busy."""
+"""The checker gave a grammar `server.limits.schema_seconds` of CPU before; this is wall time, and the machine may be
+busy, so there it is 10 s at most."""
 KEPT: Final = 64
 
 

@@ -14,7 +14,7 @@ INLINE vec scores(const float *q, const float *keys, const char *ahead, const in
     #pragma GCC unroll 16
     for (int t = 0; t < LANES; t++) {
         #pragma GCC unroll 8
-        for (int i = t * strips / 2; i < (t + 1) * strips / 2; i++) __builtin_prefetch(ahead + i * 64);
+        for (int i = t * strips * LANES / 32; i < (t + 1) * strips * LANES / 32; i++) __builtin_prefetch(ahead + i * 64);
         vec dot = load_vec(q) * load_vec(keys + (long)t * strips * LANES);
         #pragma GCC unroll 8
         for (int s = 1; s < strips; s++)
@@ -98,7 +98,7 @@ static values_of *const values_of_rows[ROWS] = {row_values_14, row_values_24, ro
 
 /* From a row's scores of `count` tokens to their weights; returns their sum. A row sees tokens [first, last). */
 INLINE float row_weights(float *s, int count, int first, int last, float softcap, float *peak, const int masked) {
-    static const lanes number = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    static const lanes number = NUMBERS;
     vec highs = all(NONE), total = {0};
     for (int t = 0; t < count; t += LANES) {
         vec one = load_vec(s + t);

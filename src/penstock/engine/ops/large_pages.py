@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 import weakref
 from typing import Final
 
@@ -24,9 +25,13 @@ _LINE: Final = 64
 
 
 class LargePages:
-    """Gives pieces of stretches of 32 MiB. A stretch goes back to the system with the last piece of it."""
+    """Gives pieces of stretches of 32 MiB. A stretch goes back to the system with the last piece of it.
+
+    May be called from any thread.
+    """
 
     def __init__(self) -> None:
+        self._one_at_a_time = threading.Lock()
         self._stretch: weakref.ref[mmap.mmap] | None = None
         self._next = self._end = 0
 
@@ -36,11 +41,12 @@ class LargePages:
         size = count * dtype.itemsize
         if size < SMALLEST:
             return torch.empty(shape, dtype=dtype)
-        stretch = None if self._stretch is None else self._stretch()
-        if stretch is None or self._next + size > self._end:
-            stretch = self._new(size)
-        piece = torch.frombuffer(stretch, dtype=dtype, count=count, offset=self._next).view(shape)
-        self._next += -(-size // _LINE) * _LINE
+        with self._one_at_a_time:
+            stretch = None if self._stretch is None else self._stretch()
+            if stretch is None or self._next + size > self._end:
+                stretch = self._new(size)
+            piece = torch.frombuffer(stretch, dtype=dtype, count=count, offset=self._next).view(shape)
+            self._next += -(-size // _LINE) * _LINE
         return piece
 
     def _new(self, size: int) -> mmap.mmap:

@@ -75,16 +75,20 @@ class Products:
         )  # fmt: skip
         return out
 
-    def pack_float28(self, weight: Tensor) -> tuple[Tensor, int]:
-        """[O, I] float32 to a blob of panels and what was kept whole (products_float28.h), and how many were."""
+    def float28_heads(self, weight: Tensor) -> tuple[Tensor, int]:
+        """The heads [O / 32, 3] int32 of what pack_float28 makes of [O, I] float32, and how many it keeps whole."""
         outputs, inputs = weight.shape
-        panels, threads = -(-outputs // PANEL), torch.get_num_threads()
-        heads = torch.empty(panels, 3, dtype=torch.int32)
-        whole = self._heads_float28(weight.data_ptr(), heads.data_ptr(), outputs, inputs, threads)
+        heads = torch.empty(-(-outputs // PANEL), 3, dtype=torch.int32)
+        threads = torch.get_num_threads()
+        return heads, self._heads_float28(weight.data_ptr(), heads.data_ptr(), outputs, inputs, threads)
+
+    def pack_float28(self, weight: Tensor, heads: Tensor, whole: int) -> Tensor:
+        """[O, I] float32 and what float28_heads said of it to a blob of panels and list (products_float28.h)."""
+        (outputs, inputs), threads = weight.shape, torch.get_num_threads()
         size = float28_bytes(outputs, inputs) + whole * WHOLE_BYTES
         packed = self._pages.empty((size,), torch.uint8)
         self._pack_float28(weight.data_ptr(), heads.data_ptr(), packed.data_ptr(), outputs, inputs, threads)
-        return packed, whole
+        return packed
 
     def pack_int8(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[O, I] to panels [O / 32, I / 4, 32, 4] int8, scales [O] float32, and 128 times each output's sum [O]."""

@@ -64,7 +64,7 @@ INLINE void store(void *p, long i, float x, const int half) {
     else ((float *)p)[i] = x;
 }
 
-/* 16 elements from i on. */
+/* LANES elements from i on. */
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 INLINE vec load_lanes(const void *p, long i, const int half) {
@@ -116,6 +116,7 @@ INLINE vec hyperbolic_tangent(vec x) {
  * halves of two vectors lane by lane in turn. */
 #if LANES == 16
 #define STEPS 4
+#define NUMBERS {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
 #define SWAP_8(v) PICK(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
 #define SWAP_4(v) PICK(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
 #define SWAP_2(v) PICK(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
@@ -126,6 +127,7 @@ INLINE vec hyperbolic_tangent(vec x) {
 #define HIGH(a, b) PICK(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 #elif LANES == 8
 #define STEPS 3
+#define NUMBERS {0, 1, 2, 3, 4, 5, 6, 7}
 #define SWAP_4(v) PICK(v, v, 4, 5, 6, 7, 0, 1, 2, 3)
 #define SWAP_2(v) PICK(v, v, 2, 3, 0, 1, 6, 7, 4, 5)
 #define SWAP_1(v) PICK(v, v, 1, 0, 3, 2, 5, 4, 7, 6)
@@ -135,6 +137,7 @@ INLINE vec hyperbolic_tangent(vec x) {
 #define HIGH(a, b) PICK(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
 #else
 #define STEPS 2
+#define NUMBERS {0, 1, 2, 3}
 #define SWAP_2(v) PICK(v, v, 2, 3, 0, 1)
 #define SWAP_1(v) PICK(v, v, 1, 0, 3, 2)
 #define EVEN(a, b) PICK(a, b, 0, 2, 4, 6)

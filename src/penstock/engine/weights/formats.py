@@ -24,18 +24,20 @@ class Format:
     output_bytes: int
     device: str = ""
     """The one kind of device that has it; none: all."""
+    exact: bool = False
+    """Its products are those of the compute type to the bit: a tied head may stay one tensor with the embedding."""
 
     @property
     def narrow(self) -> bool:
         """Narrower than the compute type: a tied head becomes a matrix of its own."""
-        return self.weight_bytes < COMPUTE_BYTES[self.compute]
+        return self.weight_bytes < COMPUTE_BYTES[self.compute] and not self.exact
 
 
 COMPUTE_BYTES: Final = {"float32": 4, "bfloat16": 2}
 
 FORMATS: Final = {
     "float32": Format("float32", 4, 0),
-    "float32_compressed": Format("float32", 3.5, 2, "cpu"),
+    "float32_compressed": Format("float32", 3.5, 2, "cpu", exact=True),
     "bfloat16": Format("bfloat16", 2, 0),
     "int8": Format("float32", 1, 8, "cpu"),
     "int8_weights": Format("float32", 1, 4, "cpu"),

@@ -18,7 +18,7 @@ from penstock.errors import UnsupportedModel
 def packing(dtype: str, device: torch.device) -> Pack | None:
     """How to pack for `dtype` on `device`; None where plain tensors serve best.
 
-    Raises: UnsupportedModel: `dtype` is not for this device.
+    Raises: UnsupportedModel: `dtype` is not for this device, or needs kernels that are not here.
     """
     if dtype == "fp8":
         return fp8(device)
@@ -26,12 +26,17 @@ def packing(dtype: str, device: torch.device) -> Pack | None:
         if format_of(dtype).device == "cpu":
             raise UnsupportedModel(
                 field="dtype", value=dtype, why=f"its products are written for CPUs, not for {device.type}",
-                remedy="bfloat16 or fp8",
+                remedy="float32, bfloat16 or fp8",
             )  # fmt: skip
         return None
     try:
         return _panels(dtype, load_products())
-    except NativeUnavailable:
+    except NativeUnavailable as error:
+        if dtype == "float32_compressed":
+            raise UnsupportedModel(
+                field="dtype", value=dtype, why=f"only the compiled kernels multiply it, and there are none: {error}",
+                remedy="float32, or install a C compiler",
+            ) from error  # fmt: skip
         return _plain(dtype)
 
 
@@ -50,7 +55,7 @@ def _panels(dtype: str, products: Products) -> Pack:
 
 
 def _plain(dtype: str) -> Pack | None:
-    if not format_of(dtype).narrow or dtype == "float32_compressed":
+    if not format_of(dtype).narrow:
         return None
 
     def pack(weight: Tensor) -> Matrix:

@@ -71,9 +71,11 @@ class CompressedPanels(Panels):
         half = _as_bfloat16(weight.contiguous())
         if half is not None:
             return cls(products.pack(half), None, None, _shape(weight), products, KINDS["bfloat16"])
-        packed, whole = products.pack_float28(weight.contiguous())
+        weight = weight.contiguous()
+        heads, whole = products.float28_heads(weight)
         if whole * MOST_WHOLE > weight.numel():
             return None
+        packed = products.pack_float28(weight, heads, whole)
         return cls(packed, None, None, _shape(weight), products, KINDS["float32_compressed"])
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -118,12 +120,14 @@ class Int4Panels(Panels):
 
 def _as_bfloat16(weight: Tensor) -> Tensor | None:
     """float32 as bfloat16; None if a weight is none of its values."""
-    bits = weight.view(torch.int32)
-    flat = bits.flatten()
-    for first in range(0, len(flat), _AT_A_TIME):
-        if (flat[first : first + _AT_A_TIME] & 0xFFFF).any():
+    bits = weight.view(torch.int32).flatten()
+    half = torch.empty(bits.shape, dtype=torch.int16)
+    for first in range(0, len(bits), _AT_A_TIME):
+        some = bits[first : first + _AT_A_TIME]
+        if (some & 0xFFFF).any():
             return None
-    return (bits >> 16).to(torch.int16).view(torch.bfloat16)
+        half[first : first + _AT_A_TIME] = some >> 16
+    return half.view(torch.bfloat16).view(weight.shape)
 
 
 def _shape(weight: Tensor) -> tuple[int, int]:
