@@ -45,6 +45,9 @@ unit: setup-dev  ## the tests but the slow ones, two files at a time where there
 	-$(BIN)/python -c "from penstock.engine.ops.build import load_library; load_library()"  # once, before tests wait for it
 	$(BIN)/pytest -m "not slow and not gpu" $(PAIRS) $(FLAGS)
 
+properties: setup-dev  ## tests of properties with examples that no run had before; FLAGS="-k NAME": some of them
+	$(BIN)/pytest -m "hypothesis and not slow and not gpu" --hypothesis-profile=new-examples $(PAIRS) $(FLAGS)
+
 test-slow: setup-dev  ## the slow tests: minutes to hours; figures go to benchmarks/RESULTS.md
 	$(BIN)/pytest -m slow
 

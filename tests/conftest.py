@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# No test is told by the clock of a machine that may be busy.
-settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No test is told by the clock of a machine that may be busy. Examples are the same in every run, so that a change is
+# judged by what it changes; `make properties` looks for new ones.
+settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("new-examples", settings.get_profile("penstock"), derandomize=False)
 settings.load_profile("penstock")
 # Before torch is imported, here or in a process that a test starts: threads that wait for work sleep, as those of our
 # own workers do. Else two test processes on two cores spend most of their time on waiting.
