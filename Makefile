@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PAIRS = $(shell [ "$$(getconf _NPROCESSORS_ONLN)" -ge 2 ] && echo "-n 2 --dist loadfile")
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup setup-dev setup-measured serve test lint types unit fuzz test-slow format bench-control bench-azure bench-life bench-guide bench-overload \
+.PHONY: help setup setup-dev setup-measured serve test lint types unit properties fuzz test-slow format bench-control bench-azure bench-life bench-guide bench-overload \
 	bench-engine bench-products bench-weights bench-engine-serving bench-stack bench-gpu bench-adapters bench-start bench-recovery soak bench-twin bench-step bench-attention schedule-identity fidelity bench-silicon bench-vidur bench-learned model model-score clean
 
 help:  ## this list
