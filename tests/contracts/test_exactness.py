@@ -128,13 +128,17 @@ def test_the_third_for_every_run_holds_each_pair() -> None:
 
 @pytest.mark.parametrize(("family", "policy", "case"), list(matrix()))
 def test_greedy_output_equals_transformers(family: str, policy: str, case: str, directory: Path) -> None:
-    schedule_changes_nothing(*loaded(family, directory), policy, case)
+    seen = scheduled(*loaded(family, directory), policy, case)
+    assert CASES[case].shown(seen), f"{case} did not happen: {seen}"
+    assert seen.held_blocks == 0
 
 
 @pytest.mark.parametrize(("policy", "case"), list(zip(POLICIES, CASES, strict=True)))
 def test_so_does_that_of_compressed_weights(policy: str, case: str, directory: Path) -> None:
     model, asked, answers = compressed(directory)
-    schedule_changes_nothing(model, asked, answers, policy, case)
+    seen = scheduled(model, asked, answers, policy, case)
+    assert CASES[case].shown(seen), f"{case} did not happen: {seen}"
+    assert seen.held_blocks == 0
 
 
 @lru_cache(maxsize=1)
@@ -143,10 +147,10 @@ def compressed(directory: Path) -> tuple[LoadedModel, list[tuple[int, ...]], lis
     return load_model(path, dtype="float32_compressed"), *answered(path, 10)
 
 
-def schedule_changes_nothing(
+def scheduled(
     model: LoadedModel, asked: list[tuple[int, ...]], answers: list[tuple[int, ...]], policy: str, case: str
-) -> None:
-    """Twenty requests or so, some of them cancelled, give `answers` under the schedule that `case` provokes."""
+) -> Statistics:
+    """Asserts that the requests, some of them cancelled, give `answers` under the schedule that `case` provokes."""
     setup = CASES[case]
     engine = Engine(
         model, blocks=setup.blocks, block_tokens=BLOCK, host_blocks=setup.host_blocks, max_seqs=8, max_step_tokens=512
@@ -175,12 +179,10 @@ def schedule_changes_nothing(
             assert made == answer[: len(made)]
             assert end.reason == ("length" if len(made) == OUTPUT else "cancelled")
             assert end.reason == "length" or name[2:] in CANCELLED
-    seen = replica.statistics()
-    assert setup.shown(seen), f"{case} did not happen: {seen}"
     if case == "chunked" and policy in CUTTING:
         assert any(chunk.start > 0 for step in driver.steps for chunk in step.chunks)
-    assert seen.held_blocks == 0
     engine.close()
+    return replica.statistics()
 
 
 ADAPTERS = {
